@@ -1,0 +1,1 @@
+//! The kubelet: pods from the API to running containers and back to status

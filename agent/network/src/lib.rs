@@ -1,0 +1,25 @@
+//! The pod network: one namespace and one address a pod, veth and bridge by netlink, routes between nodes; and the
+//! private segment on which the nodes of a local cluster live.
+//!
+//! In: "pod X starts/stops on this node". Out: a network namespace with the pod's address, reachable from every
+//! other pod. What was given out is kept on disk, so a crash leaks no address.
+
+mod types;
+
+pub use types::*;
+
+use async_trait::async_trait;
+
+/// What the kubelet needs of the pod network. Every call is idempotent.
+#[async_trait]
+pub trait PodNetwork: Send + Sync + 'static {
+    /// Makes the pod's namespace, gives it an address and connects it. A second call returns the same address,
+    /// also after a restart of the program; a half-made one is repaired.
+    async fn set_up(&self, pod: &PodRef) -> Result<PodAddress>;
+
+    /// Removes the pod's namespace and gives the address back. Succeeds when there is nothing.
+    async fn tear_down(&self, uid: &str) -> Result<()>;
+
+    /// Everything that was set up and not torn down, by pod uid; also after a restart.
+    async fn pods(&self) -> Result<Vec<(String, PodAddress)>>;
+}

@@ -1,0 +1,54 @@
+//! The cluster's ranges, ports and names, with their documented defaults.
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
+
+/// What every component must know alike about the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClusterConfig {
+    /// The cluster's name: `causeway up --name`. Default `default`.
+    pub name: String,
+    /// Pod addresses of the whole cluster, one range a family; every node gets a /24 (/64) of it. Default 10.244.0.0/16.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Service addresses, one range a family. Default 10.96.0.0/12.
+    pub service_cidrs: Vec<IpNet>,
+    /// The address of cluster DNS, inside the first service range. Default 10.96.0.10.
+    pub dns_ip: IpAddr,
+    /// DNS domain of the cluster. Default `cluster.local`.
+    pub domain: String,
+    /// First and last node port. Default 30000–32767.
+    pub node_ports: (u16, u16),
+}
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        let net = |a, b, c, d, prefix| IpNet::V4(ipnet::Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix));
+        Self {
+            name: "default".to_owned(),
+            pod_cidrs: vec![net(10, 244, 0, 0, 16)],
+            service_cidrs: vec![net(10, 96, 0, 0, 12)],
+            dns_ip: IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10)),
+            domain: "cluster.local".to_owned(),
+            node_ports: (30000, 32767),
+        }
+    }
+}
+
+impl ClusterConfig {
+    /// The node port range.
+    pub fn node_port_range(&self) -> RangeInclusive<u16> {
+        self.node_ports.0..=self.node_ports.1
+    }
+
+    /// The address of the `kubernetes` service: the first of the first service range.
+    pub fn kubernetes_ip(&self) -> IpAddr {
+        match self.service_cidrs.first() {
+            Some(IpNet::V4(n)) => IpAddr::V4(Ipv4Addr::from(u32::from(n.network()).wrapping_add(1))),
+            Some(IpNet::V6(n)) => IpAddr::V6((u128::from(n.network()).wrapping_add(1)).into()),
+            None => IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1)),
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Kubernetes' own schema: protobuf decoding, OpenAPI, strategic merge, server-side apply

@@ -1,0 +1,1 @@
+//! Cluster DNS: the service zone, forwarding, cache

@@ -1,0 +1,1 @@
+//! The ingress: routing table from the API, traffic on Pingora
