@@ -3,10 +3,13 @@
 //! In: compare-and-swap writes and range reads on string keys. Out: values stamped with the revision that wrote
 //! them, and an ordered, gap-free log of changes that can be watched from any revision not yet compacted.
 //! The API server is the only user. Two engines are foreseen: `sled` (embedded) and etcd (several servers);
-//! [`conformance`] holds both to the same promises.
+//! one conformance suite holds both to the same promises.
 
 mod engine;
 mod error;
+mod history;
+mod wal;
+mod writer;
 
 pub use engine::{SledOptions, SledStore};
 pub use error::{Result, StoreError};
