@@ -1,4 +1,5 @@
 //! The store on a real disk: the conformance suite, crashes, a full disk, two owners.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod it {
     pub mod conformance;
