@@ -180,21 +180,61 @@ impl FieldErrors {
 
 /// RFC 1123 subdomain: lower-case labels joined by dots, at most 253 characters.
 pub fn dns_subdomain(name: &str) -> Result<(), String> {
-    let ok = !name.is_empty() && name.len() <= 253 && name.split('.').all(is_label_body);
-    ok.then_some(()).ok_or_else(|| {
+    if name.len() > 253 {
+        return Err("must be no more than 253 characters".to_owned());
+    }
+    (!name.is_empty() && name.split('.').all(is_label_body)).then_some(()).ok_or_else(|| {
         "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must \
-         start and end with an alphanumeric character (e.g. 'example.com')"
+         start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is \
+         '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
             .to_owned()
     })
 }
 
 /// RFC 1123 label: lower-case alphanumerics and dashes, at most 63 characters.
 pub fn dns_label(name: &str) -> Result<(), String> {
-    (name.len() <= 63 && is_label_body(name)).then_some(()).ok_or_else(|| {
+    if name.len() > 63 {
+        return Err("must be no more than 63 characters".to_owned());
+    }
+    is_label_body(name).then_some(()).ok_or_else(|| {
         "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and \
-         end with an alphanumeric character (e.g. 'my-name')"
+         end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is \
+         '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"
             .to_owned()
     })
+}
+
+/// RFC 1035 label, as Service names are: as [`dns_label`], but it starts with a letter.
+pub fn dns_1035_label(name: &str) -> Result<(), String> {
+    if name.len() > 63 {
+        return Err("must be no more than 63 characters".to_owned());
+    }
+    let ok = is_label_body(name) && name.starts_with(|c: char| c.is_ascii_lowercase());
+    ok.then_some(()).ok_or_else(|| {
+        "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic \
+         character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation \
+         is '[a-z]([-a-z0-9]*[a-z0-9])?')"
+            .to_owned()
+    })
+}
+
+/// Anything that may stand between two slashes of a URL, as RBAC names are.
+pub fn path_segment(name: &str) -> Result<(), String> {
+    match name {
+        "." | ".." => Err(format!("may not be '{name}'")),
+        _ if name.contains('/') => Err("may not contain '/'".to_owned()),
+        _ if name.contains('%') => Err("may not contain '%'".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+/// An IP address in its canonical form, as the names of IPAddress objects are.
+pub fn canonical_ip(name: &str) -> Result<(), String> {
+    match name.parse::<std::net::IpAddr>() {
+        Err(_) => Err("must be a valid IP address".to_owned()),
+        Ok(ip) if ip.to_string() != name => Err("must be a canonical form IP address".to_owned()),
+        Ok(_) => Ok(()),
+    }
 }
 
 fn is_label_body(label: &str) -> bool {

@@ -4,11 +4,20 @@
 //! passed in). The API server's engine drives it; run-time kinds (custom resources) implement the same
 //! [`Strategy`].
 
+mod age;
+mod cell;
+mod defaults;
 pub mod field;
+mod json;
 mod kinds;
+mod rules;
+mod validate;
 
+pub use age::human_duration;
+pub use defaults::pod::{admission_pod_defaults, qos_class};
 pub use field::{FieldError, FieldErrorType, FieldErrors, Path};
 pub use kinds::builtin;
+pub use kinds::event::{core_to_events, events_to_core};
 
 use serde_json::Value;
 use std::sync::Arc;

@@ -1,0 +1,16 @@
+//! Validation in Kubernetes' words, one file a concept. In: objects (defaulted). Out: field errors.
+
+pub(crate) mod data;
+pub(crate) mod definition;
+pub(crate) mod endpoints;
+pub(crate) mod event;
+pub(crate) mod ingress;
+pub(crate) mod job;
+pub(crate) mod network_policy;
+pub(crate) mod pod;
+pub(crate) mod pod_update;
+pub(crate) mod scheduling;
+pub(crate) mod selector;
+pub(crate) mod service;
+pub(crate) mod storage;
+pub(crate) mod workload;
