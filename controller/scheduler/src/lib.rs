@@ -1,1 +1,17 @@
-//! Places pods on nodes
+//! The scheduler: places pods on nodes. In: pods, nodes, claims, volumes and classes from the API. Out: bindings,
+//! `PodScheduled` conditions and events.
+//!
+//! watch ([`run`] keeps reflectors) → model ([`snapshot`]) → plan ([`placement`]: [`filter`] then [`score`], pure) →
+//! apply ([`bind`]).
+
+pub mod bind;
+pub mod filter;
+pub mod placement;
+pub mod pod;
+pub mod score;
+pub mod snapshot;
+pub mod spread;
+pub mod volume;
+mod work;
+
+pub use work::{SchedulerConfig, run};
