@@ -1,2 +1,33 @@
-//! The `causeway` program.
-fn main() {}
+//! The `causeway` program: reads the command line and hands over. No logic lives here.
+
+mod args;
+mod host;
+mod image;
+mod instance;
+mod kubeconfig;
+mod paths;
+mod ports;
+mod progress;
+mod status;
+mod teardown;
+mod up;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let args = args::Args::parse();
+    // rustls wants one process-wide provider; the first to install it wins, and there is only this one.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    match args::run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line: the chain from what was being done down to the cause.
+            eprintln!("causeway: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

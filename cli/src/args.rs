@@ -1,0 +1,139 @@
+//! The command line: what users type, and which module answers.
+
+use crate::{image, instance, kubeconfig, paths::Paths, status, teardown, up};
+use anyhow::{Result, bail};
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+
+/// A networking-first, Kubernetes-compatible orchestrator.
+#[derive(Debug, Parser)]
+#[command(name = "causeway", version, propagate_version = true)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Which cluster of this machine is meant.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Cluster {
+    /// Name of the cluster; clusters of different names live side by side.
+    #[arg(long, default_value = "default", env = "CAUSEWAY_NAME")]
+    pub name: String,
+    /// Where the cluster's data is kept [default: /var/lib/causeway/NAME].
+    #[arg(long, env = "CAUSEWAY_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a cluster on this machine.
+    Up(UpArgs),
+    /// Stop a cluster and remove everything it made, except its data.
+    Down(DownArgs),
+    /// Show components, nodes, addresses and the store's revision.
+    Status(Cluster),
+    /// Print the administrator's kubeconfig.
+    Kubeconfig(Cluster),
+    /// Load and list container images.
+    #[command(subcommand)]
+    Image(ImageCommand),
+}
+
+/// `causeway up`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct UpArgs {
+    #[command(flatten)]
+    pub cluster: Cluster,
+    /// Number of nodes, each a network namespace of its own.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub nodes: u8,
+    /// Port on 127.0.0.1 where the ingress answers HTTP.
+    #[arg(long, default_value_t = 8080)]
+    pub http_port: u16,
+    /// Port on 127.0.0.1 where the ingress answers HTTPS.
+    #[arg(long, default_value_t = 8443)]
+    pub https_port: u16,
+    /// Port on 127.0.0.1 where the API answers.
+    #[arg(long, default_value_t = 6443)]
+    pub api_port: u16,
+    /// DNS servers for names outside the cluster (address or address:port); without one they are refused.
+    #[arg(long = "dns-upstream", value_name = "ADDRESS")]
+    pub dns_upstreams: Vec<String>,
+    /// Registries that are spoken to over plain HTTP (host:port).
+    #[arg(long = "insecure-registry", value_name = "HOST")]
+    pub insecure_registries: Vec<String>,
+    /// Return when the cluster is ready and leave it running.
+    #[arg(long)]
+    pub detach: bool,
+    /// Set by `--detach` for the process it leaves behind.
+    #[arg(long, hide = true)]
+    pub detached: bool,
+}
+
+/// `causeway down`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct DownArgs {
+    #[command(flatten)]
+    pub cluster: Cluster,
+    /// Remove the cluster's data too: all objects, images and volumes.
+    #[arg(long)]
+    pub delete_data: bool,
+}
+
+/// `causeway image`.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Load an OCI layout or docker archive (tar, also gzipped) into every node.
+    Load {
+        /// The archive.
+        #[arg(value_name = "IMAGE.tar", required = true)]
+        archives: Vec<PathBuf>,
+        #[command(flatten)]
+        cluster: Cluster,
+    },
+    /// List the images on the nodes.
+    Ls(Cluster),
+    /// Pack files into an image archive, without a registry or a Dockerfile.
+    Pack(image::PackArgs),
+}
+
+/// Runs a command to its end.
+pub fn run(args: Args) -> Result<()> {
+    match args.command {
+        Command::Up(up) => up::run(&up),
+        Command::Down(down) => {
+            let paths = known(&down.cluster)?;
+            instance::stop(&paths)?;
+            teardown::sweep(&paths)?;
+            if down.delete_data {
+                teardown::delete_data(&paths)?;
+            }
+            println!("cluster {:?} is down", paths.name);
+            Ok(())
+        }
+        Command::Status(cluster) => status::run(&known(&cluster)?),
+        Command::Kubeconfig(cluster) => kubeconfig::print(&known(&cluster)?),
+        Command::Image(ImageCommand::Load { archives, cluster }) => image::load(&known(&cluster)?, &archives),
+        Command::Image(ImageCommand::Ls(cluster)) => image::list(&known(&cluster)?),
+        Command::Image(ImageCommand::Pack(pack)) => image::pack(&pack),
+    }
+}
+
+/// The paths of a cluster that is or was here: a running one knows its own data directory.
+fn known(cluster: &Cluster) -> Result<Paths> {
+    let mut paths = Paths::new(&cluster.name, cluster.data_dir.as_deref())?;
+    if cluster.data_dir.is_none()
+        && let Some(record) = instance::read(&paths)?
+    {
+        paths.data = record.data_dir;
+    }
+    Ok(paths)
+}
+
+/// Everything that touches namespaces, mounts and cgroups needs root: say so before anything is half-made.
+pub fn require_root(what: &str) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("{what} needs root (network namespaces, mounts, cgroups); run it with sudo");
+    }
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! The record of a running cluster, so that `down`, `status` and a second `up` find it. In: a process that starts or
+//! ends. Out: `cluster.json` in the run folder, replaced as a whole.
+//!
+//! A process id alone is not enough: it may have been given to another process since. The start time tells.
+
+use crate::paths::Paths;
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// What a running cluster tells about itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// The process.
+    pub pid: i32,
+    /// Its start, in clock ticks since boot.
+    pub started: u64,
+    /// Where the cluster's data is.
+    pub data_dir: PathBuf,
+    /// Ports on 127.0.0.1.
+    pub http_port: u16,
+    /// Ports on 127.0.0.1.
+    pub https_port: u16,
+    /// Ports on 127.0.0.1.
+    pub api_port: u16,
+    /// Names of the nodes.
+    pub nodes: Vec<String>,
+    /// What is being done at the moment; empty once ready.
+    pub phase: String,
+    /// Everything answered.
+    pub ready: bool,
+}
+
+/// Patience for a cluster to stop by itself.
+const STOP_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Writes the record, whole or not at all.
+pub fn write(paths: &Paths, record: &Record) -> Result<()> {
+    fs::create_dir_all(&paths.run).with_context(|| format!("making {}", paths.run.display()))?;
+    let next = paths.record().with_extension("next");
+    fs::write(&next, serde_json::to_vec_pretty(record)?)
+        .and_then(|()| fs::rename(&next, paths.record()))
+        .with_context(|| format!("writing {}", paths.record().display()))
+}
+
+/// The last record, whether its process lives or not.
+pub fn read(paths: &Paths) -> Result<Option<Record>> {
+    match fs::read(paths.record()) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("reading {}", paths.record().display())),
+        // A record that does not parse is of a version we do not know: nothing of ours runs by it.
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+    }
+}
+
+/// The record of a process that is alive.
+pub fn running(paths: &Paths) -> Result<Option<Record>> {
+    Ok(read(paths)?.filter(|r| start_time(r.pid) == Some(r.started)))
+}
+
+/// The record of this process.
+pub fn own_start() -> u64 {
+    start_time(i32::try_from(std::process::id()).unwrap_or(0)).unwrap_or(0)
+}
+
+/// Asks a running cluster to stop and waits; kills it when it does not.
+pub fn stop(paths: &Paths) -> Result<()> {
+    let Some(record) = running(paths)? else { return Ok(()) };
+    let pid = Pid::from_raw(record.pid);
+    kill(pid, Signal::SIGTERM).with_context(|| format!("stopping process {pid}"))?;
+    if wait_gone(&record, STOP_PATIENCE) {
+        return Ok(());
+    }
+    eprintln!("process {pid} did not stop within {} s: killing it", STOP_PATIENCE.as_secs());
+    kill(pid, Signal::SIGKILL).with_context(|| format!("killing process {pid}"))?;
+    if !wait_gone(&record, Duration::from_secs(10)) {
+        bail!("process {pid} cannot be killed; look at it with: ps -o pid,stat,wchan,cmd -p {pid}");
+    }
+    Ok(())
+}
+
+fn wait_gone(record: &Record, patience: Duration) -> bool {
+    let begin = Instant::now();
+    while begin.elapsed() < patience {
+        if start_time(record.pid) != Some(record.started) {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    false
+}
+
+/// When a process was started (clock ticks since boot); `None` when there is none, or only its zombie.
+fn start_time(pid: i32) -> Option<u64> {
+    let stat = procfs::process::Process::new(pid).ok()?.stat().ok()?;
+    (stat.state != 'Z').then_some(stat.starttime)
+}
