@@ -4,8 +4,18 @@
 //! In: "pod X starts/stops on this node". Out: a network namespace with the pod's address, reachable from every
 //! other pod. What was given out is kept on disk, so a crash leaks no address.
 
+mod bridge;
+mod journal;
+pub mod local;
+mod netlink;
+pub mod netns;
+pub mod node_routes;
+mod pool;
+pub mod routes;
 mod types;
 
+pub use bridge::{BridgeConfig, BridgeNetwork};
+pub use netns::{NetNs, NetNsRuntime};
 pub use types::*;
 
 use async_trait::async_trait;

@@ -1,0 +1,120 @@
+//! Routes that are kept exactly as wanted: to other nodes' pod ranges, and of the service range to the node itself.
+//!
+//! In: the whole of what is wanted. Out: the kernel's main table agrees, as far as routes with our protocol number go;
+//! no other route is looked at. Calling again with the same is cheap and changes nothing.
+
+use crate::{
+    NetNs, Result,
+    netlink::{Netlink, Route},
+    netns::kernel,
+};
+use ipnet::IpNet;
+use std::{collections::BTreeSet, net::IpAddr};
+
+/// Protocol number (`ip route`'s `proto`) of routes to other nodes.
+pub const NODE_ROUTES: u8 = 140;
+/// Protocol number of routes that tie the service ranges to the node.
+pub const SERVICE_ROUTES: u8 = 141;
+/// The unreachable routes that everything else is more important than.
+const LAST_RESORT: u32 = 1 << 30;
+/// The kernel's number for "set by the administrator".
+const STATIC: u8 = 4;
+
+/// The routes of one namespace.
+#[derive(Debug)]
+pub struct Routes {
+    netlink: Netlink,
+}
+
+impl Routes {
+    /// Of the calling thread's namespace. Must be called on a tokio runtime.
+    pub fn here() -> Result<Self> {
+        Ok(Self { netlink: Netlink::here()? })
+    }
+
+    /// Of another namespace. Must be called on a tokio runtime.
+    pub fn inside(netns: &NetNs) -> Result<Self> {
+        Ok(Self { netlink: Netlink::inside(netns)? })
+    }
+
+    /// Makes the routes to other nodes' pods exactly these: (pod range, address of the node). Nodes must be neighbours
+    /// on a common segment. Returns how many routes were changed.
+    pub async fn sync(&self, wanted: &[(IpNet, IpAddr)]) -> Result<usize> {
+        let mut routes = BTreeSet::new();
+        for (net, via) in wanted {
+            routes.insert(Route { gateway: Some(*via), ..Route::new(*net, NODE_ROUTES) });
+        }
+        self.sync_protocol(NODE_ROUTES, routes).await
+    }
+
+    /// Ties the service ranges to the node: a process on the node may connect to a service address, and gets the
+    /// node's address as its source, whether or not there is a default route. Packets that no rule translates end here
+    /// instead of leaving by the default route.
+    pub async fn sync_service_ranges(&self, ranges: &[IpNet], node_ips: &[IpAddr]) -> Result<usize> {
+        let lo = self.netlink.link("lo").await?.ok_or_else(|| kernel("looking for the link lo", "there is none"))?;
+        let wanted = ranges.iter().filter_map(|range| {
+            let source = *node_ips.iter().find(|ip| ip.is_ipv4() == range.addr().is_ipv4())?;
+            Some(Route { link: Some(lo.index), source: Some(source), ..Route::new(*range, SERVICE_ROUTES) })
+        });
+        self.sync_protocol(SERVICE_ROUTES, wanted.collect()).await
+    }
+
+    /// Refuses these ranges at once where no better route is known. Never removed by the other calls.
+    pub async fn make_unreachable(&self, ranges: &[IpNet]) -> Result<()> {
+        for range in ranges {
+            let route = Route { unreachable: true, metric: Some(LAST_RESORT), ..Route::new(*range, STATIC) };
+            self.netlink.put_route(&route).await?;
+        }
+        Ok(())
+    }
+
+    async fn sync_protocol(&self, protocol: u8, wanted: BTreeSet<Route>) -> Result<usize> {
+        let present: Vec<Route> = self.netlink.routes_of(protocol).await?;
+        let (add, remove) = difference(&present, &wanted);
+        // Before adding: a destination may move to another gateway, and the kernel replaces by destination. What is
+        // replaced must not be deleted after.
+        for route in &remove {
+            if !add.iter().any(|a| a.destination == route.destination && a.metric == route.metric) {
+                self.netlink.delete_route(route).await?;
+            }
+        }
+        for route in &add {
+            self.netlink.put_route(route).await?;
+        }
+        Ok(add.len() + remove.len())
+    }
+}
+
+/// What to add and what to remove. Links of routes by gateway, and metrics, are the kernel's choice unless wanted.
+fn difference(present: &[Route], wanted: &BTreeSet<Route>) -> (Vec<Route>, Vec<Route>) {
+    let meets = |has: &Route, want: &Route| {
+        has.destination == want.destination
+            && has.gateway == want.gateway
+            && has.unreachable == want.unreachable
+            && (want.link.is_none() || has.link == want.link)
+            && (want.source.is_none() || has.source == want.source)
+            && (want.metric.is_none() || has.metric == want.metric)
+    };
+    let add = wanted.iter().filter(|w| !present.iter().any(|p| meets(p, w))).cloned().collect();
+    let remove = present.iter().filter(|p| !wanted.iter().any(|w| meets(p, w))).cloned().collect();
+    (add, remove)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(net: &str, via: &str) -> Route {
+        Route { gateway: via.parse().ok(), ..Route::new(net.parse().unwrap(), NODE_ROUTES) }
+    }
+
+    #[test]
+    fn only_the_difference_is_touched() {
+        let kept = Route { link: Some(7), ..route("10.244.1.0/24", "10.90.0.11") };
+        let moved = Route { link: Some(7), ..route("10.244.2.0/24", "10.90.0.12") };
+        let wanted = [route("10.244.1.0/24", "10.90.0.11"), route("10.244.2.0/24", "10.90.0.13")];
+        let (add, remove) = difference(&[kept, moved.clone()], &wanted.clone().into_iter().collect());
+        assert_eq!(add, [wanted[1].clone()]);
+        assert_eq!(remove, [moved]);
+    }
+}
