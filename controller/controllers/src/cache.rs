@@ -1,0 +1,262 @@
+//! One watch a kind, shared by all controllers: a consistent local copy with change handlers.
+//!
+//! In: the API's list and watch. Out: objects by key and namespace, `(old, new)` calls to handlers for every
+//! difference, also those found by a relist, and the newest resource version seen (see [`crate::fence`]).
+
+use crate::queue::Key;
+use futures::StreamExt;
+use kube::runtime::utils::Backoff;
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt, watcher as watch_kind};
+use kube::{Api, Client, Resource, ResourceExt};
+use parking_lot::RwLock;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// An object that can be cached: a typed kind with static names.
+pub trait Cached: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static {}
+impl<K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static> Cached for K {}
+
+type Handler<K> = Box<dyn Fn(Option<&Arc<K>>, Option<&Arc<K>>) + Send + Sync>;
+
+struct Inner<K> {
+    objects: RwLock<BTreeMap<Key, Arc<K>>>,
+    handlers: RwLock<Vec<Handler<K>>>,
+    synced: watch::Sender<bool>,
+    newest: AtomicU64,
+}
+
+/// The local copy of a kind. Cheap to clone.
+pub struct Cache<K>(Arc<Inner<K>>);
+
+impl<K> Clone for Cache<K> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<K> Default for Cache<K> {
+    fn default() -> Self {
+        Self(Arc::new(Inner {
+            objects: RwLock::default(),
+            handlers: RwLock::default(),
+            synced: watch::Sender::new(false),
+            newest: AtomicU64::new(0),
+        }))
+    }
+}
+
+/// Namespace and name of an object.
+pub fn key_of<K: Resource>(object: &K) -> Key {
+    let meta = object.meta();
+    Key {
+        namespace: meta.namespace.clone().unwrap_or_default(),
+        name: meta.name.clone().unwrap_or_default(),
+    }
+}
+
+/// The resource version as the number it is (KEP-5504); 0 when it is not one.
+pub fn version_of<K: Resource>(object: &K) -> u64 {
+    object.meta().resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
+}
+
+impl<K: Cached> Cache<K> {
+    /// Calls `handler` with the old and the new state at every change. To be registered before [`Self::run`].
+    pub fn on_change(&self, handler: impl Fn(Option<&Arc<K>>, Option<&Arc<K>>) + Send + Sync + 'static) {
+        self.0.handlers.write().push(Box::new(handler));
+    }
+
+    /// The object, if it is there.
+    pub fn get(&self, key: &Key) -> Option<Arc<K>> {
+        self.0.objects.read().get(key).cloned()
+    }
+
+    /// All objects of a namespace, by name.
+    pub fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
+        let objects = self.0.objects.read();
+        objects
+            .range(Key::new(namespace, "")..)
+            .take_while(|(key, _)| key.namespace == namespace)
+            .map(|(_, object)| object.clone())
+            .collect()
+    }
+
+    /// All objects.
+    pub fn all(&self) -> Vec<Arc<K>> {
+        self.0.objects.read().values().cloned().collect()
+    }
+
+    /// The newest resource version that came in.
+    pub fn newest(&self) -> u64 {
+        self.0.newest.load(Ordering::Acquire)
+    }
+
+    /// Waits until the first complete list is in.
+    pub async fn synced(&self) {
+        let mut synced = self.0.synced.subscribe();
+        // The sender lives as long as `self`, so waiting cannot fail.
+        let _ = synced.wait_for(|yes| *yes).await;
+    }
+
+    /// Keeps the copy current until `shutdown`.
+    pub async fn run(self, client: Client, shutdown: CancellationToken) {
+        let stream = watch_kind(Api::<K>::all(client), watcher::Config::default()).backoff(Retry::default());
+        let mut stream = std::pin::pin!(stream);
+        let mut listing = BTreeMap::new();
+        loop {
+            let event = tokio::select! {
+                event = stream.next() => event,
+                () = shutdown.cancelled() => return,
+            };
+            match event {
+                Some(Ok(event)) => self.apply(event, &mut listing),
+                Some(Err(error)) => tracing::debug!(kind = %K::kind(&()), %error, "watch interrupted"),
+                None => return,
+            }
+        }
+    }
+
+    fn apply(&self, event: Event<K>, listing: &mut BTreeMap<Key, Arc<K>>) {
+        match event {
+            Event::Init => listing.clear(),
+            Event::InitApply(object) => {
+                let object = slim(object);
+                listing.insert(key_of(&*object), object);
+            }
+            Event::InitDone => {
+                self.replace(std::mem::take(listing));
+                self.0.synced.send_replace(true);
+            }
+            Event::Apply(object) => {
+                let object = slim(object);
+                let old = self.0.objects.write().insert(key_of(&*object), object.clone());
+                // After the insert: who sees the version must also find the object.
+                self.seen(version_of(&*object));
+                self.tell(old.as_ref(), Some(&object));
+            }
+            Event::Delete(object) => {
+                let old = self.0.objects.write().remove(&key_of(&object));
+                self.seen(version_of(&object));
+                if let Some(old) = old {
+                    self.tell(Some(&old), None);
+                }
+            }
+        }
+    }
+
+    /// Takes a complete list: what is not in it is gone.
+    fn replace(&self, list: BTreeMap<Key, Arc<K>>) {
+        let old = std::mem::replace(&mut *self.0.objects.write(), list.clone());
+        self.seen(list.values().map(|o| version_of(&**o)).max().unwrap_or(0));
+        for (key, before) in &old {
+            if !list.contains_key(key) {
+                self.tell(Some(before), None);
+            }
+        }
+        for (key, after) in &list {
+            let before = old.get(key);
+            let same = before.is_some_and(|b| b.meta().resource_version == after.meta().resource_version);
+            if !same {
+                self.tell(before, Some(after));
+            }
+        }
+    }
+
+    fn seen(&self, version: u64) {
+        self.0.newest.fetch_max(version, Ordering::AcqRel);
+    }
+
+    fn tell(&self, old: Option<&Arc<K>>, new: Option<&Arc<K>>) {
+        for handler in self.0.handlers.read().iter() {
+            handler(old, new);
+        }
+    }
+
+    /// Puts an object in as the watch would, for tests of handlers and controllers.
+    #[cfg(test)]
+    pub fn insert(&self, object: K) {
+        self.apply(Event::Apply(object), &mut BTreeMap::new());
+    }
+}
+
+/// Managed fields are half of an object's size and nobody here reads them.
+fn slim<K: Resource>(mut object: K) -> Arc<K> {
+    object.managed_fields_mut().clear();
+    object.meta_mut().managed_fields = None;
+    Arc::new(object)
+}
+
+/// Watches come back quickly: the API server is near, and controllers that lag are felt.
+pub struct Retry(Duration);
+
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(5);
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self(FIRST_RETRY)
+    }
+}
+
+impl Iterator for Retry {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let now = self.0;
+        self.0 = (now * 2).min(LAST_RETRY);
+        // Up to half more, so that many watches do not come back in step.
+        Some(now.mul_f64(1.0 + rand::random::<f64>() / 2.0))
+    }
+}
+
+impl Backoff for Retry {
+    fn reset(&mut self) {
+        self.0 = FIRST_RETRY;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use parking_lot::Mutex;
+
+    fn map(namespace: &str, name: &str, version: &str) -> ConfigMap {
+        let mut map = ConfigMap::default();
+        map.metadata.namespace = Some(namespace.to_owned());
+        map.metadata.name = Some(name.to_owned());
+        map.metadata.resource_version = Some(version.to_owned());
+        map
+    }
+
+    #[test]
+    fn a_relist_reports_only_differences() {
+        let cache = Cache::<ConfigMap>::default();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let sink = log.clone();
+        cache.on_change(move |old, new| {
+            let text = |o: Option<&Arc<ConfigMap>>| o.map(|o| format!("{}@{}", o.name_any(), version_of(&**o)));
+            sink.lock().push((text(old), text(new)));
+        });
+        cache.insert(map("a", "x", "1"));
+        cache.insert(map("a", "y", "2"));
+        cache.insert(map("b", "z", "3"));
+        log.lock().clear();
+        let mut listing = BTreeMap::new();
+        cache.apply(Event::Init, &mut listing);
+        cache.apply(Event::InitApply(map("a", "x", "1")), &mut listing);
+        cache.apply(Event::InitApply(map("b", "z", "9")), &mut listing);
+        assert_eq!(cache.all().len(), 3, "nothing changes before the list is complete");
+        cache.apply(Event::InitDone, &mut listing);
+        let some = |s: &str| Some(s.to_owned());
+        assert_eq!(*log.lock(), [(some("y@2"), None), (some("z@3"), some("z@9"))]);
+        assert_eq!(cache.newest(), 9);
+        assert_eq!(cache.in_namespace("a").len(), 1);
+    }
+}

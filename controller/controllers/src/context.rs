@@ -1,0 +1,116 @@
+//! What every controller holds: the client, the shared copies of the kinds, the event recorder.
+
+use crate::ControllersConfig;
+use crate::cache::{Cache, Cached};
+use causeway_api::events::{EventType, Recorder};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service, ServiceAccount,
+};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::storage::v1::StorageClass;
+use kube::{Api, Client, Resource};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// One copy a kind.
+#[derive(Default, Clone)]
+#[allow(missing_docs, reason = "each field is the copy of the kind it names")]
+pub struct Caches {
+    pub pods: Cache<Pod>,
+    pub nodes: Cache<Node>,
+    pub leases: Cache<Lease>,
+    pub namespaces: Cache<Namespace>,
+    pub services: Cache<Service>,
+    pub slices: Cache<EndpointSlice>,
+    pub endpoints: Cache<Endpoints>,
+    pub accounts: Cache<ServiceAccount>,
+    pub config_maps: Cache<ConfigMap>,
+    pub deployments: Cache<Deployment>,
+    pub replica_sets: Cache<ReplicaSet>,
+    pub stateful_sets: Cache<StatefulSet>,
+    pub daemon_sets: Cache<DaemonSet>,
+    pub revisions: Cache<ControllerRevision>,
+    pub jobs: Cache<Job>,
+    pub claims: Cache<PersistentVolumeClaim>,
+    pub volumes: Cache<PersistentVolume>,
+    pub classes: Cache<StorageClass>,
+}
+
+/// Shared by all controllers.
+pub struct Context {
+    /// The client, with the controllers' identity.
+    pub client: Client,
+    /// The configuration.
+    pub config: ControllersConfig,
+    /// The copies.
+    pub caches: Caches,
+}
+
+impl Context {
+    /// The API of a namespaced kind.
+    pub fn api<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// The API of a cluster-wide kind.
+    pub fn cluster<K>(&self) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = k8s_openapi::ClusterResourceScope>,
+    {
+        Api::all(self.client.clone())
+    }
+
+    /// A recorder that signs as `component`.
+    pub fn recorder(&self, component: &str) -> Events {
+        Events(Recorder::new(self.client.clone(), component, None))
+    }
+
+    /// Starts the watches.
+    pub fn watch(&self, tasks: &TaskTracker, shutdown: &CancellationToken) {
+        let c = &self.caches;
+        self.start(&c.pods, tasks, shutdown);
+        self.start(&c.nodes, tasks, shutdown);
+        self.start(&c.leases, tasks, shutdown);
+        self.start(&c.namespaces, tasks, shutdown);
+        self.start(&c.services, tasks, shutdown);
+        self.start(&c.slices, tasks, shutdown);
+        self.start(&c.endpoints, tasks, shutdown);
+        self.start(&c.accounts, tasks, shutdown);
+        self.start(&c.config_maps, tasks, shutdown);
+        self.start(&c.deployments, tasks, shutdown);
+        self.start(&c.replica_sets, tasks, shutdown);
+        self.start(&c.stateful_sets, tasks, shutdown);
+        self.start(&c.daemon_sets, tasks, shutdown);
+        self.start(&c.revisions, tasks, shutdown);
+        self.start(&c.jobs, tasks, shutdown);
+        self.start(&c.claims, tasks, shutdown);
+        self.start(&c.volumes, tasks, shutdown);
+        self.start(&c.classes, tasks, shutdown);
+    }
+
+    fn start<K: Cached>(&self, cache: &Cache<K>, tasks: &TaskTracker, shutdown: &CancellationToken) {
+        tasks.spawn(cache.clone().run(self.client.clone(), shutdown.clone()));
+    }
+}
+
+/// Writes events for one controller.
+#[derive(Clone)]
+pub struct Events(Recorder);
+
+impl Events {
+    /// All is well.
+    pub fn normal<K: Resource<DynamicType = ()>>(&self, object: &K, reason: &str, message: impl Into<String>) {
+        self.0.record(object, EventType::Normal, reason, message);
+    }
+
+    /// Somebody should look.
+    pub fn warning<K: Resource<DynamicType = ()>>(&self, object: &K, reason: &str, message: impl Into<String>) {
+        self.0.record(object, EventType::Warning, reason, message);
+    }
+}
