@@ -1,1 +1,110 @@
-//! The ingress: routing table from the API, traffic on Pingora
+//! The ingress: routing table from the API, traffic on Pingora.
+//!
+//! [`config`] turns Ingress, IngressClass, Service, EndpointSlice and Secret objects into one immutable table,
+//! [`route`] is that table and its lookup, [`traffic`] moves the bytes, [`status`] tells the API what came of it.
+//! Requests go straight to pod addresses, never through a Service's virtual address.
+
+pub mod admin;
+pub mod config;
+pub mod metrics;
+pub mod route;
+pub mod status;
+pub mod traffic;
+
+use causeway_api::events::Recorder;
+use config::model::Settings;
+use config::{Planner, Shared, names, watch};
+use kube::Client;
+use std::net::{IpAddr, TcpListener};
+use std::sync::Arc;
+use tokio::sync::watch as watch_channel;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use traffic::Limits;
+
+/// How the ingress runs.
+#[derive(Debug)]
+pub struct ProxyConfig {
+    /// Sockets for HTTP in clear text, already listening.
+    pub http: Vec<TcpListener>,
+    /// Sockets for HTTPS, already listening.
+    pub https: Vec<TcpListener>,
+    /// A socket for `/healthz`, `/readyz`, `/metrics` and `/debug/routes`.
+    pub admin: Option<TcpListener>,
+    /// Addresses or names for `status.loadBalancer`; none: the status is left alone.
+    pub publish_addresses: Vec<String>,
+    /// The name of our IngressClass (controller `causeway.dev/ingress`), created when it is not there.
+    pub ingress_class: String,
+    /// Whether that class is made the default one.
+    pub default_class: bool,
+    /// The node we run on, for events.
+    pub node_name: Option<String>,
+    /// Name servers for Services of type ExternalName, usually cluster DNS; none: the machine's resolver.
+    pub name_servers: Vec<IpAddr>,
+    /// Limits and time-outs.
+    pub limits: Limits,
+    /// Turns true when the first complete configuration is in force and connections are accepted.
+    pub ready: Option<watch_channel::Sender<bool>>,
+}
+
+impl Default for ProxyConfig {
+    fn default() -> Self {
+        Self {
+            http: Vec::new(),
+            https: Vec::new(),
+            admin: None,
+            publish_addresses: Vec::new(),
+            ingress_class: "causeway".to_owned(),
+            default_class: true,
+            node_name: None,
+            name_servers: Vec::new(),
+            limits: Limits::default(),
+            ready: None,
+        }
+    }
+}
+
+/// Runs the ingress on the current runtime until shutdown. Connections to pods are made from the network namespace of
+/// the runtime's threads; listening sockets may come from another one. Nothing is accepted before the first complete
+/// configuration is in force; when the API goes away, the last good one stays.
+pub async fn run(client: Client, config: ProxyConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let shared = Arc::new(Shared::new()?);
+    let settings = Settings { class: config.ingress_class.clone(), default_class: config.default_class };
+    let (planner, reports) = Planner::new(Arc::clone(&shared), settings);
+    let resolver = names::Resolver::new(&config.name_servers)?;
+    let (synced, mut is_synced) = watch_channel::channel(false);
+
+    // Ends after the data plane, which still learns of endpoints while it drains.
+    let background = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    if let Some(socket) = config.admin {
+        let serving = admin::serve(socket, Arc::clone(&shared), is_synced.clone(), background.clone());
+        tasks.spawn(async move {
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "no administrative listener");
+            }
+        });
+    }
+    let class = status::ensure_class(client.clone(), config.ingress_class, config.default_class, background.clone());
+    tasks.spawn(class);
+    let recorder = Recorder::new(client.clone(), "causeway-ingress", config.node_name.as_deref());
+    tasks.spawn(status::run(client.clone(), recorder, config.publish_addresses, reports, background.clone()));
+    tasks.spawn(names::run(Arc::clone(&shared), resolver, background.clone()));
+    tasks.spawn(watch::run(client, planner, synced, background.clone()));
+    tasks.close();
+
+    let result = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        _ = is_synced.wait_for(|s| *s) => {
+            tracing::info!(routes = shared.table.load().len(), "ingress is serving");
+            if let Some(ready) = &config.ready {
+                ready.send_replace(true);
+            }
+            traffic::listen::serve(shared, Arc::new(config.limits), config.http, config.https, shutdown.clone()).await
+        }
+    };
+    background.cancel();
+    tasks.wait().await;
+    Ok(result?)
+}

@@ -1,0 +1,149 @@
+//! From API objects to the routing table: `watch → model → plan → apply`.
+//!
+//! [`watch`] keeps the [`view::View`], [`model`] is the pure function from it to rules, certificates and reports, and
+//! [`Planner`] applies the smallest change: new endpoints go into the upstreams that live on, anything else swaps the
+//! table and the certificates whole. Readers never wait and never see half a change.
+
+pub mod certs;
+pub mod model;
+pub mod names;
+pub mod view;
+pub mod watch;
+
+use crate::metrics::Metrics;
+use crate::route::{Action, ObjectKey, Registry, Route, Table};
+use arc_swap::ArcSwap;
+use certs::{CertCache, Certificates};
+use model::{Model, Report, Rule, Settings, Target};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use tokio::sync::{Notify, watch as watch_channel};
+use view::View;
+
+/// What the data plane reads. Written by the [`Planner`] only.
+#[derive(Debug)]
+pub struct Shared {
+    /// Where requests go.
+    pub table: ArcSwap<Table>,
+    /// Certificates by server name.
+    pub certificates: ArcSwap<Certificates>,
+    /// Endpoints of the backends in use.
+    pub registry: Registry,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Rung when an external name may have come into use.
+    pub names_changed: Notify,
+}
+
+/// What a change of the view can make stale.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dirt {
+    /// Rules, backends or certificates.
+    pub routes: bool,
+    /// Only what is written back about an Ingress.
+    pub reports: bool,
+    /// Endpoints of these Services.
+    pub services: BTreeSet<ObjectKey>,
+}
+
+/// Turns views into what the data plane reads.
+pub struct Planner {
+    shared: Arc<Shared>,
+    settings: Settings,
+    cache: CertCache,
+    reports: watch_channel::Sender<Arc<Vec<Report>>>,
+}
+
+impl Shared {
+    /// Nothing configured yet.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            table: ArcSwap::default(),
+            certificates: ArcSwap::default(),
+            registry: Registry::default(),
+            metrics: Metrics::new()?,
+            names_changed: Notify::new(),
+        })
+    }
+}
+
+impl Dirt {
+    /// Everything.
+    pub fn all() -> Self {
+        Self { routes: true, reports: true, services: BTreeSet::new() }
+    }
+
+    /// Nothing to do.
+    pub fn is_empty(&self) -> bool {
+        !self.routes && !self.reports && self.services.is_empty()
+    }
+
+    /// Adds what another change made stale.
+    pub fn merge(&mut self, other: Self) {
+        self.routes |= other.routes;
+        self.reports |= other.reports;
+        self.services.extend(other.services);
+    }
+}
+
+impl Planner {
+    /// A planner and the reports it makes, for those who write them back.
+    pub fn new(shared: Arc<Shared>, settings: Settings) -> (Self, watch_channel::Receiver<Arc<Vec<Report>>>) {
+        let (reports, receiver) = watch_channel::channel(Arc::default());
+        (Self { shared, settings, cache: CertCache::default(), reports }, receiver)
+    }
+
+    /// Brings the data plane up to the view.
+    pub fn apply(&mut self, view: &View, dirt: &Dirt) {
+        if dirt.routes {
+            let model = model::build(view, &self.settings, &mut self.cache);
+            self.swap(view, model);
+        } else {
+            for service in &dirt.services {
+                for upstream in self.shared.registry.of_service(service) {
+                    if upstream.set(&model::addresses(view, &upstream.key)) {
+                        self.shared.metrics.endpoint_changes.inc();
+                    }
+                }
+            }
+            if dirt.reports {
+                let model = model::build(view, &self.settings, &mut self.cache);
+                self.reports.send_replace(Arc::new(model.reports));
+            }
+        }
+    }
+
+    fn swap(&mut self, view: &View, model: Model) {
+        let mut table = Table::default();
+        for Rule { host, path, owner, target } in &model.rules {
+            table.insert(host, path, self.route(view, owner, target));
+        }
+        for (host, owner, target) in &model.defaults {
+            table.set_default(host, self.route(view, owner, target));
+        }
+        let metrics = &self.shared.metrics;
+        metrics.routes.set(i64::try_from(table.len()).unwrap_or(i64::MAX));
+        metrics.reloads.inc();
+        // Certificates first: a host that has just got a route should not show the default certificate.
+        self.shared.certificates.store(Arc::new(model.certificates));
+        self.shared.table.store(Arc::new(table));
+        self.shared.registry.sweep();
+        self.shared.names_changed.notify_one();
+        self.reports.send_replace(Arc::new(model.reports));
+    }
+
+    /// A route whose upstream already has its endpoints, so that it can serve the moment it can be found.
+    fn route(&self, view: &View, owner: &ObjectKey, target: &Target) -> Arc<Route> {
+        let action = match target {
+            Target::Backend(key) => {
+                let upstream = self.shared.registry.get(key);
+                if matches!(key, crate::route::upstream::BackendKey::Service { .. }) {
+                    upstream.set(&model::addresses(view, key));
+                }
+                Action::Forward(upstream)
+            }
+            Target::Unavailable(why) => Action::Unavailable(Arc::clone(why)),
+        };
+        Arc::new(Route { owner: owner.clone(), action })
+    }
+}

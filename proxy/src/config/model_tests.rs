@@ -1,0 +1,233 @@
+//! The model, fed with objects as they come over the wire.
+
+use super::super::view::Update;
+use super::*;
+use kube::runtime::watcher::Event;
+use serde_json::{Value, json};
+
+fn view(objects: Vec<Value>) -> View {
+    let mut view = View::default();
+    for object in objects {
+        let update = match object["kind"].as_str().unwrap() {
+            "Ingress" => Update::Ingress(Event::Apply(serde_json::from_value(object).unwrap())),
+            "IngressClass" => Update::Class(Event::Apply(serde_json::from_value(object).unwrap())),
+            "Service" => Update::Service(Event::Apply(serde_json::from_value(object).unwrap())),
+            "Secret" => Update::Secret(Event::Apply(serde_json::from_value(object).unwrap())),
+            "EndpointSlice" => Update::Slice(Event::Apply(serde_json::from_value(object).unwrap())),
+            other => panic!("{other}"),
+        };
+        view.handle(update);
+    }
+    view
+}
+
+fn run(objects: Vec<Value>) -> Model {
+    let settings = Settings { class: "causeway".to_owned(), default_class: true };
+    build(&view(objects), &settings, &mut CertCache::default())
+}
+
+fn service(name: &str, spec: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "ns"}, "spec": spec})
+}
+
+fn web() -> Value {
+    service(
+        "web",
+        json!({"ports": [{"name": "http", "port": 80, "targetPort": 8080}, {"name": "grpc", "port": 90, "appProtocol": "kubernetes.io/h2c"}]}),
+    )
+}
+
+fn ingress(name: &str, second: u8, spec: Value) -> Value {
+    json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
+        "metadata": {"name": name, "namespace": "ns", "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z")}, "spec": spec})
+}
+
+fn rule(host: &str, path: &str, kind: &str, service: &str, port: Value) -> Value {
+    json!({"host": host, "http": {"paths": [{"path": path, "pathType": kind, "backend": {"service": {"name": service, "port": port}}}]}})
+}
+
+fn reasons(model: &Model) -> Vec<(String, Vec<&'static str>)> {
+    let of = |r: &Report| (r.ingress.metadata.name.clone().unwrap(), r.problems.iter().map(|p| p.reason).collect());
+    model.reports.iter().map(of).collect()
+}
+
+#[test]
+fn ports_by_name_and_number() {
+    let model = run(vec![
+        web(),
+        ingress(
+            "a",
+            1,
+            json!({"rules": [
+                rule("a", "/", "Prefix", "web", json!({"number": 80})),
+                rule("b", "/", "Prefix", "web", json!({"name": "grpc"})),
+            ]}),
+        ),
+    ]);
+    assert_eq!(reasons(&model), [("a".to_owned(), vec![])]);
+    let keys: Vec<_> = model.rules.iter().map(|r| r.target.clone()).collect();
+    let key = |port: &str, protocol| {
+        Target::Backend(BackendKey::Service { service: ObjectKey::new("ns", "web"), port: port.into(), protocol })
+    };
+    assert_eq!(keys, [key("http", Protocol::Http1), key("grpc", Protocol::H2c)]);
+}
+
+#[test]
+fn the_oldest_wins_and_the_other_is_told() {
+    let same = |port: i32| json!({"rules": [rule("shop", "/", "Prefix", "web", json!({"number": port}))]});
+    let model = run(vec![web(), ingress("young", 9, same(90)), ingress("old", 1, same(80))]);
+    assert_eq!(reasons(&model), [("old".to_owned(), vec![]), ("young".to_owned(), vec!["Conflict"])]);
+    assert_eq!(model.rules.len(), 1);
+    assert_eq!(model.rules[0].owner, ObjectKey::new("ns", "old"));
+    assert!(model.reports[1].problems[0].message.contains("ns/old"));
+    // Of the same age: by name. Different path types do not collide.
+    let exact = json!({"rules": [rule("shop", "/", "Exact", "web", json!({"number": 80}))]});
+    let model = run(vec![web(), ingress("b", 1, same(80)), ingress("a", 1, same(80)), ingress("c", 1, exact)]);
+    assert_eq!(reasons(&model)[1], ("b".to_owned(), vec!["Conflict"]));
+    assert_eq!(model.rules.len(), 2);
+}
+
+#[test]
+fn mistakes_stay_where_they_are() {
+    let model = run(vec![
+        web(),
+        ingress(
+            "a",
+            1,
+            json!({
+                "rules": [
+                    rule("ok", "/", "Prefix", "web", json!({"number": 80})),
+                    rule("ok", "/missing", "Prefix", "nope", json!({"number": 80})),
+                    rule("ok", "/port", "Prefix", "web", json!({"number": 81})),
+                    rule("a..b", "/", "Prefix", "web", json!({"number": 80})),
+                    rule("ok", "/x/../..", "Prefix", "web", json!({"number": 80})),
+                    {"host": "ok", "http": {"paths": [{"path": "/r", "pathType": "Prefix",
+                        "backend": {"resource": {"apiGroup": "x", "kind": "Bucket", "name": "b"}}}]}},
+                ],
+                "tls": [{"hosts": ["ok"], "secretName": "gone"}],
+            }),
+        ),
+    ]);
+    assert_eq!(
+        reasons(&model)[0].1,
+        ["ServiceNotFound", "ServicePortNotFound", "InvalidHost", "InvalidPath", "ResourceBackend", "SecretNotFound"]
+    );
+    let available = model.rules.iter().filter(|r| matches!(r.target, Target::Backend(_))).count();
+    assert_eq!((model.rules.len(), available), (4, 1));
+}
+
+#[test]
+fn classes() {
+    let class = |name: &str, controller: &str, default: bool| {
+        json!({"kind": "IngressClass", "metadata": {"name": name, "annotations":
+            {DEFAULT_CLASS_ANNOTATION: default.to_string()}}, "spec": {"controller": controller}})
+    };
+    let with = |name: &str, class: Option<&str>, annotation: Option<&str>| {
+        let mut i = ingress(name, 1, json!({"ingressClassName": class, "rules": []}));
+        i["metadata"]["annotations"] = json!(annotation.map(|a| json!({CLASS_ANNOTATION: a})));
+        i
+    };
+    let all = vec![
+        with("named", Some("causeway"), None),
+        with("other", Some("nginx"), None),
+        with("unknown", Some("nobody"), None),
+        with("annotated", None, Some("causeway")),
+        with("annotated-other", None, Some("nginx")),
+        with("none", None, None),
+    ];
+    let names = |mut objects: Vec<Value>| {
+        objects.extend(all.clone());
+        let model = run(objects);
+        model.reports.iter().map(|r| r.ingress.metadata.name.clone().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(vec![]), ["annotated", "named", "none"]);
+    assert_eq!(names(vec![class("causeway", CONTROLLER, false)]), ["annotated", "named"]);
+    assert_eq!(names(vec![class("causeway", CONTROLLER, true)]), ["annotated", "named", "none"]);
+    // A class of that name that belongs to somebody else.
+    assert_eq!(names(vec![class("causeway", "example.org/other", false)]), ["none"]);
+    assert_eq!(names(vec![class("nginx", CONTROLLER, false)]), ["annotated", "annotated-other", "named", "other"]);
+}
+
+#[test]
+fn default_backends() {
+    let backend = |port: i32| json!({"service": {"name": "web", "port": {"number": port}}});
+    let model = run(vec![
+        web(),
+        ingress(
+            "a",
+            1,
+            json!({"defaultBackend": backend(80), "rules": [rule("h", "/x", "Prefix", "web", json!({"number": 90}))]}),
+        ),
+        ingress("b", 2, json!({"defaultBackend": backend(90)})),
+    ]);
+    assert_eq!(reasons(&model), [("a".to_owned(), vec![]), ("b".to_owned(), vec!["Conflict"])]);
+    let hosts: Vec<_> = model.defaults.iter().map(|(h, o, _)| (h.to_string(), o.to_string())).collect();
+    assert_eq!(hosts, [("h".to_owned(), "ns/a".to_owned()), ("*".to_owned(), "ns/a".to_owned())]);
+}
+
+#[test]
+fn external_names() {
+    let external = |spec: Value| service("ext", spec);
+    let one = |port: Value| ingress("a", 1, json!({"rules": [rule("h", "/", "Prefix", "ext", port)]}));
+    let model = run(vec![
+        external(json!({"type": "ExternalName", "externalName": "db.example"})),
+        one(json!({"number": 8080})),
+    ]);
+    let want = BackendKey::External { name: "db.example".into(), port: 8080, protocol: Protocol::Http1 };
+    assert_eq!(model.rules[0].target, Target::Backend(want));
+    let model =
+        run(vec![external(json!({"type": "ExternalName", "externalName": "db.example"})), one(json!({"name": "x"}))]);
+    assert_eq!(reasons(&model)[0].1, ["ServicePortNotFound"]);
+}
+
+#[test]
+fn endpoints_are_the_usable_ones_of_the_port() {
+    let slice = |name: &str, endpoints: Value| {
+        json!({"kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": name, "namespace": "ns", "labels": {"kubernetes.io/service-name": "web"}},
+            "ports": [{"name": "http", "port": 8080}, {"name": "grpc", "port": 9090}], "endpoints": endpoints})
+    };
+    let mut v = view(vec![
+        web(),
+        slice(
+            "s1",
+            json!([
+                {"addresses": ["10.0.0.1"], "conditions": {"ready": true}},
+                {"addresses": ["10.0.0.2"], "conditions": {"ready": false, "serving": true, "terminating": true}},
+            ]),
+        ),
+        slice("s2", json!([{"addresses": ["10.0.0.3"], "conditions": {}}])),
+    ]);
+    let key =
+        BackendKey::Service { service: ObjectKey::new("ns", "web"), port: "http".into(), protocol: Protocol::Http1 };
+    let texts = |v: &View| addresses(v, &key).iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(texts(&v), ["10.0.0.1:8080", "10.0.0.3:8080"]);
+    // Nobody is ready any more: those that still serve while they end.
+    let gone = serde_json::from_value(slice("s2", json!([]))).unwrap();
+    let dirt = v.handle(Update::Slice(Event::Delete(gone)));
+    assert_eq!(dirt.services.into_iter().collect::<Vec<_>>(), [ObjectKey::new("ns", "web")]);
+    let ending = slice(
+        "s1",
+        json!([{"addresses": ["10.0.0.2"], "conditions": {"ready": false, "serving": true, "terminating": true}}]),
+    );
+    v.handle(Update::Slice(Event::Apply(serde_json::from_value(ending).unwrap())));
+    assert_eq!(texts(&v), ["10.0.0.2:8080"]);
+}
+
+#[test]
+fn a_relist_replaces_everything_at_once() {
+    let mut v = view(vec![web(), ingress("old", 1, json!({}))]);
+    let listed: Ingress = serde_json::from_value(ingress("new", 1, json!({}))).unwrap();
+    assert!(v.handle(Update::Ingress(Event::Init)).is_empty());
+    assert!(v.handle(Update::Ingress(Event::InitApply(listed))).is_empty());
+    assert_eq!(v.ingresses.values().count(), 1);
+    assert!(v.ingresses.get(&ObjectKey::new("ns", "old")).is_some());
+    assert!(v.handle(Update::Ingress(Event::InitDone)).routes);
+    assert!(v.ingresses.get(&ObjectKey::new("ns", "old")).is_none());
+    assert!(v.ingresses.get(&ObjectKey::new("ns", "new")).is_some());
+    // Only the status changed: no new table.
+    let mut same = ingress("new", 1, json!({}));
+    same["status"] = json!({"loadBalancer": {"ingress": [{"ip": "127.0.0.1"}]}});
+    let dirt = v.handle(Update::Ingress(Event::Apply(serde_json::from_value(same).unwrap())));
+    assert!(!dirt.routes && dirt.reports);
+}

@@ -1,0 +1,195 @@
+//! The view: the API's objects as last seen. Events go in, and out comes what they made stale.
+
+use super::Dirt;
+use crate::route::ObjectKey;
+use causeway_api::endpoints;
+use k8s_openapi::api::core::v1::{Secret, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
+use kube::Resource;
+use kube::runtime::watcher::Event;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Objects of one kind. A list that is under way is kept aside until it is complete.
+#[derive(Debug)]
+pub struct Store<K> {
+    current: HashMap<ObjectKey, Arc<K>>,
+    listing: HashMap<ObjectKey, Arc<K>>,
+    synced: bool,
+}
+
+/// What an event changed in a store.
+#[derive(Debug)]
+pub enum Touch<K> {
+    /// Nothing that can be seen.
+    Nothing,
+    /// One object, before and after.
+    One(Option<Arc<K>>, Option<Arc<K>>),
+    /// Possibly everything.
+    All,
+}
+
+/// All objects the ingress looks at.
+#[derive(Debug, Default)]
+pub struct View {
+    /// IngressClasses.
+    pub classes: Store<IngressClass>,
+    /// Ingresses of every class.
+    pub ingresses: Store<Ingress>,
+    /// Services.
+    pub services: Store<Service>,
+    /// TLS Secrets.
+    pub secrets: Store<Secret>,
+    slices: Store<EndpointSlice>,
+    by_service: HashMap<ObjectKey, HashMap<ObjectKey, Arc<EndpointSlice>>>,
+}
+
+/// An event of any of the kinds.
+#[derive(Debug)]
+pub enum Update {
+    /// Of an IngressClass.
+    Class(Event<IngressClass>),
+    /// Of an Ingress.
+    Ingress(Event<Ingress>),
+    /// Of a Service.
+    Service(Event<Service>),
+    /// Of a TLS Secret.
+    Secret(Event<Secret>),
+    /// Of an EndpointSlice.
+    Slice(Event<EndpointSlice>),
+}
+
+impl<K> Default for Store<K> {
+    fn default() -> Self {
+        Self { current: HashMap::new(), listing: HashMap::new(), synced: false }
+    }
+}
+
+impl<K: Resource> Store<K> {
+    /// An object by its key.
+    pub fn get(&self, key: &ObjectKey) -> Option<&Arc<K>> {
+        self.current.get(key)
+    }
+
+    /// All of them, in no order.
+    pub fn values(&self) -> impl Iterator<Item = &Arc<K>> {
+        self.current.values()
+    }
+
+    /// The first complete list has been seen.
+    pub fn synced(&self) -> bool {
+        self.synced
+    }
+
+    /// Takes an event in.
+    pub fn handle(&mut self, event: Event<K>) -> Touch<K> {
+        match event {
+            Event::Init => {
+                self.listing = HashMap::new();
+                Touch::Nothing
+            }
+            Event::InitApply(object) => {
+                self.listing.insert(ObjectKey::of(&object), Arc::new(object));
+                Touch::Nothing
+            }
+            Event::InitDone => {
+                self.current = std::mem::take(&mut self.listing);
+                self.synced = true;
+                Touch::All
+            }
+            Event::Apply(object) => {
+                let key = ObjectKey::of(&object);
+                let new = Arc::new(object);
+                Touch::One(self.current.insert(key, Arc::clone(&new)), Some(new))
+            }
+            Event::Delete(object) => match self.current.remove(&ObjectKey::of(&object)) {
+                None => Touch::Nothing,
+                old => Touch::One(old, None),
+            },
+        }
+    }
+}
+
+impl View {
+    /// Every kind has been listed completely.
+    pub fn synced(&self) -> bool {
+        self.classes.synced()
+            && self.ingresses.synced()
+            && self.services.synced()
+            && self.secrets.synced()
+            && self.slices.synced()
+    }
+
+    /// The EndpointSlices of a Service.
+    pub fn slices_of(&self, service: &ObjectKey) -> impl Iterator<Item = &EndpointSlice> {
+        self.by_service.get(service).into_iter().flat_map(|all| all.values().map(Arc::as_ref))
+    }
+
+    /// Takes an event in and says what it made stale.
+    pub fn handle(&mut self, update: Update) -> Dirt {
+        let routes = |changed: bool| Dirt { routes: changed, ..Dirt::default() };
+        match update {
+            Update::Class(event) => routes(differs(&self.classes.handle(event), |a, b| {
+                a.spec == b.spec && a.metadata.annotations == b.metadata.annotations
+            })),
+            Update::Service(event) => routes(differs(&self.services.handle(event), |a, b| a.spec == b.spec)),
+            Update::Secret(event) => {
+                routes(differs(&self.secrets.handle(event), |a, b| a.data == b.data && a.type_ == b.type_))
+            }
+            Update::Ingress(event) => {
+                let touch = self.ingresses.handle(event);
+                let changed =
+                    differs(&touch, |a, b| a.spec == b.spec && a.metadata.annotations == b.metadata.annotations);
+                Dirt { routes: changed, reports: !matches!(touch, Touch::Nothing), ..Dirt::default() }
+            }
+            Update::Slice(event) => self.handle_slice(event),
+        }
+    }
+
+    fn handle_slice(&mut self, event: Event<EndpointSlice>) -> Dirt {
+        match self.slices.handle(event) {
+            Touch::Nothing => Dirt::default(),
+            Touch::All => {
+                self.by_service.clear();
+                for slice in self.slices.current.values() {
+                    if let Some(service) = service_of(slice) {
+                        self.by_service.entry(service).or_default().insert(ObjectKey::of(&**slice), Arc::clone(slice));
+                    }
+                }
+                Dirt { routes: true, ..Dirt::default() }
+            }
+            Touch::One(old, new) => {
+                let mut dirt = Dirt::default();
+                if let Some((slice, service)) = old.and_then(|s| service_of(&s).map(|service| (s, service))) {
+                    if let Some(all) = self.by_service.get_mut(&service) {
+                        all.remove(&ObjectKey::of(&*slice));
+                        if all.is_empty() {
+                            self.by_service.remove(&service);
+                        }
+                    }
+                    dirt.services.insert(service);
+                }
+                if let Some((slice, service)) = new.and_then(|s| service_of(&s).map(|service| (s, service))) {
+                    self.by_service.entry(service.clone()).or_default().insert(ObjectKey::of(&*slice), slice);
+                    dirt.services.insert(service);
+                }
+                dirt
+            }
+        }
+    }
+}
+
+fn differs<K>(touch: &Touch<K>, same: impl Fn(&K, &K) -> bool) -> bool {
+    match touch {
+        Touch::Nothing => false,
+        Touch::All => true,
+        Touch::One(Some(old), Some(new)) => !same(old, new),
+        Touch::One(..) => true,
+    }
+}
+
+fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
+    let name = endpoints::service_name(slice)?;
+    Some(ObjectKey::new(slice.metadata.namespace.as_deref().unwrap_or(""), name))
+}

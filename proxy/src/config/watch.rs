@@ -1,0 +1,96 @@
+//! Watches the API and drives the planner: one task, level-triggered, safe to lose events in.
+//!
+//! Changes are taken as they come and applied together: what arrives while a table is built waits for the next one,
+//! and building never takes more than about a tenth of the time, however fast objects change.
+
+use super::view::{Update, View};
+use super::{Dirt, Planner};
+use futures::future::ready;
+use futures::stream::{BoxStream, SelectAll, StreamExt};
+use k8s_openapi::api::core::v1::{Secret, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt, watcher as watch};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use std::fmt::Debug;
+use std::time::{Duration, Instant};
+use tokio::sync::watch as watch_channel;
+use tokio_util::sync::CancellationToken;
+
+/// The longest pause between two changes of the table under a storm of events.
+const MAX_PAUSE: Duration = Duration::from_millis(500);
+
+/// Runs until shutdown. `synced` turns true when the first complete configuration is in force.
+pub async fn run(
+    client: Client,
+    mut planner: Planner,
+    synced: watch_channel::Sender<bool>,
+    shutdown: CancellationToken,
+) {
+    let mut updates = updates(client);
+    let mut view = View::default();
+    let mut dirt = Dirt::default();
+    let mut not_before = Instant::now();
+    loop {
+        let pause = not_before.saturating_duration_since(Instant::now());
+        let may_apply = !dirt.is_empty() && view.synced();
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            update = updates.next() => match update {
+                Some(update) => {
+                    dirt.merge(view.handle(update));
+                    while let Some(Some(update)) = futures::FutureExt::now_or_never(updates.next()) {
+                        dirt.merge(view.handle(update));
+                    }
+                }
+                None => return,
+            },
+            () = tokio::time::sleep(pause), if may_apply => {}
+        }
+        if dirt.is_empty() || !view.synced() || Instant::now() < not_before {
+            continue;
+        }
+        let start = Instant::now();
+        planner.apply(&view, &dirt);
+        let took = start.elapsed();
+        not_before = Instant::now() + (took * 10).min(MAX_PAUSE);
+        tracing::debug!(?took, routes = dirt.routes, services = dirt.services.len(), "configuration applied");
+        dirt = Dirt::default();
+        synced.send_if_modified(|s| !std::mem::replace(s, true));
+    }
+}
+
+fn updates(client: Client) -> SelectAll<BoxStream<'static, Update>> {
+    let tls_only = watcher::Config::default().fields("type=kubernetes.io/tls");
+    futures::stream::select_all([
+        objects(Api::<IngressClass>::all(client.clone()), watcher::Config::default(), Update::Class),
+        objects(Api::<Ingress>::all(client.clone()), watcher::Config::default(), Update::Ingress),
+        objects(Api::<Service>::all(client.clone()), watcher::Config::default(), Update::Service),
+        objects(Api::<Secret>::all(client.clone()), tls_only, Update::Secret),
+        objects(Api::<EndpointSlice>::all(client), watcher::Config::default(), Update::Slice),
+    ])
+}
+
+fn objects<K>(api: Api<K>, config: watcher::Config, wrap: fn(Event<K>) -> Update) -> BoxStream<'static, Update>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let kind = K::kind(&()).into_owned();
+    watch(api, config)
+        .default_backoff()
+        .modify(|object| object.meta_mut().managed_fields = None)
+        .filter_map(move |event| {
+            ready(match event {
+                Ok(event) => Some(wrap(event)),
+                Err(error) => {
+                    // The last good configuration stays in force.
+                    tracing::warn!(%error, kind, "cannot watch; trying again");
+                    None
+                }
+            })
+        })
+        .boxed()
+}

@@ -1,0 +1,64 @@
+//! The routing table and its lookup: (host, path) in, one [`Route`] out, at a cost that depends on the length of the
+//! two strings and not on the number of routes.
+//!
+//! [`host`] and [`path`] bring what a client wrote into the one form that is compared; [`table`] finds the route;
+//! [`upstream`] holds the endpoints a route forwards to and picks one. Everything here is free of I/O.
+
+pub mod host;
+pub mod path;
+pub mod table;
+pub mod upstream;
+
+use std::fmt;
+use std::sync::Arc;
+
+pub use host::HostPattern;
+pub use path::PathPattern;
+pub use table::Table;
+pub use upstream::{Endpoint, Registry, Upstream};
+
+/// An object's namespace and name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectKey {
+    /// Namespace; empty for objects of the cluster.
+    pub namespace: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+}
+
+impl ObjectKey {
+    /// From a namespace and a name.
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+
+    /// Of an object.
+    pub fn of<K: kube::Resource>(object: &K) -> Self {
+        let meta = object.meta();
+        Self::new(meta.namespace.as_deref().unwrap_or(""), meta.name.as_deref().unwrap_or(""))
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
+    }
+}
+
+/// What happens to a request that a route matches. Redirects, weighted backends and mirrors will be further kinds.
+#[derive(Debug, Clone)]
+pub enum Action {
+    /// Send it to one of the upstream's endpoints.
+    Forward(Arc<Upstream>),
+    /// Answer 503 with this reason: the route exists, what it points at does not.
+    Unavailable(Arc<str>),
+}
+
+/// One row of the table.
+#[derive(Debug)]
+pub struct Route {
+    /// The Ingress it comes from.
+    pub owner: ObjectKey,
+    /// What to do.
+    pub action: Action,
+}

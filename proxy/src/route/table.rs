@@ -1,0 +1,296 @@
+//! The table: an immutable value that is swapped whole. Requests in flight keep the routes they found.
+//!
+//! Precedence: an exact host before a wildcard before rules for every host; within a host an exact path before the
+//! longest prefix. Where no rule matches, the default backend of the host's own Ingress answers, then the default of
+//! all. A host is one hash, a path one hash plus one step a segment.
+
+use super::{HostPattern, PathPattern, Route};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// The routing table.
+#[derive(Debug, Default)]
+pub struct Table {
+    exact: HashMap<Box<str>, PathTree>,
+    wildcard: HashMap<Box<str>, PathTree>,
+    any: PathTree,
+    routes: usize,
+}
+
+/// What is known for one host.
+#[derive(Debug, Default)]
+struct PathTree {
+    exact: HashMap<Box<[u8]>, Arc<Route>>,
+    prefixes: Node,
+    /// Answers what no rule does: the `defaultBackend` of an Ingress with rules for this host.
+    default: Option<Arc<Route>>,
+}
+
+#[derive(Debug, Default)]
+struct Node {
+    route: Option<Arc<Route>>,
+    children: HashMap<Box<[u8]>, Node>,
+}
+
+impl Table {
+    /// The number of rules.
+    pub fn len(&self) -> usize {
+        self.routes
+    }
+
+    /// No rule at all.
+    pub fn is_empty(&self) -> bool {
+        self.routes == 0
+    }
+
+    /// Adds a rule. The same host and path again replaces it: who wins is decided before.
+    pub fn insert(&mut self, host: &HostPattern, path: &PathPattern, route: Arc<Route>) {
+        self.routes += 1;
+        let tree = self.tree(host);
+        match path {
+            PathPattern::Exact(path) => {
+                tree.exact.insert(path.clone(), route);
+            }
+            PathPattern::Prefix(path) => {
+                let mut node = &mut tree.prefixes;
+                for segment in segments(path) {
+                    node = node.children.entry(segment.into()).or_default();
+                }
+                node.route = Some(route);
+            }
+        }
+    }
+
+    /// Sets what answers for a host when no rule does.
+    pub fn set_default(&mut self, host: &HostPattern, route: Arc<Route>) {
+        self.tree(host).default = Some(route);
+    }
+
+    /// The route of a request. `host` is normalised (none: HTTP/1.0 without one), `path` canonical.
+    pub fn lookup(&self, host: Option<&str>, path: &[u8]) -> Option<&Arc<Route>> {
+        let exact = host.and_then(|h| self.exact.get(h));
+        let wildcard = host.and_then(|h| self.wildcard.get(h.split_once('.')?.1));
+        let trees = [exact, wildcard, Some(&self.any)];
+        trees
+            .iter()
+            .flatten()
+            .find_map(|tree| tree.lookup(path))
+            .or_else(|| trees.iter().flatten().find_map(|tree| tree.default.as_ref()))
+    }
+
+    /// Every rule as (host, path, route), for people to look at; sorted.
+    pub fn rows(&self) -> Vec<(String, String, Arc<Route>)> {
+        let hosts = self.exact.iter().map(|(h, t)| (h.to_string(), t));
+        let wildcards = self.wildcard.iter().map(|(h, t)| (format!("*.{h}"), t));
+        let mut rows = Vec::new();
+        for (host, tree) in hosts.chain(wildcards).chain([("*".to_owned(), &self.any)]) {
+            for (path, route) in &tree.exact {
+                rows.push((host.clone(), format!("= {}", String::from_utf8_lossy(path)), Arc::clone(route)));
+            }
+            tree.prefixes.rows(&mut String::new(), &mut |path, route| {
+                rows.push((host.clone(), format!("{path}/"), Arc::clone(route)));
+            });
+            if let Some(route) = &tree.default {
+                rows.push((host.clone(), "default".to_owned(), Arc::clone(route)));
+            }
+        }
+        rows.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
+        rows
+    }
+
+    fn tree(&mut self, host: &HostPattern) -> &mut PathTree {
+        match host {
+            HostPattern::Exact(name) => self.exact.entry(name.clone()).or_default(),
+            HostPattern::Wildcard(suffix) => self.wildcard.entry(suffix.clone()).or_default(),
+            HostPattern::Any => &mut self.any,
+        }
+    }
+}
+
+impl PathTree {
+    fn lookup(&self, path: &[u8]) -> Option<&Arc<Route>> {
+        if !self.exact.is_empty()
+            && let Some(route) = self.exact.get(path)
+        {
+            return Some(route);
+        }
+        let mut node = &self.prefixes;
+        let mut found = node.route.as_ref();
+        for segment in segments(path) {
+            if node.children.is_empty() {
+                break;
+            }
+            let Some(child) = node.children.get(segment) else { break };
+            node = child;
+            found = node.route.as_ref().or(found);
+        }
+        found
+    }
+}
+
+impl Node {
+    fn rows(&self, path: &mut String, emit: &mut impl FnMut(&str, &Arc<Route>)) {
+        if let Some(route) = &self.route {
+            emit(path, route);
+        }
+        for (segment, child) in &self.children {
+            let length = path.len();
+            path.push('/');
+            path.push_str(&String::from_utf8_lossy(segment));
+            child.rows(path, emit);
+            path.truncate(length);
+        }
+    }
+}
+
+fn segments(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.split(|&b| b == b'/').filter(|s| !s.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::{Action, ObjectKey, path};
+    use proptest::prelude::*;
+    use std::time::{Duration, Instant};
+
+    fn route(name: &str) -> Arc<Route> {
+        Arc::new(Route { owner: ObjectKey::new("t", name), action: Action::Unavailable("test".into()) })
+    }
+
+    fn found(table: &Table, host: &str, path: &str) -> Option<String> {
+        let path = path::canonical(path).unwrap();
+        table.lookup((!host.is_empty()).then_some(host), &path).map(|r| r.owner.name.to_string())
+    }
+
+    #[test]
+    fn precedence() {
+        let mut t = Table::default();
+        let host = |h: &str| HostPattern::parse(Some(h)).unwrap();
+        for (h, p, name) in [
+            ("a.example", PathPattern::prefix("/"), "root"),
+            ("a.example", PathPattern::prefix("/foo"), "foo"),
+            ("a.example", PathPattern::exact("/foo"), "foo-exact"),
+            ("a.example", PathPattern::prefix("/foo/bar/"), "foobar"),
+            ("*.example", PathPattern::prefix("/w"), "wild"),
+            ("", PathPattern::prefix("/any"), "any"),
+            ("b.example", PathPattern::prefix("/only"), "b"),
+        ] {
+            t.insert(&host(h), &p.unwrap(), route(name));
+        }
+        for (h, p, want) in [
+            ("a.example", "/", Some("root")),
+            ("a.example", "/foo", Some("foo-exact")),
+            ("a.example", "/foo/", Some("foo")),
+            ("a.example", "/foo/bar", Some("foobar")),
+            ("a.example", "/foo/bar/baz", Some("foobar")),
+            ("a.example", "/foo/barbaz", Some("foo")),
+            ("a.example", "/foobar", Some("root")),
+            ("c.example", "/w/x", Some("wild")),
+            ("d.c.example", "/w/x", None),
+            ("example", "/w", None),
+            ("b.example", "/only/x", Some("b")),
+            // A rule for every host, or for a wildcard, still counts where a better host has no path for it.
+            ("b.example", "/w", Some("wild")),
+            ("b.example", "/any", Some("any")),
+            ("", "/any/x", Some("any")),
+            ("b.example", "/none", None),
+        ] {
+            assert_eq!(found(&t, h, p).as_deref(), want, "{h} {p}");
+        }
+        t.set_default(&host("b.example"), route("b-default"));
+        t.set_default(&HostPattern::Any, route("default"));
+        assert_eq!(found(&t, "b.example", "/none").as_deref(), Some("b-default"));
+        assert_eq!(found(&t, "zzz", "/none").as_deref(), Some("default"));
+        assert_eq!(found(&t, "b.example", "/any").as_deref(), Some("any"));
+        assert_eq!(t.len(), 7);
+        assert_eq!(t.rows().len(), 9);
+    }
+
+    fn hosts() -> impl Strategy<Value = HostPattern> {
+        prop_oneof![
+            Just(HostPattern::Any),
+            "[ab](\\.[ab]){0,2}".prop_map(|h| HostPattern::parse(Some(&h)).unwrap()),
+            "[ab](\\.[ab]){0,1}".prop_map(|h| HostPattern::parse(Some(&format!("*.{h}"))).unwrap()),
+        ]
+    }
+
+    fn paths() -> impl Strategy<Value = PathPattern> {
+        ("(/[ab]{1,2}){0,3}/?", any::<bool>()).prop_map(|(p, exact)| {
+            let p = if p.is_empty() { "/".to_owned() } else { p };
+            if exact { PathPattern::exact(&p).unwrap() } else { PathPattern::prefix(&p).unwrap() }
+        })
+    }
+
+    /// The definition, said plainly: of all rules that match, the best host, then exact, then the longest.
+    fn reference<'a>(
+        rules: &'a [(HostPattern, PathPattern)],
+        host: &str,
+        path: &[u8],
+    ) -> Option<&'a (HostPattern, PathPattern)> {
+        rules.iter().filter(|(h, p)| h.matches(host) && p.matches(path)).max_by_key(|(h, p)| {
+            let host_rank = match h {
+                HostPattern::Exact(_) => 2,
+                HostPattern::Wildcard(_) => 1,
+                HostPattern::Any => 0,
+            };
+            match p {
+                PathPattern::Exact(p) => (host_rank, 1, p.len()),
+                PathPattern::Prefix(p) => (host_rank, 0, p.len()),
+            }
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+        #[test]
+        fn agrees_with_the_definition(
+            rules in prop::collection::vec((hosts(), paths()), 0..24),
+            requests in prop::collection::vec(("[ab](\\.[ab]){0,3}", "(/[ab]{1,2}){0,4}/?"), 1..24),
+        ) {
+            let mut table = Table::default();
+            for (i, (h, p)) in rules.iter().enumerate() {
+                // The first of equal rules wins, as the model sees to it.
+                if rules[..i].iter().all(|r| r != &(h.clone(), p.clone())) {
+                    table.insert(h, p, route(&format!("{h} {p}")));
+                }
+            }
+            for (host, path) in requests {
+                let path = if path.is_empty() { "/".to_owned() } else { path };
+                let path = path::canonical(&path).unwrap();
+                let want = reference(&rules, &host, &path).map(|(h, p)| format!("{h} {p}"));
+                let got = table.lookup(Some(&host), &path).map(|r| r.owner.name.to_string());
+                prop_assert_eq!(got, want);
+            }
+        }
+    }
+
+    fn lookup_time(routes: usize) -> Duration {
+        let mut table = Table::default();
+        for i in 0..routes {
+            let host = HostPattern::parse(Some(&format!("host-{i}.example.org"))).unwrap();
+            table.insert(&host, &PathPattern::prefix("/api/v1").unwrap(), route("r"));
+        }
+        // The same 10 requests for both sizes, so that the processor's caches hold both alike.
+        let requests: Vec<String> = (0..10).map(|i| format!("host-{i}.example.org")).collect();
+        let mut best = Duration::MAX;
+        for _ in 0..20 {
+            let start = Instant::now();
+            for _ in 0..200 {
+                for host in &requests {
+                    let hit = table.lookup(Some(std::hint::black_box(host)), b"/api/v1/things");
+                    assert!(std::hint::black_box(hit).is_some());
+                }
+            }
+            best = best.min(start.elapsed());
+        }
+        best
+    }
+
+    #[test]
+    fn lookup_does_not_grow_with_the_table() {
+        let (small, large) = (lookup_time(10), lookup_time(100_000));
+        println!("2000 lookups: 10 routes {small:?}, 100k routes {large:?}");
+        assert!(large < small * 10, "10 routes: {small:?}, 100k routes: {large:?}");
+    }
+}

@@ -1,0 +1,327 @@
+//! Upstreams: the endpoints of one Service port, and the choice of one of them for a request.
+//!
+//! The choice is the less busy of two picked at random, away from endpoints that this request has already tried and
+//! from those that lately refused connections. Endpoints are swapped whole; an endpoint that stays keeps its counters,
+//! one that goes and comes back starts anew (and shares no pooled connection with its former self).
+
+use super::ObjectKey;
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use rand::Rng as _;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Weak};
+use std::time::{Duration, Instant};
+
+/// After the first refused connection an endpoint is passed over this long; doubled for each further one.
+const EJECT_BASE: Duration = Duration::from_millis(500);
+/// The longest time an endpoint is passed over.
+const EJECT_MAX: Duration = Duration::from_secs(30);
+
+/// What an upstream speaks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// HTTP/1.1 in clear text.
+    #[default]
+    Http1,
+    /// HTTP/2 in clear text with prior knowledge (`appProtocol: kubernetes.io/h2c`).
+    H2c,
+}
+
+/// What names an upstream: endpoints are shared by all routes that have the same.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BackendKey {
+    /// A port of a Service, by the port's name (empty for an unnamed one); its endpoints come from EndpointSlices.
+    Service {
+        /// The Service.
+        service: ObjectKey,
+        /// The Service port's name.
+        port: Arc<str>,
+        /// What it speaks.
+        protocol: Protocol,
+    },
+    /// A Service of type ExternalName: a DNS name and a port.
+    External {
+        /// The name.
+        name: Arc<str>,
+        /// The port.
+        port: u16,
+        /// What it speaks.
+        protocol: Protocol,
+    },
+}
+
+/// One address that requests can be sent to.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Differs from every other endpoint's in this process, also from that of an earlier one at the same address.
+    pub id: u64,
+    active: AtomicU32,
+    failures: AtomicU32,
+    /// Milliseconds on [`clock`]; 0 is not ejected.
+    ejected_until: AtomicU64,
+}
+
+/// The endpoints of a backend.
+#[derive(Debug)]
+pub struct Upstream {
+    /// What it is.
+    pub key: BackendKey,
+    endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
+}
+
+/// Counts a request at its endpoint while it lives.
+#[derive(Debug)]
+pub struct InFlight(Arc<Endpoint>);
+
+/// All upstreams in use. What no table refers to any more is forgotten.
+#[derive(Debug, Default)]
+pub struct Registry {
+    upstreams: Mutex<BTreeMap<BackendKey, Weak<Upstream>>>,
+}
+
+impl BackendKey {
+    /// What it speaks.
+    pub fn protocol(&self) -> Protocol {
+        match self {
+            Self::Service { protocol, .. } | Self::External { protocol, .. } => *protocol,
+        }
+    }
+}
+
+impl fmt::Display for BackendKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service { service, port, .. } if port.is_empty() => write!(f, "service {service}"),
+            Self::Service { service, port, .. } => write!(f, "service {service} port {port}"),
+            Self::External { name, port, .. } => write!(f, "external {name}:{port}"),
+        }
+    }
+}
+
+impl Endpoint {
+    /// A fresh endpoint.
+    pub fn new(address: SocketAddr) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self {
+            address,
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            active: AtomicU32::new(0),
+            failures: AtomicU32::new(0),
+            ejected_until: AtomicU64::new(0),
+        }
+    }
+
+    /// Requests under way.
+    pub fn active(&self) -> u32 {
+        self.active.load(Ordering::Relaxed)
+    }
+
+    /// Passed over for now because it refused connections.
+    pub fn ejected(&self) -> bool {
+        let until = self.ejected_until.load(Ordering::Relaxed);
+        until != 0 && clock() < until
+    }
+
+    /// A connection could not be made.
+    pub fn failed(&self) {
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed).min(16);
+        let pause = EJECT_BASE.saturating_mul(1 << failures).min(EJECT_MAX);
+        let pause = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        self.ejected_until.store(clock().saturating_add(pause).max(1), Ordering::Relaxed);
+    }
+
+    /// A connection was made.
+    pub fn succeeded(&self) {
+        if self.failures.load(Ordering::Relaxed) != 0 {
+            self.failures.store(0, Ordering::Relaxed);
+            self.ejected_until.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+impl InFlight {
+    /// Counts from now on.
+    pub fn start(endpoint: Arc<Endpoint>) -> Self {
+        endpoint.active.fetch_add(1, Ordering::Relaxed);
+        Self(endpoint)
+    }
+
+    /// The endpoint it is at.
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.0
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Upstream {
+    /// An upstream without endpoints.
+    pub fn new(key: BackendKey) -> Self {
+        Self { key, endpoints: ArcSwap::default() }
+    }
+
+    /// Its endpoints at the moment.
+    pub fn endpoints(&self) -> Arc<Vec<Arc<Endpoint>>> {
+        self.endpoints.load_full()
+    }
+
+    /// Replaces the endpoints; those that stay keep their state. Says whether anything changed.
+    pub fn set(&self, addresses: &[SocketAddr]) -> bool {
+        let old = self.endpoints.load();
+        if old.len() == addresses.len() && old.iter().zip(addresses).all(|(e, a)| e.address == *a) {
+            return false;
+        }
+        let by_address: HashMap<SocketAddr, &Arc<Endpoint>> = old.iter().map(|e| (e.address, e)).collect();
+        let new = addresses
+            .iter()
+            .map(|a| by_address.get(a).map_or_else(|| Arc::new(Endpoint::new(*a)), |e| Arc::clone(e)))
+            .collect();
+        self.endpoints.store(Arc::new(new));
+        true
+    }
+
+    /// An endpoint for a request that has been to `tried` (ids) already. None when there is no endpoint, or none
+    /// that has not been tried.
+    pub fn pick(&self, tried: &[u64]) -> Option<Arc<Endpoint>> {
+        let endpoints = self.endpoints.load();
+        let n = endpoints.len();
+        let fresh = |e: &Endpoint| !tried.contains(&e.id);
+        if n <= 1 {
+            return endpoints.first().filter(|e| fresh(e)).cloned();
+        }
+        let mut rng = rand::rng();
+        let first = rng.random_range(0..n);
+        let second = (first + 1 + rng.random_range(0..n - 1)) % n;
+        let usable = |e: &Endpoint| fresh(e) && !e.ejected();
+        let (a, b) = (&endpoints[first], &endpoints[second]);
+        match (usable(a), usable(b)) {
+            (true, true) => return Some(Arc::clone(if b.active() < a.active() { b } else { a })),
+            (true, false) => return Some(Arc::clone(a)),
+            (false, true) => return Some(Arc::clone(b)),
+            (false, false) => {}
+        }
+        let around = || (0..n).map(|i| &endpoints[(first + i) % n]);
+        around().find(|e| usable(e)).or_else(|| around().find(|e| fresh(e))).cloned()
+    }
+}
+
+impl Registry {
+    /// The upstream of a key, made when there is none.
+    pub fn get(&self, key: &BackendKey) -> Arc<Upstream> {
+        let mut all = self.upstreams.lock();
+        if let Some(found) = all.get(key).and_then(Weak::upgrade) {
+            return found;
+        }
+        let new = Arc::new(Upstream::new(key.clone()));
+        all.insert(key.clone(), Arc::downgrade(&new));
+        new
+    }
+
+    /// The upstreams in use.
+    pub fn live(&self) -> Vec<Arc<Upstream>> {
+        self.upstreams.lock().values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// The upstreams of one Service.
+    pub fn of_service(&self, service: &ObjectKey) -> Vec<Arc<Upstream>> {
+        let from = BackendKey::Service { service: service.clone(), port: "".into(), protocol: Protocol::Http1 };
+        let all = self.upstreams.lock();
+        all.range(from..)
+            .take_while(|(k, _)| matches!(k, BackendKey::Service { service: s, .. } if s == service))
+            .filter_map(|(_, u)| u.upgrade())
+            .collect()
+    }
+
+    /// Forgets what is no longer used.
+    pub fn sweep(&self) {
+        self.upstreams.lock().retain(|_, u| u.strong_count() > 0);
+    }
+}
+
+/// Milliseconds since the first call, at least 1.
+fn clock() -> u64 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upstream(n: u8) -> Upstream {
+        let u = Upstream::new(BackendKey::External { name: "x".into(), port: 1, protocol: Protocol::Http1 });
+        u.set(&(0..n).map(|i| SocketAddr::from(([10, 0, 0, i], 80))).collect::<Vec<_>>());
+        u
+    }
+
+    #[test]
+    fn prefers_the_less_busy_and_avoids_the_ejected() {
+        let u = upstream(2);
+        let busy = InFlight::start(u.endpoints()[0].clone());
+        for _ in 0..32 {
+            assert_eq!(u.pick(&[]).unwrap().id, u.endpoints()[1].id);
+        }
+        u.endpoints()[1].failed();
+        assert!(u.endpoints()[1].ejected());
+        for _ in 0..32 {
+            assert_eq!(u.pick(&[]).unwrap().id, u.endpoints()[0].id);
+        }
+        // All ejected: better one that may refuse than none.
+        u.endpoints()[0].failed();
+        assert!(u.pick(&[]).is_some());
+        u.endpoints()[0].succeeded();
+        assert!(!u.endpoints()[0].ejected());
+        drop(busy);
+        assert_eq!(u.endpoints()[0].active(), 0);
+    }
+
+    #[test]
+    fn tries_each_endpoint_once() {
+        let u = upstream(5);
+        let mut tried = Vec::new();
+        while let Some(e) = u.pick(&tried) {
+            assert!(!tried.contains(&e.id));
+            tried.push(e.id);
+        }
+        assert_eq!(tried.len(), 5);
+        assert!(upstream(0).pick(&[]).is_none());
+    }
+
+    #[test]
+    fn endpoints_that_stay_keep_their_state() {
+        let u = upstream(3);
+        let before = u.endpoints();
+        let addresses: Vec<_> = before.iter().map(|e| e.address).collect();
+        assert!(!u.set(&addresses));
+        assert!(u.set(&addresses[1..]));
+        assert_eq!(u.endpoints()[0].id, before[1].id);
+        assert!(u.set(&addresses));
+        assert_ne!(u.endpoints()[0].id, before[0].id, "one that came back is a new one");
+        assert_eq!(u.endpoints()[2].id, before[2].id);
+    }
+
+    #[test]
+    fn the_registry_shares_and_forgets() {
+        let r = Registry::default();
+        let key = |svc: &str, port: &str| BackendKey::Service {
+            service: ObjectKey::new("ns", svc),
+            port: port.into(),
+            protocol: Protocol::Http1,
+        };
+        let (a, b, other) = (r.get(&key("a", "")), r.get(&key("a", "web")), r.get(&key("ab", "")));
+        assert!(Arc::ptr_eq(&a, &r.get(&key("a", ""))));
+        assert_eq!(r.of_service(&ObjectKey::new("ns", "a")).len(), 2);
+        drop((a, b, other));
+        r.sweep();
+        assert!(r.live().is_empty());
+    }
+}

@@ -1,0 +1,68 @@
+//! Traffic: connections in, requests through Pingora, connections out to pods.
+//!
+//! [`listen`] accepts and hands connections to Pingora's HTTP application, [`conn`] is the byte stream below it with
+//! the limits Pingora lacks, [`tls`] terminates TLS, [`gateway`] decides for each request, [`pages`] says what went
+//! wrong. Nothing here waits for the control plane.
+
+pub mod conn;
+pub mod gateway;
+pub mod listen;
+pub mod pages;
+pub mod tls;
+
+use ipnet::IpNet;
+use std::time::Duration;
+
+/// Limits and time-outs of the data plane.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Connections at a time; beyond it new ones wait in the listening sockets. Default 16384.
+    pub max_connections: usize,
+    /// From the first byte of a request to the end of its head, and for a TLS handshake. Default 15 s.
+    pub head_timeout: Duration,
+    /// Bytes of a request's head; more gets 431. Default 64 KiB.
+    pub max_head: usize,
+    /// How long a connection may wait for the next request. Default 75 s.
+    pub idle_timeout: Duration,
+    /// Between two reads of a request's body, and for each write to a client. Default 60 s.
+    pub client_timeout: Duration,
+    /// For a connection to an endpoint. Default 2 s.
+    pub connect_timeout: Duration,
+    /// Between two reads of an answer, and for each write to an endpoint. Default 60 s.
+    pub upstream_timeout: Duration,
+    /// Silence on an upgraded connection (WebSocket). Default 1 h.
+    pub upgraded_timeout: Duration,
+    /// How long a connection to an endpoint is kept for reuse. Default 30 s.
+    pub upstream_idle: Duration,
+    /// Connections to endpoints kept for reuse. Default 512.
+    pub upstream_pool: usize,
+    /// Endpoints a request is tried at. Default 4.
+    pub attempts: usize,
+    /// Concurrent streams of one HTTP/2 connection. Default 128.
+    pub h2_streams: u32,
+    /// How long requests under way may take after shutdown was asked for. Default 10 s.
+    pub drain: Duration,
+    /// Peers whose `X-Forwarded-*` headers are believed and extended instead of replaced. Default none.
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 16384,
+            head_timeout: Duration::from_secs(15),
+            max_head: 64 * 1024,
+            idle_timeout: Duration::from_secs(75),
+            client_timeout: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(2),
+            upstream_timeout: Duration::from_secs(60),
+            upgraded_timeout: Duration::from_secs(3600),
+            upstream_idle: Duration::from_secs(30),
+            upstream_pool: 512,
+            attempts: 4,
+            h2_streams: 128,
+            drain: Duration::from_secs(10),
+            trusted_proxies: Vec::new(),
+        }
+    }
+}

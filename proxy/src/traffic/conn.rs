@@ -1,0 +1,365 @@
+//! The byte stream below Pingora's HTTP: a TCP or TLS connection with a write buffer, and with the limits on a
+//! request's head that Pingora leaves to the transport (its time-out starts anew with every byte, its head may be a
+//! mebibyte).
+
+use super::Limits;
+use async_trait::async_trait;
+use futures::FutureExt as _;
+use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::tls::SslDigest;
+use pingora::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
+    UniqueIDType,
+};
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::SystemTime;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+use tokio_rustls::server::TlsStream;
+
+/// What an HTTP/2 client says first.
+const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Small writes (a head and a short body) leave together.
+const WRITE_BUFFER: usize = 4096;
+
+/// Waiting for the first byte of a request.
+const IDLE: u8 = 0;
+/// Inside a request's head.
+const HEAD: u8 = 1;
+/// Behind the head: Pingora's own time-outs hold.
+const BODY: u8 = 2;
+
+/// A client's connection.
+#[derive(Debug)]
+pub struct Conn {
+    io: BufWriter<Io>,
+    /// Bytes that were read ahead and come first.
+    ahead: Vec<u8>,
+    h2: bool,
+    tls: Option<Arc<SslDigest>>,
+    socket: Option<Arc<SocketDigest>>,
+    established: SystemTime,
+    phase: AtomicU8,
+    head_bytes: usize,
+    deadline: Instant,
+    timer: Pin<Box<Sleep>>,
+    limits: Arc<Limits>,
+}
+
+#[derive(Debug)]
+enum Io {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Conn {
+    /// A connection in clear text.
+    pub fn plain(stream: TcpStream, peer: SocketAddr, limits: Arc<Limits>) -> Self {
+        Self::new(Io::Plain(stream), peer, None, limits)
+    }
+
+    /// A connection whose TLS handshake is done.
+    pub fn tls(stream: TlsStream<TcpStream>, peer: SocketAddr, limits: Arc<Limits>) -> Self {
+        let session = stream.get_ref().1;
+        let version = session.protocol_version().and_then(|v| v.as_str()).unwrap_or_default();
+        let cipher = session.negotiated_cipher_suite().and_then(|c| c.suite().as_str()).unwrap_or_default();
+        let digest = SslDigest::new(cipher, version, None, None, Vec::new());
+        Self::new(Io::Tls(Box::new(stream)), peer, Some(Arc::new(digest)), limits)
+    }
+
+    fn new(io: Io, peer: SocketAddr, tls: Option<Arc<SslDigest>>, limits: Arc<Limits>) -> Self {
+        let socket = SocketDigest::from_raw_fd(io.tcp().as_raw_fd());
+        // A cell that is new is empty.
+        let _ = socket.peer_addr.set(Some(PingoraAddr::Inet(peer)));
+        let deadline = Instant::now() + limits.head_timeout;
+        Self {
+            io: BufWriter::with_capacity(WRITE_BUFFER, io),
+            ahead: Vec::new(),
+            h2: false,
+            tls,
+            socket: Some(Arc::new(socket)),
+            established: SystemTime::now(),
+            phase: AtomicU8::new(IDLE),
+            head_bytes: 0,
+            deadline,
+            timer: Box::pin(tokio::time::sleep_until(deadline)),
+            limits,
+        }
+    }
+
+    /// Finds out, within the time a head may take, whether the client speaks HTTP/2 (by its preface).
+    pub async fn detect(&mut self) -> io::Result<()> {
+        let agreed = match self.io.get_ref() {
+            Io::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2".as_slice()),
+            Io::Plain(_) => true,
+        };
+        if !agreed {
+            return Ok(());
+        }
+        let mut ahead = Vec::with_capacity(1024);
+        while ahead.len() < H2_PREFACE.len() && H2_PREFACE.starts_with(&ahead) {
+            if self.read_buf(&mut ahead).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        self.h2 = ahead.starts_with(H2_PREFACE);
+        if self.tls.is_some() && !self.h2 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "agreed on HTTP/2, but did not speak it"));
+        }
+        if self.h2 {
+            // From here on HTTP/2 has its own idle time-out and limits.
+            self.phase.store(BODY, Ordering::Relaxed);
+        } else {
+            // What is read again counts again.
+            self.head_bytes = 0;
+        }
+        self.ahead = ahead;
+        Ok(())
+    }
+
+    /// Speaks HTTP/2.
+    pub fn is_h2(&self) -> bool {
+        self.h2
+    }
+
+    /// The head of the request has been read.
+    pub fn head_done(&self) {
+        self.phase.store(BODY, Ordering::Relaxed);
+    }
+
+    /// Waits for the next request.
+    pub fn wait_for_next(&self) {
+        self.phase.store(IDLE, Ordering::Relaxed);
+    }
+
+    /// Passes `n` bytes that were read, unless the head has become too long.
+    fn account(&mut self, n: usize, cx: &mut Context<'_>) -> io::Result<()> {
+        if *self.phase.get_mut() == IDLE {
+            *self.phase.get_mut() = HEAD;
+            self.head_bytes = 0;
+            self.deadline = Instant::now() + self.limits.head_timeout;
+        }
+        self.head_bytes += n;
+        if self.head_bytes > self.limits.max_head {
+            self.refuse(
+                cx,
+                b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the request's head is too long"));
+        }
+        Ok(())
+    }
+
+    /// Whether the deadline is over. The timer is moved only when it has to be: most requests never touch it.
+    fn expired(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.timer.deadline() > self.deadline {
+            self.timer.as_mut().reset(self.deadline);
+        }
+        while self.timer.as_mut().poll(cx).is_ready() {
+            if Instant::now() >= self.deadline {
+                return true;
+            }
+            self.timer.as_mut().reset(self.deadline);
+        }
+        false
+    }
+
+    /// Answers without Pingora, as far as the socket takes it at once.
+    fn refuse(&mut self, cx: &mut Context<'_>, answer: &[u8]) {
+        if Pin::new(&mut self.io).poll_write(cx, answer).is_ready() {
+            let _ = Pin::new(&mut self.io).poll_flush(cx);
+        }
+    }
+}
+
+impl Io {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        }
+    }
+}
+
+impl AsyncRead for Conn {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if !this.ahead.is_empty() {
+            let n = this.ahead.len().min(buf.remaining());
+            buf.put_slice(&this.ahead[..n]);
+            this.ahead.drain(..n);
+            if this.ahead.is_empty() {
+                this.ahead = Vec::new();
+            }
+            let counted = *this.phase.get_mut() != BODY;
+            return Poll::Ready(if counted { this.account(n, cx) } else { Ok(()) });
+        }
+        if *this.phase.get_mut() == BODY {
+            return Pin::new(&mut this.io).poll_read(cx, buf);
+        }
+        let before = buf.filled().len();
+        match Pin::new(&mut this.io).poll_read(cx, buf) {
+            Poll::Ready(Ok(())) => match buf.filled().len() - before {
+                0 => Poll::Ready(Ok(())),
+                n => Poll::Ready(this.account(n, cx)),
+            },
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => {
+                if !this.expired(cx) {
+                    return Poll::Pending;
+                }
+                if *this.phase.get_mut() == HEAD && !this.h2 {
+                    this.refuse(cx, b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+                }
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Conn {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => match ready!(Pin::new(stream).poll_read(cx, buf)) {
+                // Many clients close without a TLS goodbye; HTTP has its own framing.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
+                other => Poll::Ready(other),
+            },
+        }
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        // What Pingora wrote last may still be in the buffer; the socket usually takes it at once.
+        if !self.io.buffer().is_empty() {
+            let _ = self.io.flush().now_or_never();
+        }
+    }
+}
+
+#[async_trait]
+impl Shutdown for Conn {
+    async fn shutdown(&mut self) {
+        if let Err(error) = AsyncWriteExt::shutdown(self).await {
+            tracing::trace!(%error, "connection already gone");
+        }
+    }
+}
+
+impl UniqueID for Conn {
+    fn id(&self) -> UniqueIDType {
+        self.io.get_ref().tcp().as_raw_fd()
+    }
+}
+
+impl Ssl for Conn {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.tls.clone()
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        Some(if self.h2 { ALPN::H2 } else { ALPN::H1 })
+    }
+}
+
+impl GetTimingDigest for Conn {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        vec![Some(TimingDigest { established_ts: self.established, ..TimingDigest::default() })]
+    }
+}
+
+impl GetProxyDigest for Conn {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        None
+    }
+}
+
+impl GetSocketDigest for Conn {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.socket.clone()
+    }
+
+    fn set_socket_digest(&mut self, digest: SocketDigest) {
+        self.socket = Some(Arc::new(digest));
+    }
+}
+
+impl Peek for Conn {}

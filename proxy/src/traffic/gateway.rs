@@ -1,0 +1,369 @@
+//! What happens to a request: find its route, choose an endpoint, pass it on; try another endpoint where that is safe.
+//!
+//! The hot path takes no lock and looks up no more than a host and a path. A request is sent again only when the
+//! endpoint cannot have acted on it (no connection came about), or when doing it twice is the same as once (an
+//! idempotent method) and no answer has begun.
+
+use super::conn::Conn;
+use super::{Limits, pages};
+use crate::config::Shared;
+use crate::route::upstream::{InFlight, Protocol};
+use crate::route::{Action, Route, Upstream, host, path};
+use async_trait::async_trait;
+use http::{HeaderValue, StatusCode, Version, header};
+use pingora::http::RequestHeader;
+use pingora::protocols::Digest;
+use pingora::protocols::http::ServerSession;
+use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{BError, Error, ErrorSource, ErrorType, Result};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+const X_FORWARDED_FOR: &str = "X-Forwarded-For";
+const X_FORWARDED_PROTO: &str = "X-Forwarded-Proto";
+const X_FORWARDED_HOST: &str = "X-Forwarded-Host";
+const X_FORWARDED_PORT: &str = "X-Forwarded-Port";
+const X_REAL_IP: &str = "X-Real-IP";
+
+/// The proxy application that Pingora drives.
+pub struct Gateway {
+    shared: Arc<Shared>,
+    limits: Arc<Limits>,
+}
+
+/// What is remembered of a request.
+pub struct RequestState {
+    start: Instant,
+    route: Option<Arc<Route>>,
+    upgrade: bool,
+    at: Option<InFlight>,
+    /// Ids of the endpoints that were tried.
+    tried: Vec<u64>,
+}
+
+/// What the route says about a request, before anything is sent.
+enum Verdict {
+    Forward(Arc<Route>),
+    Refuse(StatusCode, String),
+}
+
+impl Gateway {
+    /// Serves from what is in force in `shared`.
+    pub fn new(shared: Arc<Shared>, limits: Arc<Limits>) -> Self {
+        Self { shared, limits }
+    }
+
+    fn judge(&self, request: &RequestHeader) -> Verdict {
+        let refuse = |status, text: &str| Verdict::Refuse(status, text.to_owned());
+        let host = match authority(request).map(host::normalize).transpose() {
+            Ok(host) => host,
+            Err(error) => return refuse(StatusCode::BAD_REQUEST, &error.to_string()),
+        };
+        if host.is_none() && request.version >= Version::HTTP_11 {
+            return refuse(StatusCode::BAD_REQUEST, "the request has no Host header");
+        }
+        let path = match request.uri.path() {
+            // `OPTIONS *` is about the server as a whole; let the root's owner answer.
+            "*" => Ok(std::borrow::Cow::Borrowed(&b"/"[..])),
+            text => path::canonical(text),
+        };
+        let path = match path {
+            Ok(path) => path,
+            Err(error) => return refuse(StatusCode::BAD_REQUEST, &error.to_string()),
+        };
+        let table = self.shared.table.load();
+        match table.lookup(host.as_deref(), &path) {
+            None => {
+                self.shared.metrics.no_route.inc();
+                let host = host.as_deref().unwrap_or("(none)");
+                Verdict::Refuse(StatusCode::NOT_FOUND, format!("No Ingress has a rule for host {host} and this path."))
+            }
+            Some(route) => match &route.action {
+                Action::Forward(_) => Verdict::Forward(Arc::clone(route)),
+                Action::Unavailable(why) => {
+                    self.shared.metrics.no_endpoint.inc();
+                    Verdict::Refuse(StatusCode::SERVICE_UNAVAILABLE, format!("Ingress {}: {why}.", route.owner))
+                }
+            },
+        }
+    }
+
+    fn peer(&self, address: std::net::SocketAddr, id: u64, protocol: Protocol, upgrade: bool) -> HttpPeer {
+        let mut peer = HttpPeer::new(address, false, String::new());
+        // An address that went and came back is another endpoint: it gets no connection of the former one.
+        peer.group_key = id;
+        let silence = if upgrade { self.limits.upgraded_timeout } else { self.limits.upstream_timeout };
+        let options = &mut peer.options;
+        options.connection_timeout = Some(self.limits.connect_timeout);
+        options.total_connection_timeout = Some(self.limits.connect_timeout);
+        options.read_timeout = Some(silence);
+        options.write_timeout = Some(silence);
+        options.idle_timeout = Some(self.limits.upstream_idle);
+        if protocol == Protocol::H2c {
+            options.set_http_version(2, 2);
+            options.max_h2_streams = 100;
+        }
+        peer
+    }
+
+    fn trusted(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.limits.trusted_proxies.iter().any(|net| net.contains(&peer))
+    }
+
+    fn forwarded_headers(&self, session: &Session, request: &mut RequestHeader) -> Result<()> {
+        let client = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
+        let https = session.digest().is_some_and(|d| d.ssl_digest.is_some());
+        let trusted = client.is_some_and(|ip| self.trusted(ip));
+        if let Some(client) = client {
+            let text = client.to_canonical().to_string();
+            let chain = if trusted { request.headers.get(X_FORWARDED_FOR).and_then(|v| v.to_str().ok()) } else { None };
+            match chain {
+                Some(chain) => request.insert_header(X_FORWARDED_FOR, format!("{chain}, {text}"))?,
+                None => request.insert_header(X_FORWARDED_FOR, text.as_str())?,
+            }
+            if !trusted || !request.headers.contains_key(X_REAL_IP) {
+                request.insert_header(X_REAL_IP, text)?;
+            }
+        }
+        let mut set = |name: &'static str, value: HeaderValue| -> Result<()> {
+            if !trusted || !request.headers.contains_key(name) {
+                request.insert_header(name, value)?;
+            }
+            Ok(())
+        };
+        set(X_FORWARDED_PROTO, HeaderValue::from_static(if https { "https" } else { "http" }))?;
+        let authority = authority(session.req_header());
+        if let Some(host) = authority.and_then(|a| HeaderValue::from_bytes(a).ok()) {
+            set(X_FORWARDED_HOST, host)?;
+        }
+        if let Some(port) = session.server_addr().and_then(|a| a.as_inet()).map(std::net::SocketAddr::port) {
+            // The port the client meant, which is not ours when something forwards to us.
+            let meant = authority.and_then(|a| std::str::from_utf8(a).ok()?.rsplit_once(':')?.1.parse().ok());
+            set(X_FORWARDED_PORT, HeaderValue::from(meant.unwrap_or(port)))?;
+        }
+        if !trusted {
+            request.remove_header("Forwarded");
+        }
+        // Some servers turn it into the environment's HTTP_PROXY.
+        request.remove_header("Proxy");
+        Ok(())
+    }
+}
+
+impl RequestState {
+    fn upstream(&self) -> Option<&Arc<Upstream>> {
+        match &self.route.as_ref()?.action {
+            Action::Forward(upstream) => Some(upstream),
+            Action::Unavailable(_) => None,
+        }
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Gateway {
+    type CTX = RequestState;
+
+    fn new_ctx(&self) -> Self::CTX {
+        RequestState { start: Instant::now(), route: None, upgrade: false, at: None, tried: Vec::new() }
+    }
+
+    fn init_downstream_modules(&self, _modules: &mut pingora::modules::http::HttpModules) {
+        // No compression: pods decide on it.
+    }
+
+    async fn early_request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<()> {
+        let session = session.as_downstream_mut();
+        if let Some(conn) = session.stream().and_then(|s| (**s).as_any().downcast_ref::<Conn>()) {
+            conn.head_done();
+        }
+        let request = session.req_header();
+        let lasting = request.version != Version::HTTP_10
+            || request
+                .headers
+                .get(header::CONNECTION)
+                .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"keep-alive"));
+        ctx.upgrade = session.is_upgrade_req();
+        // This also honours `Connection: close`.
+        let keep = session.get_keepalive().is_some() && lasting;
+        session.set_keepalive(keep.then(|| self.limits.idle_timeout.as_secs().max(1)));
+        let silence = if ctx.upgrade { self.limits.upgraded_timeout } else { self.limits.client_timeout };
+        session.set_read_timeout(Some(silence));
+        session.set_write_timeout(Some(silence));
+        session.set_total_drain_timeout(Some(self.limits.head_timeout));
+        Ok(())
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<bool> {
+        match self.judge(session.req_header()) {
+            Verdict::Forward(route) => {
+                ctx.route = Some(route);
+                Ok(false)
+            }
+            Verdict::Refuse(status, text) => {
+                if status == StatusCode::BAD_REQUEST {
+                    self.shared.metrics.malformed.inc();
+                }
+                pages::send(session.as_downstream_mut(), status, &text).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Self::CTX) -> Result<Box<HttpPeer>> {
+        ctx.at = None;
+        let Some(upstream) = ctx.upstream() else {
+            return Error::e_explain(ErrorType::InternalError, "a request without a route");
+        };
+        let protocol = upstream.key.protocol();
+        let Some(endpoint) = upstream.pick(&ctx.tried) else {
+            self.shared.metrics.no_endpoint.inc();
+            return Error::e_explain(ErrorType::HTTPStatus(503), format!("{} has no ready endpoint", upstream.key));
+        };
+        let peer = self.peer(endpoint.address, endpoint.id, protocol, ctx.upgrade);
+        ctx.at = Some(InFlight::start(endpoint));
+        Ok(Box::new(peer))
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        _reused: bool,
+        _peer: &HttpPeer,
+        _fd: std::os::unix::io::RawFd,
+        _digest: Option<&Digest>,
+        ctx: &mut Self::CTX,
+    ) -> Result<()> {
+        if let Some(at) = &ctx.at {
+            at.endpoint().succeeded();
+        }
+        Ok(())
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut RequestHeader,
+        _ctx: &mut Self::CTX,
+    ) -> Result<()> {
+        self.forwarded_headers(session, request)
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut Self::CTX,
+        mut error: BError,
+    ) -> BError {
+        self.shared.metrics.connect_failures.inc();
+        if let Some(at) = ctx.at.take() {
+            at.endpoint().failed();
+            ctx.tried.push(at.endpoint().id);
+        }
+        // Nothing was sent: any request may go elsewhere.
+        let again = self.may_try_again(ctx);
+        error.set_retry(again);
+        error
+    }
+
+    fn error_while_proxy(
+        &self,
+        peer: &HttpPeer,
+        session: &mut Session,
+        error: BError,
+        ctx: &mut Self::CTX,
+        reused: bool,
+    ) -> BError {
+        let mut error = error.more_context(format!("endpoint {}", peer._address));
+        let session = session.as_downstream();
+        let begun = session.response_written().is_some();
+        let repeatable = session.req_header().method.is_idempotent() && !session.retry_buffer_truncated();
+        let broke_off = *error.esource() == ErrorSource::Upstream
+            && !matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
+        if begun || !repeatable || ctx.upgrade {
+            error.set_retry(false);
+            return error;
+        }
+        if reused && broke_off {
+            // The endpoint closed a pooled connection as we took it: it may be asked again.
+            ctx.at = None;
+            error.set_retry(ctx.tried.len() < self.limits.attempts);
+            if error.retry() {
+                self.shared.metrics.retries.inc();
+                // Bounds the tries; the id is nobody's.
+                ctx.tried.push(0);
+            }
+            return error;
+        }
+        if let Some(at) = ctx.at.take() {
+            ctx.tried.push(at.endpoint().id);
+        }
+        let again = broke_off && self.may_try_again(ctx);
+        error.set_retry(again);
+        error
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Self::CTX) -> FailToProxy {
+        tracing::debug!(%error, tried = ctx.tried.len(), "request failed");
+        let session: &mut ServerSession = session.as_downstream_mut();
+        // An answer that has begun cannot be taken back: the client sees it break off.
+        if session.response_written().is_some_and(|r| !r.status.is_informational()) {
+            return FailToProxy { error_code: 0, can_reuse_downstream: false };
+        }
+        let Some((status, text)) = pages::of_error(error) else {
+            return FailToProxy { error_code: 0, can_reuse_downstream: false };
+        };
+        session.set_keepalive(None);
+        let upstream = ctx.upstream().map(|u| format!(" ({})", u.key)).unwrap_or_default();
+        let text = match status {
+            StatusCode::SERVICE_UNAVAILABLE => format!("No endpoint of the service is ready{upstream}."),
+            _ => format!("{text}{upstream}"),
+        };
+        if let Err(error) = pages::send(session, status, &text).await {
+            tracing::trace!(%error, "client gone");
+        }
+        FailToProxy { error_code: status.as_u16(), can_reuse_downstream: false }
+    }
+
+    async fn logging(&self, session: &mut Session, _error: Option<&Error>, ctx: &mut Self::CTX) {
+        let status = session.as_downstream().response_written().map_or(0, |r| r.status.as_u16());
+        self.shared.metrics.answered(status, ctx.start.elapsed().as_secs_f64());
+        ctx.at = None;
+    }
+
+    fn suppress_error_log(&self, _session: &Session, _ctx: &Self::CTX, _error: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _ctx: &Self::CTX,
+        _error: &Error,
+        _context: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+}
+
+impl Gateway {
+    fn may_try_again(&self, ctx: &RequestState) -> bool {
+        let again = ctx.tried.len() < self.limits.attempts
+            && ctx.upstream().is_some_and(|u| u.endpoints().iter().any(|e| !ctx.tried.contains(&e.id)));
+        if again {
+            self.shared.metrics.retries.inc();
+        }
+        again
+    }
+}
+
+/// `Host`, or the authority of the target (HTTP/2, absolute form).
+fn authority(request: &RequestHeader) -> Option<&[u8]> {
+    match request.uri.authority() {
+        Some(authority) => Some(authority.as_str().as_bytes()),
+        None => request.headers.get(header::HOST).map(HeaderValue::as_bytes),
+    }
+}

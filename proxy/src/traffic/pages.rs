@@ -1,0 +1,61 @@
+//! Answers of our own: plain text that says what went wrong and where to look.
+
+use bytes::Bytes;
+use http::{Method, StatusCode, header};
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::ServerSession;
+use pingora::{BError, ErrorSource, ErrorType, OrErr};
+
+/// Sends a short text. The connection stays usable where the request has been read.
+pub async fn send(session: &mut ServerSession, status: StatusCode, text: &str) -> Result<(), BError> {
+    let body = Bytes::from(format!("{} {}\n{text}\n", status.as_u16(), status.canonical_reason().unwrap_or("")));
+    let mut head = ResponseHeader::build(status, Some(5))?;
+    head.insert_header(header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
+    head.insert_header(header::CONTENT_LENGTH, body.len())?;
+    head.insert_header(header::CACHE_CONTROL, "no-store")?;
+    head.insert_header(header::SERVER, "causeway")?;
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        head.insert_header(header::RETRY_AFTER, "1")?;
+    }
+    let is_head = session.req_header().method == Method::HEAD;
+    session.write_response_header(Box::new(head)).await?;
+    if is_head {
+        session.finish_body().await
+    } else {
+        session.write_response_body(body, true).await.or_err(ErrorType::WriteError, "sending an error page")
+    }
+}
+
+/// What a client is told about an error; none when it is gone.
+pub fn of_error(error: &pingora::Error) -> Option<(StatusCode, &'static str)> {
+    if let ErrorType::HTTPStatus(code) = error.etype() {
+        return StatusCode::from_u16(*code).ok().map(|status| (status, "The request could not be served."));
+    }
+    match (error.esource(), error.etype()) {
+        (
+            ErrorSource::Upstream,
+            ErrorType::ConnectTimedout
+            | ErrorType::ReadTimedout
+            | ErrorType::WriteTimedout
+            | ErrorType::TLSHandshakeTimedout,
+        ) => Some((StatusCode::GATEWAY_TIMEOUT, "The service did not answer in time. See its pods' logs.")),
+        (ErrorSource::Upstream, ErrorType::ConnectRefused | ErrorType::ConnectNoRoute | ErrorType::ConnectError) => {
+            Some((
+                StatusCode::BAD_GATEWAY,
+                "No endpoint of the service takes connections. Are its pods listening on the targetPort?",
+            ))
+        }
+        (ErrorSource::Upstream, _) => {
+            Some((StatusCode::BAD_GATEWAY, "The service broke off or sent no valid answer. See its pods' logs."))
+        }
+        (ErrorSource::Downstream, ErrorType::ReadTimedout) => {
+            Some((StatusCode::REQUEST_TIMEOUT, "The request's body did not arrive in time."))
+        }
+        (
+            ErrorSource::Downstream,
+            ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed | ErrorType::WriteTimedout,
+        ) => None,
+        (ErrorSource::Downstream, _) => Some((StatusCode::BAD_REQUEST, "The request is not valid HTTP.")),
+        _ => Some((StatusCode::INTERNAL_SERVER_ERROR, "The ingress failed. See its log.")),
+    }
+}

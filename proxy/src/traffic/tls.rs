@@ -1,0 +1,47 @@
+//! TLS termination: the certificate is chosen by server name from what is in force at that moment.
+
+use crate::config::Shared;
+use crate::config::certs::{self, CertError};
+use rustls::ServerConfig;
+use rustls::crypto::ring;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use std::sync::Arc;
+use tokio_rustls::TlsAcceptor;
+
+/// Why TLS cannot be served at all.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The certificate for connections without one could not be made.
+    #[error("making the self-signed default certificate: {0}")]
+    Default(#[from] CertError),
+    /// rustls refused the configuration.
+    #[error("configuring TLS: {0}")]
+    Config(#[from] rustls::Error),
+}
+
+#[derive(Debug)]
+struct Resolver {
+    shared: Arc<Shared>,
+    fallback: Arc<CertifiedKey>,
+}
+
+impl ResolvesServerCert for Resolver {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let certificates = self.shared.certificates.load();
+        let name = hello.server_name().map(str::to_ascii_lowercase);
+        Some(Arc::clone(certificates.find(name.as_deref()).unwrap_or(&self.fallback)))
+    }
+}
+
+/// An acceptor that offers HTTP/2 and HTTP/1.1.
+pub fn acceptor(shared: Arc<Shared>) -> Result<TlsAcceptor, TlsError> {
+    let fallback = Arc::new(certs::self_signed()?);
+    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(Resolver { shared, fallback }));
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.ticketer = ring::Ticketer::new()?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
