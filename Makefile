@@ -1,0 +1,30 @@
+# Thin lines over cargo. `make demo` and `make test` are all a newcomer needs.
+CARGO ?= cargo
+
+.PHONY: demo test bench fmt lint build
+
+demo: ## a cluster on this machine with the shop in it
+	@configs/setup.sh demo
+	$(CARGO) build --release --locked -p causeway-cli
+	@configs/demo/run.sh target/release/causeway
+
+test: ## everything, from formatting to end-to-end on real components
+	@configs/setup.sh test
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) build --workspace --bins --locked
+	$(CARGO) test --workspace --locked
+
+bench: ## figures side by side with peers
+	@configs/setup.sh bench
+	$(CARGO) build --release --locked -p causeway-cli
+	tests/bench/run.sh target/release/causeway
+
+fmt:
+	$(CARGO) fmt --all
+
+lint:
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+build:
+	$(CARGO) build --release --locked -p causeway-cli

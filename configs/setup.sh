@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that are missing, and only those: setup.sh demo | test | bench
+set -euo pipefail
+missing=()
+need() { # need PACKAGE FILE-OR-COMMAND
+  if [[ $2 == /* ]]; then [ -e "$2" ] || missing+=("$1"); else PATH=$PATH:/usr/sbin:/sbin command -v "$2" >/dev/null || missing+=("$1"); fi
+}
+demo() {
+  need containerd containerd
+  need runc runc
+  need nftables nft
+  need iptables iptables
+  need protobuf-compiler protoc
+  need libprotobuf-dev /usr/include/google/protobuf/descriptor.proto
+  need gcc cc
+  need curl curl
+  need openssl openssl
+  need iproute2 ip
+}
+tests() {
+  demo
+  need busybox-static /bin/busybox
+  need bind9-dnsutils dig
+}
+bench() {
+  tests
+  need wrk wrk
+  need dnsperf dnsperf
+}
+case "${1:-}" in
+  demo) demo ;;
+  test) tests ;;
+  bench) bench ;;
+  *) echo "usage: $0 demo|test|bench" >&2; exit 2 ;;
+esac
+if [ ${#missing[@]} -gt 0 ]; then
+  if [ "$(id -u)" != 0 ]; then echo "setup needs root to install: ${missing[*]}" >&2; exit 1; fi
+  echo "installing ${missing[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get -qq update
+  apt-get -qq -y --no-install-recommends install "${missing[@]}" >/dev/null
+fi
+if ! command -v kubectl >/dev/null; then
+  echo "kubectl is not on this machine: install it (any version from 1.27 on), then run this again" >&2
+  exit 1
+fi
