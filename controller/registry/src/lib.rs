@@ -6,18 +6,22 @@
 
 mod age;
 mod cell;
+mod custom;
 mod defaults;
 pub mod field;
 mod json;
+mod jsonpath;
 mod kinds;
 mod rules;
 mod validate;
 
 pub use age::human_duration;
+pub use custom::custom_resource;
 pub use defaults::pod::{admission_pod_defaults, qos_class};
 pub use field::{FieldError, FieldErrorType, FieldErrors, Path};
 pub use kinds::builtin;
 pub use kinds::event::{core_to_events, events_to_core};
+pub use validate::meta::validate_metadata;
 
 use serde_json::Value;
 use std::sync::Arc;

@@ -6,6 +6,8 @@ pub(crate) mod endpoints;
 pub(crate) mod event;
 pub(crate) mod ingress;
 pub(crate) mod job;
+pub(crate) mod meta;
+pub(crate) mod names;
 pub(crate) mod network_policy;
 pub(crate) mod pod;
 pub(crate) mod pod_update;
