@@ -93,7 +93,8 @@ fn message_schema(message: &Message) -> Schema {
         Form::Raw | Form::SchemaOrArray | Form::SchemaOrBool | Form::SchemaOrStrings => Node::Any,
     };
     schema.preserve_unknown = matches!(schema.node, Node::Any);
-    schema.atomic = message.atomic || message.name == "apimachinery.pkg.apis.meta.v1.FieldsV1";
+    // What Kubernetes does not look into, it does not merge either.
+    schema.atomic = message.atomic || schema.preserve_unknown;
     schema.resource = message.kind;
     schema
 }
