@@ -1,0 +1,286 @@
+//! An ingress fed with objects directly, backends that say who they are, and a client that keeps its connection.
+
+use bytes::Bytes;
+use causeway_proxy::Limits;
+use causeway_proxy::config::model::{Problem, Report, Settings};
+use causeway_proxy::config::view::{Update, View};
+use causeway_proxy::config::{Planner, Shared};
+use causeway_proxy::traffic::listen;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use kube::runtime::watcher::Event;
+use serde_json::{Value, json};
+use std::convert::Infallible;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An ingress without an API server.
+pub struct Lab {
+    pub http: SocketAddr,
+    pub https: SocketAddr,
+    pub shared: Arc<Shared>,
+    pub shutdown: CancellationToken,
+    pub serving: JoinHandle<()>,
+    view: View,
+    planner: Planner,
+    reports: watch::Receiver<Arc<Vec<Report>>>,
+}
+
+impl Lab {
+    pub fn start(limits: Limits) -> Self {
+        let shared = Arc::new(Shared::new().unwrap());
+        let settings = Settings { class: "causeway".to_owned(), default_class: true };
+        let (planner, reports) = Planner::new(Arc::clone(&shared), settings);
+        let (http, https) = (listener(), listener());
+        let (http_address, https_address) = (http.local_addr().unwrap(), https.local_addr().unwrap());
+        let shutdown = CancellationToken::new();
+        let serve = listen::serve(Arc::clone(&shared), Arc::new(limits), vec![http], vec![https], shutdown.clone());
+        let serving = tokio::spawn(async move { serve.await.unwrap() });
+        Self {
+            http: http_address,
+            https: https_address,
+            shared,
+            shutdown,
+            serving,
+            view: View::default(),
+            planner,
+            reports,
+        }
+    }
+
+    /// As `kubectl apply` of all of them in one go.
+    pub fn apply(&mut self, objects: impl IntoIterator<Item = Value>) {
+        self.change(objects, true);
+    }
+
+    pub fn delete(&mut self, objects: impl IntoIterator<Item = Value>) {
+        self.change(objects, false);
+    }
+
+    fn change(&mut self, objects: impl IntoIterator<Item = Value>, apply: bool) {
+        fn event<K: serde::de::DeserializeOwned>(object: Value, apply: bool) -> Event<K> {
+            let object = serde_json::from_value(object).unwrap();
+            if apply { Event::Apply(object) } else { Event::Delete(object) }
+        }
+        let mut dirt = causeway_proxy::config::Dirt::default();
+        for object in objects {
+            dirt.merge(self.view.handle(match object["kind"].as_str().unwrap() {
+                "Ingress" => Update::Ingress(event(object, apply)),
+                "Service" => Update::Service(event(object, apply)),
+                "Secret" => Update::Secret(event(object, apply)),
+                "EndpointSlice" => Update::Slice(event(object, apply)),
+                other => panic!("no such kind here: {other}"),
+            }));
+        }
+        self.planner.apply(&self.view, &dirt);
+    }
+
+    /// Problems reported for an Ingress.
+    pub fn problems(&self, ingress: &str) -> Vec<Problem> {
+        let reports = self.reports.borrow();
+        let found = reports.iter().find(|r| r.ingress.metadata.name.as_deref() == Some(ingress));
+        found.map(|r| r.problems.clone()).unwrap_or_default()
+    }
+
+    /// One request on a connection of its own.
+    pub async fn get(&self, host: &str, path: &str) -> (StatusCode, String) {
+        let mut client = Client::connect(self.http).await;
+        client.get(host, path).await.unwrap()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+pub fn listener() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").unwrap()
+}
+
+pub fn service(name: &str) -> Value {
+    json!({"kind": "Service", "metadata": {"name": name, "namespace": "t"},
+        "spec": {"ports": [{"name": "http", "port": 80}, {"name": "h2c", "port": 81, "appProtocol": "kubernetes.io/h2c"}]}})
+}
+
+/// A slice a backend: they all have the same address and differ in their port.
+pub fn slice(service: &str, backend: SocketAddr) -> Value {
+    let port = backend.port();
+    json!({"kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": format!("{service}-{port}"), "namespace": "t", "labels": {"kubernetes.io/service-name": service}},
+        "ports": [{"name": "http", "port": port}, {"name": "h2c", "port": port}],
+        "endpoints": [{"addresses": [backend.ip().to_string()], "conditions": {"ready": true}}]})
+}
+
+/// An Ingress of rules (host, path, pathType, service, port).
+pub fn ingress(name: &str, rules: &[(&str, &str, &str, &str, u16)]) -> Value {
+    let rules: Vec<_> = rules
+        .iter()
+        .map(|(host, path, kind, service, port)| {
+            let backend = json!({"service": {"name": service, "port": {"number": port}}});
+            let mut rule = json!({"http": {"paths": [{"path": path, "pathType": kind, "backend": backend}]}});
+            if !host.is_empty() {
+                rule["host"] = json!(host);
+            }
+            rule
+        })
+        .collect();
+    json!({"kind": "Ingress", "metadata": {"name": name, "namespace": "t", "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": {"rules": rules}})
+}
+
+/// A server that answers with its name and what it was sent.
+pub struct Backend {
+    pub address: SocketAddr,
+    pub served: Arc<AtomicUsize>,
+    /// Ends every connection at once.
+    kill: CancellationToken,
+    /// Stops taking connections and ends those there are after their current request.
+    stop: CancellationToken,
+}
+
+impl Backend {
+    pub fn start(name: &'static str) -> Self {
+        let listener = listener();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        let (kill, stop) = (CancellationToken::new(), CancellationToken::new());
+        let served = Arc::new(AtomicUsize::new(0));
+        let backend = Self { address, served: Arc::clone(&served), kill: kill.clone(), stop: stop.clone() };
+        tokio::spawn(async move {
+            loop {
+                let stream = tokio::select! {
+                    () = kill.cancelled() => return,
+                    () = stop.cancelled() => return,
+                    accepted = listener.accept() => accepted.unwrap().0,
+                };
+                let (kill, stop, served) = (kill.clone(), stop.clone(), Arc::clone(&served));
+                tokio::spawn(async move {
+                    let service = service_fn(move |request| {
+                        served.fetch_add(1, Ordering::Relaxed);
+                        echo(name, request)
+                    });
+                    let builder = auto::Builder::new(TokioExecutor::new());
+                    let connection = builder.serve_connection(TokioIo::new(stream), service);
+                    tokio::pin!(connection);
+                    tokio::select! {
+                        () = kill.cancelled() => {}
+                        _ = connection.as_mut() => {}
+                        () = stop.cancelled() => {
+                            connection.as_mut().graceful_shutdown();
+                            tokio::select! { () = kill.cancelled() => {}, _ = connection => {} }
+                        }
+                    }
+                });
+            }
+        });
+        backend
+    }
+
+    /// As a pod that is killed.
+    pub fn kill(&self) {
+        self.kill.cancel();
+    }
+
+    /// As a pod that ends in good order.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        self.kill.cancel();
+    }
+}
+
+async fn echo(name: &str, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let (parts, body) = request.into_parts();
+    let body = body.collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+    match parts.uri.path() {
+        "/slow" => tokio::time::sleep(Duration::from_millis(300)).await,
+        "/never" => std::future::pending().await,
+        "/mirror" => return Ok(Response::new(Full::new(body))),
+        _ => {}
+    }
+    let headers: serde_json::Map<String, Value> =
+        parts.headers.iter().map(|(k, v)| (k.to_string(), json!(String::from_utf8_lossy(v.as_bytes())))).collect();
+    let text = json!({
+        "backend": name, "method": parts.method.as_str(), "path": parts.uri.path(), "query": parts.uri.query(),
+        "version": format!("{:?}", parts.version), "headers": headers, "body": body.len(),
+    });
+    Ok(Response::new(Full::new(Bytes::from(text.to_string()))))
+}
+
+/// One HTTP/1.1 connection.
+pub struct Client {
+    sender: SendRequest<Full<Bytes>>,
+}
+
+impl Client {
+    pub async fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (sender, connection) = handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        Self { sender }
+    }
+
+    pub async fn get(&mut self, host: &str, path: &str) -> Result<(StatusCode, String), String> {
+        let (status, body, _) = self.send(Method::GET, host, path, &[], Bytes::new()).await?;
+        Ok((status, String::from_utf8_lossy(&body).into_owned()))
+    }
+
+    /// Sends a request; answers status, body, and whether the server closes the connection.
+    pub async fn send(
+        &mut self,
+        method: Method,
+        host: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes, bool), String> {
+        let mut request = Request::builder().method(method).uri(path).header("host", host);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Full::new(body)).unwrap();
+        let exchange = async {
+            self.sender.ready().await.map_err(|e| format!("not ready: {e}"))?;
+            let response = self.sender.send_request(request).await.map_err(|e| format!("no answer: {e}"))?;
+            let closes = response.headers().get("connection").is_some_and(|v| v == "close");
+            let status = response.status();
+            let body = response.into_body().collect().await.map_err(|e| format!("no body: {e}"))?.to_bytes();
+            Ok((status, body, closes))
+        };
+        tokio::time::timeout(PATIENCE, exchange).await.map_err(|_| "no answer in time".to_owned())?
+    }
+}
+
+/// What the echoing backend said.
+pub fn said(body: &str) -> Value {
+    serde_json::from_str(body).unwrap_or_else(|_| panic!("not from a backend: {body}"))
+}
+
+/// Runs curl in a thread of its own and gives its standard output.
+pub async fn curl(arguments: &[&str]) -> (bool, String) {
+    let mut command = tokio::process::Command::new("curl");
+    command.args(["-sS", "--max-time", "15"]).args(arguments);
+    let output = command.output().await.unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    (output.status.success(), text)
+}
