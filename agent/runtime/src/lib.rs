@@ -4,8 +4,13 @@
 //! In: [`ContainerSpec`]s in the words of the pod API. Out: containers that run, their exits as events, log files
 //! in the CRI format (`<RFC 3339 nanos> stdout F <line>`).
 
+pub mod cgroup;
+mod containerd;
+pub mod daemon;
+pub mod oci_build;
 mod types;
 
+pub use containerd::{Containerd, ContainerdConfig};
 pub use types::*;
 
 use async_trait::async_trait;
