@@ -1,5 +1,8 @@
 //! The ingress as a whole: real listeners, real backends, real clients, on loopback only.
 
+// Helpers of tests are tests too, which clippy does not see.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 #[path = "it/harness.rs"]
 mod harness;
 

@@ -32,10 +32,13 @@ pub struct Certificates {
     default: Option<Arc<CertifiedKey>>,
 }
 
+/// A Secret as it was read, and what came of it.
+type Known = (Arc<Secret>, Result<Arc<CertifiedKey>, CertError>);
+
 /// Keys that have been read already: a Secret that has not changed is not parsed again.
 #[derive(Debug, Default)]
 pub struct CertCache {
-    keys: HashMap<ObjectKey, (Arc<Secret>, Result<Arc<CertifiedKey>, CertError>)>,
+    keys: HashMap<ObjectKey, Known>,
     used: HashSet<ObjectKey>,
 }
 

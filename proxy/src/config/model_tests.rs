@@ -11,7 +11,7 @@ fn view(objects: Vec<Value>) -> View {
         let update = match object["kind"].as_str().unwrap() {
             "Ingress" => Update::Ingress(Event::Apply(serde_json::from_value(object).unwrap())),
             "IngressClass" => Update::Class(Event::Apply(serde_json::from_value(object).unwrap())),
-            "Service" => Update::Service(Event::Apply(serde_json::from_value(object).unwrap())),
+            "Service" => Update::Service(Box::new(Event::Apply(serde_json::from_value(object).unwrap()))),
             "Secret" => Update::Secret(Event::Apply(serde_json::from_value(object).unwrap())),
             "EndpointSlice" => Update::Slice(Event::Apply(serde_json::from_value(object).unwrap())),
             other => panic!("{other}"),

@@ -53,7 +53,7 @@ pub enum Update {
     /// Of an Ingress.
     Ingress(Event<Ingress>),
     /// Of a Service.
-    Service(Event<Service>),
+    Service(Box<Event<Service>>),
     /// Of a TLS Secret.
     Secret(Event<Secret>),
     /// Of an EndpointSlice.
@@ -133,7 +133,7 @@ impl View {
             Update::Class(event) => routes(differs(&self.classes.handle(event), |a, b| {
                 a.spec == b.spec && a.metadata.annotations == b.metadata.annotations
             })),
-            Update::Service(event) => routes(differs(&self.services.handle(event), |a, b| a.spec == b.spec)),
+            Update::Service(event) => routes(differs(&self.services.handle(*event), |a, b| a.spec == b.spec)),
             Update::Secret(event) => {
                 routes(differs(&self.secrets.handle(event), |a, b| a.data == b.data && a.type_ == b.type_))
             }

@@ -68,7 +68,7 @@ fn updates(client: Client) -> SelectAll<BoxStream<'static, Update>> {
     futures::stream::select_all([
         objects(Api::<IngressClass>::all(client.clone()), watcher::Config::default(), Update::Class),
         objects(Api::<Ingress>::all(client.clone()), watcher::Config::default(), Update::Ingress),
-        objects(Api::<Service>::all(client.clone()), watcher::Config::default(), Update::Service),
+        objects(Api::<Service>::all(client.clone()), watcher::Config::default(), |e| Update::Service(Box::new(e))),
         objects(Api::<Secret>::all(client.clone()), tls_only, Update::Secret),
         objects(Api::<EndpointSlice>::all(client), watcher::Config::default(), Update::Slice),
     ])

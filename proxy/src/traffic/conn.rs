@@ -31,8 +31,10 @@ const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Small writes (a head and a short body) leave together.
 const WRITE_BUFFER: usize = 4096;
 
-/// Waiting for the first byte of a request.
-const IDLE: u8 = 0;
+/// Waiting for the first byte of the first request.
+const FIRST: u8 = 0;
+/// Waiting for the first byte of a further request: Pingora's keep-alive time-out holds.
+const IDLE: u8 = 3;
 /// Inside a request's head.
 const HEAD: u8 = 1;
 /// Behind the head: Pingora's own time-outs hold.
@@ -88,7 +90,7 @@ impl Conn {
             tls,
             socket: Some(Arc::new(socket)),
             established: SystemTime::now(),
-            phase: AtomicU8::new(IDLE),
+            phase: AtomicU8::new(FIRST),
             head_bytes: 0,
             deadline,
             timer: Box::pin(tokio::time::sleep_until(deadline)),
@@ -143,7 +145,7 @@ impl Conn {
 
     /// Passes `n` bytes that were read, unless the head has become too long.
     fn account(&mut self, n: usize, cx: &mut Context<'_>) -> io::Result<()> {
-        if *self.phase.get_mut() == IDLE {
+        if matches!(*self.phase.get_mut(), FIRST | IDLE) {
             *self.phase.get_mut() = HEAD;
             self.head_bytes = 0;
             self.deadline = Instant::now() + self.limits.head_timeout;
@@ -214,7 +216,7 @@ impl AsyncRead for Conn {
             },
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => {
-                if !this.expired(cx) {
+                if *this.phase.get_mut() == IDLE || !this.expired(cx) {
                     return Poll::Pending;
                 }
                 if *this.phase.get_mut() == HEAD && !this.h2 {

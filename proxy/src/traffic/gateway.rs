@@ -205,6 +205,8 @@ impl ProxyHttp for Gateway {
             Verdict::Refuse(status, text) => {
                 if status == StatusCode::BAD_REQUEST {
                     self.shared.metrics.malformed.inc();
+                    // Who sends one of these may have meant something else by what follows.
+                    session.set_keepalive(None);
                 }
                 pages::send(session.as_downstream_mut(), status, &text).await?;
                 Ok(true)

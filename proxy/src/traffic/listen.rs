@@ -11,6 +11,7 @@ use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::ShutdownWatch;
 use pingora::server::configuration::ServerConf;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -137,30 +138,30 @@ async fn accept(server: Arc<Server>, listener: Listener, shutdown: CancellationT
         None => server.shared.metrics.connections_http.clone(),
     };
     loop {
-        let next = async {
-            // The semaphore is never closed.
-            let slot = Arc::clone(&server.slots).acquire_owned().await.ok()?;
-            Some((slot, listener.socket.accept().await))
-        };
-        let (slot, accepted) = tokio::select! {
+        let accepted = tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
-            next = next => match next {
-                Some(next) => next,
-                None => return,
-            },
+            accepted = listener.socket.accept() => accepted,
         };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // A connection that was gone before we took it costs nothing; a lack of descriptors needs a pause.
-                if !matches!(error.kind(), std::io::ErrorKind::ConnectionAborted | std::io::ErrorKind::ConnectionReset)
-                {
+                if !matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) {
                     tracing::warn!(%error, "cannot accept connections");
                     tokio::time::sleep(EXHAUSTED_PAUSE).await;
                 }
                 continue;
             }
+        };
+        // Beyond the limit this one waits here, and all further ones in the socket's queue.
+        let slot = tokio::select! {
+            biased;
+            slot = Arc::clone(&server.slots).acquire_owned() => match slot {
+                Ok(slot) => slot,
+                Err(_) => return,
+            },
+            () = shutdown.cancelled() => return,
         };
         counter.inc();
         let (server, tls) = (Arc::clone(&server), listener.tls.clone());

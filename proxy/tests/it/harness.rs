@@ -79,7 +79,7 @@ impl Lab {
         for object in objects {
             dirt.merge(self.view.handle(match object["kind"].as_str().unwrap() {
                 "Ingress" => Update::Ingress(event(object, apply)),
-                "Service" => Update::Service(event(object, apply)),
+                "Service" => Update::Service(Box::new(event(object, apply))),
                 "Secret" => Update::Secret(event(object, apply)),
                 "EndpointSlice" => Update::Slice(event(object, apply)),
                 other => panic!("no such kind here: {other}"),
