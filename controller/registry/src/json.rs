@@ -51,6 +51,11 @@ pub fn has(value: &Value, path: &str) -> bool {
     !at(value, path).is_null()
 }
 
+/// There is an object at a key: a pointer to a struct that is set.
+pub fn existing(value: &Value, key: &str) -> bool {
+    value.get(key).is_some_and(Value::is_object)
+}
+
 /// The object at a key, made when it is missing; `None` when `value` or what stands there is no object.
 pub fn object_mut<'a>(value: &'a mut Value, key: &str) -> Option<&'a mut Value> {
     let map = value.as_object_mut()?;

@@ -1,5 +1,6 @@
 //! Validation in Kubernetes' words, one file a concept. In: objects (defaulted). Out: field errors.
 
+pub(crate) mod container;
 pub(crate) mod data;
 pub(crate) mod definition;
 pub(crate) mod endpoints;
@@ -11,8 +12,11 @@ pub(crate) mod names;
 pub(crate) mod network_policy;
 pub(crate) mod pod;
 pub(crate) mod pod_update;
+pub(crate) mod probe;
+pub(crate) mod resources;
 pub(crate) mod scheduling;
 pub(crate) mod selector;
 pub(crate) mod service;
 pub(crate) mod storage;
+pub(crate) mod volume;
 pub(crate) mod workload;
