@@ -1,1 +1,185 @@
-//! The API server: a generic resource engine over the registry and the store
+//! The API server: Kubernetes' API over the store, for sockets and for clients in the same process.
+//!
+//! In: requests, the store's log. Out: objects, watch streams, and the cluster's own objects kept in place.
+//! [`ApiServer`] wires the parts: [`catalog`] (what is served), [`feed`] (the watch cache), [`engine`] (every verb on
+//! every kind), [`http`] (the front) and what hangs on them.
+
+pub mod admission;
+pub mod authz;
+mod bootstrap;
+pub mod catalog;
+mod codec;
+mod custom;
+mod discovery;
+pub mod engine;
+pub mod feed;
+mod health;
+pub mod http;
+mod metrics;
+pub mod object;
+pub mod pki;
+mod relay;
+mod render;
+pub mod request;
+mod resources;
+mod reviews;
+mod serve;
+pub mod services;
+pub mod status;
+mod subresources;
+pub mod tokens;
+
+pub use pki::{CertKey, Pki, PkiError};
+pub use relay::{DirectDialer, NodeDialer};
+
+use crate::admission::Admission;
+use crate::catalog::Catalog;
+use crate::engine::Engine;
+use crate::feed::Feed;
+use crate::http::Server;
+use crate::relay::NodeRelay;
+use crate::services::Allocator;
+use crate::tokens::Tokens;
+use anyhow::Context;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use causeway_api::config::ClusterConfig;
+use causeway_api::identity::{self, UserInfo};
+use causeway_store::{Revision, Store};
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// What an API server is started with.
+pub struct ApiServerConfig {
+    /// Ranges and names.
+    pub cluster: ClusterConfig,
+    /// Where the authority and the certificates are.
+    pub pki_dir: PathBuf,
+    /// Where pods and nodes reach it: the endpoint of the Service `kubernetes`.
+    pub advertise: SocketAddr,
+    /// More names and addresses in its certificate.
+    pub extra_sans: Vec<String>,
+    /// The way into the network of the nodes.
+    pub kubelet_dialer: Arc<dyn NodeDialer>,
+}
+
+/// A running API server. Its background work ends when it is dropped.
+pub struct ApiServer {
+    server: Arc<Server>,
+    pki: Arc<Pki>,
+    sans: Vec<String>,
+    runtime: tokio::runtime::Handle,
+    stop: CancellationToken,
+}
+
+impl ApiServer {
+    /// Reads the store, creates what every cluster has, and starts the background work. Listens nowhere yet.
+    pub async fn start(config: ApiServerConfig, store: Arc<dyn Store>) -> anyhow::Result<Self> {
+        let stop = CancellationToken::new();
+        let guard = stop.clone().drop_guard();
+        let pki = Arc::new(Pki::open_or_create(&config.pki_dir)?);
+        let catalog = Arc::new(Catalog::new(causeway_registry::builtin()));
+        let feed = Feed::start(store.clone(), stop.clone()).await.context("reading the store")?;
+        let engine = Arc::new(Engine {
+            store,
+            feed,
+            catalog,
+            allocator: Arc::new(Allocator::new(&config.cluster)),
+            admission: Admission,
+            cluster: config.cluster.clone(),
+        });
+        let user = UserInfo::component(identity::USER_APISERVER, &[identity::GROUP_MASTERS]);
+        let to_kubelets = pki.issue_client(&user)?;
+        let server = Arc::new(Server {
+            tokens: Arc::new(Tokens::new(pki.service_account_key_pem(), &config.cluster.domain)?),
+            authorizer: Arc::new(authz::Interim),
+            relay: NodeRelay::new(config.kubelet_dialer.clone(), serve::client_tls(pki.ca_pem(), &to_kubelets)?),
+            metrics: Arc::new(metrics::Metrics::new()?),
+            ca_pem: pki.ca_pem().to_owned(),
+            engine: engine.clone(),
+            shutdown: stop.clone(),
+        });
+        bootstrap::ensure(&engine, config.advertise).await.context("creating the system objects")?;
+        custom::sync(&engine, &mut BTreeSet::new()).await;
+        tokio::spawn(bootstrap::run(engine.clone(), config.advertise, stop.clone()));
+        tokio::spawn(custom::run(engine.clone(), stop.clone()));
+        tokio::spawn(services::repair::run(engine.clone(), stop.clone()));
+        guard.disarm();
+        let sans = sans(&config);
+        Ok(Self { server, pki, sans, runtime: tokio::runtime::Handle::current(), stop })
+    }
+
+    /// A client in this process that speaks as `user`: no socket, no TLS. The work is done on the server's runtime,
+    /// wherever the client is used.
+    pub fn client(&self, user: UserInfo) -> kube::Client {
+        let _entered = self.runtime.enter();
+        kube::Client::new(serve::InMemory::new(self.server.clone(), user, self.runtime.clone()), "default")
+    }
+
+    /// Serves HTTPS (HTTP/1.1 and HTTP/2) on the listeners until shutdown.
+    pub async fn serve(
+        &self,
+        listeners: Vec<std::net::TcpListener>,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<()> {
+        serve::serve(self.server.clone(), self.pki.clone(), self.sans.clone(), listeners, shutdown).await
+    }
+
+    /// The cluster's certificate authority.
+    pub fn pki(&self) -> &Pki {
+        &self.pki
+    }
+
+    /// The newest revision of the store.
+    pub async fn revision(&self) -> anyhow::Result<Revision> {
+        Ok(self.server.engine.store.revision().await?)
+    }
+
+    /// The engine, for those who measure it.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.server.engine
+    }
+
+    /// A kubeconfig with a client certificate for `user`.
+    pub fn kubeconfig(&self, server: &str, cluster_name: &str, user: &UserInfo) -> anyhow::Result<String> {
+        let issued = self.pki.issue_client(user)?;
+        let name = format!("{}@{cluster_name}", user.username);
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{ "name": cluster_name, "cluster": {
+                "server": server, "certificate-authority-data": STANDARD.encode(self.pki.ca_pem()),
+            } }],
+            "users": [{ "name": name, "user": {
+                "client-certificate-data": STANDARD.encode(issued.cert_pem),
+                "client-key-data": STANDARD.encode(issued.key_pem),
+            } }],
+            "contexts": [{ "name": cluster_name, "context": { "cluster": cluster_name, "user": name } }],
+            "current-context": cluster_name,
+        });
+        Ok(serde_yaml_ng::to_string(&config)?)
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn sans(config: &ApiServerConfig) -> Vec<String> {
+    let domain = &config.cluster.domain;
+    let mut sans: Vec<String> =
+        ["localhost", "127.0.0.1", "::1", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
+            .map(str::to_owned)
+            .to_vec();
+    sans.push(format!("kubernetes.default.svc.{domain}"));
+    sans.push(config.cluster.kubernetes_ip().to_string());
+    sans.push(config.advertise.ip().to_string());
+    sans.extend(config.extra_sans.iter().cloned());
+    sans
+}

@@ -1,0 +1,115 @@
+//! Admission: small functions in a fixed order, between defaulting and validation.
+//!
+//! In: a new or changed object and the state of the cluster. Out: the object with what the cluster adds to it, or a
+//! refusal.
+
+mod pods;
+
+use crate::engine::{Call, Engine, text};
+use crate::status::{ApiError, ApiResult};
+use serde_json::Value;
+
+/// Namespaces that stay.
+const PROTECTED: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
+
+/// The admission chain.
+#[derive(Default)]
+pub struct Admission;
+
+impl Admission {
+    /// For new objects.
+    pub async fn create(&self, engine: &Engine, call: &mut Call, object: &mut Value) -> ApiResult<()> {
+        namespace_lifecycle(engine, call, object).await?;
+        if call.served.is("", "pods") {
+            pods::admit(engine, call, object).await?;
+        }
+        if call.served.is("", "persistentvolumeclaims") {
+            default_storage_class(engine, object).await?;
+        }
+        if call.served.is("networking.k8s.io", "ingresses") {
+            default_ingress_class(engine, object).await?;
+        }
+        if call.served.is("apiextensions.k8s.io", "customresourcedefinitions") {
+            crate::custom::protect(object);
+        }
+        Ok(())
+    }
+
+    /// For changed objects.
+    pub async fn update(&self, _engine: &Engine, call: &Call, new: &mut Value, old: &Value) -> ApiResult<()> {
+        if call.served.is("", "services") {
+            crate::services::carry_over(new, old);
+        }
+        Ok(())
+    }
+
+    /// For deletes.
+    pub fn delete(&self, call: &Call, name: &str) -> ApiResult<()> {
+        if call.served.is("", "namespaces") && PROTECTED.contains(&name) {
+            return Err(ApiError::forbidden("", "namespaces", name, "this namespace may not be deleted"));
+        }
+        Ok(())
+    }
+}
+
+/// Objects live in namespaces that exist and stay.
+async fn namespace_lifecycle(engine: &Engine, call: &Call, object: &Value) -> ApiResult<()> {
+    if call.namespace.is_empty() {
+        return Ok(());
+    }
+    let namespaces = engine.served("", "v1", "namespaces")?;
+    let found = match engine.get(&namespaces, "", &call.namespace, Some(0)).await {
+        // The cache may be behind the client that has just created it.
+        Err(e) if e.code() == 404 => engine.get(&namespaces, "", &call.namespace, None).await,
+        other => other,
+    };
+    let namespace = found?.value();
+    let going = namespace.pointer("/metadata/deletionTimestamp").is_some_and(|t| !t.is_null())
+        || text(&namespace, "/status/phase") == "Terminating";
+    if going {
+        let name = text(object, "/metadata/name");
+        return Err(ApiError::namespace_terminating(&call.served.resource, name, &call.namespace));
+    }
+    Ok(())
+}
+
+/// Marks the object of a kind as the cluster's default; the newest wins when there are several.
+async fn default_of(engine: &Engine, group: &str, plural: &str, annotation: &str) -> ApiResult<Option<String>> {
+    let served = engine.served(group, "v1", plural)?;
+    let (objects, _) = engine.feed.cache(&served.prefix).list(&served.prefix);
+    let mut defaults: Vec<(String, String)> = objects
+        .iter()
+        .map(|o| o.value())
+        .filter(|v| v["metadata"]["annotations"][annotation] == "true")
+        .map(|v| (text(&v, "/metadata/creationTimestamp").to_owned(), text(&v, "/metadata/name").to_owned()))
+        .collect();
+    // Newest first, then by name, as upstream decides.
+    defaults.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+    Ok(defaults.into_iter().next().map(|(_, name)| name))
+}
+
+async fn default_storage_class(engine: &Engine, claim: &mut Value) -> ApiResult<()> {
+    let given = claim.pointer("/spec/storageClassName").is_some_and(|c| !c.is_null())
+        || claim["metadata"]["annotations"].get("volume.beta.kubernetes.io/storage-class").is_some();
+    if given || !claim["spec"].is_object() {
+        return Ok(());
+    }
+    let annotation = "storageclass.kubernetes.io/is-default-class";
+    if let Some(class) = default_of(engine, "storage.k8s.io", "storageclasses", annotation).await? {
+        claim["spec"]["storageClassName"] = class.into();
+    }
+    Ok(())
+}
+
+async fn default_ingress_class(engine: &Engine, ingress: &mut Value) -> ApiResult<()> {
+    let given = ingress.pointer("/spec/ingressClassName").is_some_and(|c| !c.is_null())
+        || ingress["metadata"]["annotations"].get("kubernetes.io/ingress.class").is_some();
+    if given || !ingress["spec"].is_object() {
+        return Ok(());
+    }
+    let annotation = "ingressclass.kubernetes.io/is-default-class";
+    if let Some(class) = default_of(engine, "networking.k8s.io", "ingressclasses", annotation).await? {
+        ingress["spec"]["ingressClassName"] = class.into();
+    }
+    Ok(())
+}

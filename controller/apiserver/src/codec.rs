@@ -1,0 +1,89 @@
+//! Bodies in: JSON, YAML or Kubernetes' protobuf to JSON values, and what is wrong with them.
+
+use crate::catalog::Served;
+use crate::request::FieldValidation;
+use crate::status::{ApiError, ApiResult};
+use causeway_schema::apply::ApplyError;
+use causeway_schema::strict;
+use serde_json::Value;
+
+/// Media types of request bodies.
+pub const JSON: &str = "application/json";
+/// YAML.
+pub const YAML: &str = "application/yaml";
+/// Protobuf in Kubernetes' envelope.
+pub const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+
+/// The media type without parameters, in lower case.
+pub fn media_type(content_type: &str) -> String {
+    content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase()
+}
+
+/// A body as a JSON value, and its duplicate fields. No content type means JSON.
+pub fn decode(content_type: &str, body: &[u8]) -> ApiResult<(Value, Vec<String>)> {
+    match media_type(content_type).as_str() {
+        "" | JSON | "*/*" => strict::parse_json(body)
+            .map_err(|e| ApiError::bad_request(format!("couldn't get version/kind; json parse error: {e}"))),
+        YAML | "application/x-yaml" | "text/yaml" => Ok((decode_yaml(body)?, Vec::new())),
+        PROTOBUF => causeway_schema::protobuf::decode(body)
+            .map(|value| (value, Vec::new()))
+            .map_err(|e| ApiError::bad_request(format!("couldn't decode the protobuf body: {e}"))),
+        _ => Err(ApiError::unsupported_media_type(&[JSON, YAML, PROTOBUF])),
+    }
+}
+
+/// YAML (of which JSON is a part) as a JSON value.
+pub fn decode_yaml(body: &[u8]) -> ApiResult<Value> {
+    serde_yaml_ng::from_slice(body).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))
+}
+
+/// Drops or refuses fields the kind does not have, and refuses values of wrong types. Returns warnings.
+pub fn conform(
+    served: &Served,
+    object: &mut Value,
+    mut problems: Vec<String>,
+    validation: FieldValidation,
+) -> ApiResult<Vec<String>> {
+    let r = &served.resource;
+    let cannot = |why: String| {
+        ApiError::bad_request(format!("{} in version {:?} cannot be handled as a {}: {why}", r.kind, r.version, r.kind))
+    };
+    if !object.is_object() {
+        return Err(cannot("json: cannot unmarshal into Go value: the body is no JSON object".to_owned()));
+    }
+    if served.custom.is_none()
+        && let Some((_, message)) = strict::type_errors(object, &served.schema).into_iter().next()
+    {
+        return Err(cannot(message));
+    }
+    let unknown = strict::unknown_fields(object, &served.schema);
+    if !unknown.is_empty() {
+        if served.custom.is_some() {
+            causeway_schema::crd::prune(object, &served.schema);
+        } else {
+            strict::drop_unknown(object, &served.schema);
+        }
+        problems.extend(unknown);
+    }
+    match validation {
+        FieldValidation::Strict if !problems.is_empty() => {
+            let list = problems.join(", ");
+            Err(cannot(format!("strict decoding error: {list}")))
+        }
+        FieldValidation::Warn => Ok(problems),
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// A failed server-side apply as the client is told.
+pub fn apply_error(error: ApplyError) -> ApiError {
+    let text = error.to_string();
+    match error {
+        ApplyError::Conflicts(conflicts) => {
+            let causes: Vec<(String, String)> =
+                conflicts.iter().map(|c| (c.field.clone(), format!("conflict with {}", c.manager))).collect();
+            ApiError::apply_conflict(text, &causes)
+        }
+        _ => ApiError::bad_request(text),
+    }
+}

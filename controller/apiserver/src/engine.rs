@@ -1,0 +1,175 @@
+//! The generic resource engine: every verb on every kind, over the store and the watch cache.
+//!
+//! In: a [`Call`] (who, on which resource, with which options) and objects as JSON values. Out: objects, pages,
+//! watch streams, or an [`ApiError`]. Reads come from the cache after it has caught up with the store; writes are
+//! compare-and-swap loops on the store itself.
+
+mod delete;
+mod read;
+mod write;
+
+pub use delete::{DeleteOptions, Deleted, Propagation};
+pub use read::{Event, Page, Watcher};
+pub use write::{Part, name_suffix};
+
+use crate::admission::Admission;
+use crate::catalog::{Catalog, Served};
+use crate::feed::Feed;
+use crate::object::{Filter, Object, stamp};
+use crate::request::{FieldValidation, ListOptions, WriteOptions};
+use crate::services::Allocator;
+use crate::status::{ApiError, ApiResult};
+use bytes::Bytes;
+use causeway_api::config::ClusterConfig;
+use causeway_api::identity::UserInfo;
+use causeway_store::{KeyValue, Store};
+use serde_json::Value;
+use std::sync::Arc;
+
+/// The engine's parts.
+pub struct Engine {
+    /// Where everything is kept.
+    pub store: Arc<dyn Store>,
+    /// What is in it, in memory.
+    pub feed: Arc<Feed>,
+    /// What is served.
+    pub catalog: Arc<Catalog>,
+    /// Ranges and names.
+    pub cluster: ClusterConfig,
+    /// Service addresses and node ports.
+    pub allocator: Arc<Allocator>,
+    /// Rules between decoding and validation.
+    pub admission: Admission,
+}
+
+/// One request to the engine.
+pub struct Call {
+    /// The resource.
+    pub served: Arc<Served>,
+    /// The namespace; empty for cluster-wide resources.
+    pub namespace: String,
+    /// Who asks.
+    pub user: UserInfo,
+    /// Write options.
+    pub options: WriteOptions,
+    /// For `Warning` headers.
+    pub warnings: Vec<String>,
+    /// Managed fields are already up to date (server-side apply).
+    pub tracked: bool,
+}
+
+impl Call {
+    /// A call of the server itself.
+    pub fn internal(served: Arc<Served>, namespace: &str) -> Self {
+        Self {
+            served,
+            namespace: namespace.to_owned(),
+            user: UserInfo::component(causeway_api::identity::USER_APISERVER, &[causeway_api::identity::GROUP_MASTERS]),
+            options: WriteOptions {
+                dry_run: false,
+                field_manager: "causeway-apiserver".to_owned(),
+                validation: FieldValidation::Ignore,
+                force: false,
+            },
+            warnings: Vec::new(),
+            tracked: false,
+        }
+    }
+
+    /// The storage key of an object.
+    pub fn key(&self, name: &str) -> String {
+        self.served.key(&self.namespace, name)
+    }
+}
+
+/// The time as Kubernetes writes it: RFC 3339, whole seconds, UTC.
+pub fn now_text() -> String {
+    time_text(jiff::Timestamp::now())
+}
+
+/// A point in time as Kubernetes writes it.
+pub fn time_text(time: jiff::Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+impl Engine {
+    /// The built-in resource, which is always there.
+    pub fn served(&self, group: &str, version: &str, plural: &str) -> ApiResult<Arc<Served>> {
+        let missing = || ApiError::internal(format!("resource {plural} in {group}/{version} is not registered"));
+        self.catalog.table().get(group, version, plural).ok_or_else(missing)
+    }
+
+    /// The filter of list options; fields the kind cannot select by are refused.
+    pub fn filter(served: &Served, options: &ListOptions) -> ApiResult<Filter> {
+        let strategy = served.resource.strategy.clone();
+        let probe = serde_json::json!({ "metadata": {}, "spec": {}, "status": {}, "involvedObject": {}, "source": {} });
+        for term in &options.fields {
+            let known = matches!(term.field.as_str(), "metadata.name" | "metadata.namespace")
+                || strategy.select_field(&probe, &term.field).is_some();
+            if !known {
+                return Err(ApiError::bad_request(format!(
+                    "Unable to find {:?} that match label selector {:?}, field selector {:?}: field label not supported: {}",
+                    format!("{}, Resource={}", served.api_version, served.resource.plural),
+                    options.labels.to_string(),
+                    format!("{}{}{}", term.field, if term.equal { "=" } else { "!=" }, term.value),
+                    term.field
+                )));
+            }
+        }
+        Ok(Filter { labels: options.labels.clone(), fields: options.fields.clone(), strategy })
+    }
+
+    /// An object's JSON in the version that was asked for.
+    pub fn show(served: &Served, object: &Object) -> Bytes {
+        if object.api_version == served.api_version {
+            return object.json.clone();
+        }
+        serde_json::to_vec(&Self::show_value(served, object)).unwrap_or_default().into()
+    }
+
+    /// As [`Self::show`], parsed.
+    pub fn show_value(served: &Served, object: &Object) -> Value {
+        let mut value = object.value();
+        if object.api_version != served.api_version {
+            served.from_storage(&mut value);
+        }
+        value
+    }
+
+    /// The current stored object in the version of the call, straight from the store.
+    async fn current(&self, call: &Call, name: &str) -> ApiResult<(Value, KeyValue)> {
+        let key = call.key(name);
+        let (found, _) = self.store.get(&key, None).await?;
+        let kv = found.ok_or_else(|| ApiError::not_found(&call.served.resource, name))?;
+        Ok((self.decode(&call.served, &kv)?, kv))
+    }
+
+    fn decode(&self, served: &Served, kv: &KeyValue) -> ApiResult<Value> {
+        let mut value: Value = serde_json::from_slice(&kv.value)
+            .map_err(|e| ApiError::internal(format!("the stored value of {} is broken: {e}", kv.key)))?;
+        if value["apiVersion"] != served.api_version.as_str() || served.custom.is_some() {
+            served.from_storage(&mut value);
+        }
+        stamp(&mut value, kv.mod_revision);
+        Ok(value)
+    }
+
+    fn encode(&self, served: &Served, object: &Value) -> ApiResult<Bytes> {
+        let mut stored = object.clone();
+        if let Some(metadata) = stored.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.remove("resourceVersion");
+        }
+        served.to_storage(&mut stored);
+        serde_json::to_vec(&stored).map(Bytes::from).map_err(ApiError::internal)
+    }
+}
+
+/// A string inside an object; empty when it is not there.
+pub fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
+    object.pointer(pointer).and_then(Value::as_str).unwrap_or("")
+}
+
+/// `metadata.finalizers` has entries.
+pub fn has_finalizers(object: &Value) -> bool {
+    object.pointer("/metadata/finalizers").and_then(Value::as_array).is_some_and(|f| !f.is_empty())
+}

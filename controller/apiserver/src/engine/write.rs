@@ -1,0 +1,511 @@
+//! Create, update and everything that is an update: status, scale, patches, server-side apply.
+
+use super::{Call, Engine, has_finalizers, now_text, text};
+use crate::object::stamp;
+use crate::status::{ApiError, ApiResult};
+use causeway_registry::{FieldErrorType, FieldErrors, Path, validate_metadata};
+use causeway_schema::apply::FieldManager;
+use causeway_store::{KeyValue, StoreError};
+use rand::Rng;
+use serde_json::{Map, Value};
+
+/// How often a patch is tried again after somebody else's write.
+const PATCH_TRIES: usize = 5;
+/// How often a generated name is tried again.
+const NAME_TRIES: usize = 8;
+/// Letters of generated names: no vowels, nothing that reads as another sign.
+const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+
+/// Which part of an object a write is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The object itself.
+    Main,
+    /// `/status`.
+    Status,
+    /// `/finalize` of a namespace.
+    Finalize,
+    /// `/ephemeralcontainers` of a pod.
+    EphemeralContainers,
+    /// `/binding` of a pod: the one way to a node's name.
+    Binding,
+}
+
+impl Part {
+    fn subresource(self) -> &'static str {
+        match self {
+            Self::Main => "",
+            Self::Status => "status",
+            Self::Finalize => "finalize",
+            Self::EphemeralContainers => "ephemeralcontainers",
+            Self::Binding => "binding",
+        }
+    }
+}
+
+/// A random suffix for generated names.
+pub fn name_suffix() -> String {
+    let mut rng = rand::rng();
+    (0..5).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())])).collect()
+}
+
+fn metadata(object: &mut Value) -> ApiResult<&mut Map<String, Value>> {
+    let map = object.as_object_mut().ok_or_else(|| ApiError::bad_request("the object must be a JSON object"))?;
+    let entry = map.entry("metadata").or_insert_with(|| Value::Object(Map::new()));
+    if entry.is_null() {
+        *entry = Value::Object(Map::new());
+    }
+    entry.as_object_mut().ok_or_else(|| ApiError::bad_request("metadata must be a JSON object"))
+}
+
+impl Engine {
+    /// Creates an object. Returns it as stored.
+    pub async fn create(&self, call: &mut Call, mut object: Value) -> ApiResult<Value> {
+        let generate = self.begin_create(call, &mut object)?;
+        let mut tries = 0;
+        loop {
+            let mut attempt = object.clone();
+            if let Some(prefix) = &generate {
+                let room = prefix.chars().take(58).collect::<String>();
+                metadata(&mut attempt)?.insert("name".to_owned(), format!("{room}{}", name_suffix()).into());
+            }
+            tries += 1;
+            match self.create_named(call, attempt).await {
+                Err(e) if generate.is_some() && e.failure().reason == "AlreadyExists" && tries < NAME_TRIES => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Checks the frame of a new object and sets what the server sets. Returns the prefix of a name to generate.
+    fn begin_create(&self, call: &Call, object: &mut Value) -> ApiResult<Option<String>> {
+        let served = call.served.clone();
+        self.check_kind(call, object)?;
+        let given_namespace = text(object, "/metadata/namespace").to_owned();
+        if served.namespaced() {
+            if !given_namespace.is_empty() && given_namespace != call.namespace {
+                return Err(ApiError::bad_request(
+                    "the namespace of the provided object does not match the namespace sent on the request",
+                ));
+            }
+            metadata(object)?.insert("namespace".to_owned(), call.namespace.as_str().into());
+        } else {
+            metadata(object)?.remove("namespace");
+        }
+        if !text(object, "/metadata/resourceVersion").is_empty() {
+            return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
+        }
+        let meta = metadata(object)?;
+        for field in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "uid"] {
+            meta.remove(field);
+        }
+        meta.insert("uid".to_owned(), uuid::Uuid::new_v4().to_string().into());
+        meta.insert("creationTimestamp".to_owned(), now_text().into());
+        let generate = text(object, "/metadata/generateName").to_owned();
+        let named = !text(object, "/metadata/name").is_empty();
+        Ok((!named && !generate.is_empty()).then_some(generate))
+    }
+
+    /// `apiVersion` and `kind` must be those of the path; they are filled in where they are missing.
+    fn check_kind(&self, call: &Call, object: &mut Value) -> ApiResult<()> {
+        let served = &call.served;
+        let (version, kind) = (text(object, "/apiVersion"), text(object, "/kind"));
+        if !version.is_empty() && version != served.api_version {
+            return Err(ApiError::bad_request(format!(
+                "the API version in the data ({version}) does not match the expected API version ({})",
+                served.api_version
+            )));
+        }
+        if !kind.is_empty() && kind != served.resource.kind {
+            return Err(ApiError::bad_request(format!(
+                "{kind} in version {:?} cannot be handled as a {}: converting ({kind}) to ({}): unknown conversion",
+                served.resource.version, served.resource.kind, served.resource.kind
+            )));
+        }
+        let map = object.as_object_mut().ok_or_else(|| ApiError::bad_request("the object must be a JSON object"))?;
+        let mut ordered = Map::new();
+        ordered.insert("apiVersion".to_owned(), served.api_version.as_str().into());
+        ordered.insert("kind".to_owned(), served.resource.kind.as_str().into());
+        let meta = map.remove("metadata").filter(|m| !m.is_null()).unwrap_or_else(|| Value::Object(Map::new()));
+        ordered.insert("metadata".to_owned(), meta);
+        map.remove("apiVersion");
+        map.remove("kind");
+        ordered.append(map);
+        *map = ordered;
+        Ok(())
+    }
+
+    async fn create_named(&self, call: &mut Call, mut object: Value) -> ApiResult<Value> {
+        let served = call.served.clone();
+        let name = text(&object, "/metadata/name").to_owned();
+        served.resource.strategy.default(&mut object);
+        self.admission.create(self, call, &mut object).await?;
+        served.resource.strategy.default(&mut object);
+        served.resource.strategy.prepare_create(&mut object);
+        let mut errors = validate_metadata(&object, None, served.namespaced());
+        if !name.is_empty()
+            && let Err(why) = served.resource.strategy.validate_name(&name)
+        {
+            errors.0.retain(|e| e.field != "metadata.name");
+            errors.invalid(&Path::new("metadata").child("name"), name.as_str(), why);
+        }
+        errors.extend(served.resource.strategy.validate_create(&object));
+        if !errors.is_empty() {
+            return Err(ApiError::invalid(&served.resource, &name, &errors));
+        }
+        call.warnings.extend(served.resource.strategy.warnings(&object));
+        if !call.tracked {
+            self.track(call, None, &mut object, Part::Main);
+        }
+        let key = call.key(&name);
+        // Before anything is allocated for it: the usual reason for a create to fail.
+        if self.store.get(&key, None).await?.0.is_some() {
+            return Err(ApiError::already_exists(&served.resource, &name));
+        }
+        let claim = self.allocator.claim(self, call, &mut object, None).await?;
+        if call.options.dry_run {
+            claim.roll_back(self).await;
+            return Ok(object);
+        }
+        let written = match self.encode(&served, &object) {
+            Ok(bytes) => self.store.create(&key, bytes).await.map_err(|e| match e {
+                StoreError::AlreadyExists { .. } => ApiError::already_exists(&served.resource, &name),
+                other => other.into(),
+            }),
+            Err(error) => Err(error),
+        };
+        match written {
+            Ok(kv) => {
+                claim.commit(self).await;
+                stamp(&mut object, kv.mod_revision);
+                Ok(object)
+            }
+            Err(error) => {
+                claim.roll_back(self).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Replaces an object, or a part of it. `true` when it was created by the update.
+    pub async fn update(&self, call: &mut Call, name: &str, part: Part, mut object: Value) -> ApiResult<(Value, bool)> {
+        self.check_kind(call, &mut object)?;
+        let in_body = text(&object, "/metadata/name");
+        if in_body.is_empty() {
+            metadata(&mut object)?.insert("name".to_owned(), name.into());
+        } else if in_body != name {
+            return Err(ApiError::bad_request(format!(
+                "the name of the object ({in_body}) does not match the name on the URL ({name})"
+            )));
+        }
+        let namespace = text(&object, "/metadata/namespace");
+        if call.served.namespaced() && !namespace.is_empty() && namespace != call.namespace {
+            return Err(ApiError::bad_request(
+                "the namespace of the object does not match the namespace on the request",
+            ));
+        }
+        let unconditional = text(&object, "/metadata/resourceVersion").is_empty();
+        if unconditional && call.served.custom.is_some() && part == Part::Main {
+            let mut errors = FieldErrors::default();
+            let path = Path::new("metadata").child("resourceVersion");
+            errors.push(FieldErrorType::Invalid, &path, Some(0.into()), "must be specified for an update");
+            return Err(ApiError::invalid(&call.served.resource, name, &errors));
+        }
+        let changed = self.modify(call, name, part, unconditional, |_| Ok(object.clone())).await;
+        match changed {
+            Err(e) if e.code() == 404 && part == Part::Main && creates_on_update(call) && unconditional => {
+                Ok((self.create(call, object).await?, true))
+            }
+            other => other.map(|object| (object, false)),
+        }
+    }
+
+    /// Changes an object by a function of its current state; tried again after somebody else's write.
+    pub async fn patch(
+        &self,
+        call: &mut Call,
+        name: &str,
+        part: Part,
+        change: impl FnMut(&Value) -> ApiResult<Value> + Send,
+    ) -> ApiResult<Value> {
+        self.modify(call, name, part, true, change).await
+    }
+
+    async fn modify(
+        &self,
+        call: &mut Call,
+        name: &str,
+        part: Part,
+        retry: bool,
+        mut change: impl FnMut(&Value) -> ApiResult<Value> + Send,
+    ) -> ApiResult<Value> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let (old, kv) = self.current(call, name).await?;
+            let new = change(&old)?;
+            match self.replace(call, name, part, &old, &kv, new).await {
+                Err(Replace::Raced) if retry && tries < PATCH_TRIES => {}
+                Err(Replace::Raced) => return Err(ApiError::conflict(&call.served.resource, name)),
+                Err(Replace::Failed(error)) => return Err(error),
+                Ok(object) => return Ok(object),
+            }
+        }
+    }
+
+    /// One attempt to put `new` in the place of `old`.
+    async fn replace(
+        &self,
+        call: &mut Call,
+        name: &str,
+        part: Part,
+        old: &Value,
+        kv: &KeyValue,
+        mut new: Value,
+    ) -> Result<Value, Replace> {
+        let served = call.served.clone();
+        self.check_kind(call, &mut new)?;
+        let wanted = text(&new, "/metadata/resourceVersion");
+        if !wanted.is_empty() && wanted != kv.mod_revision.to_string() {
+            return Err(ApiError::conflict(&served.resource, name).into());
+        }
+        keep_system_fields(&served.resource, old, &mut new)?;
+        self.prepare(call, name, part, old, &mut new).await?;
+        if !call.tracked {
+            self.track(call, Some(old), &mut new, part);
+        }
+        if is_same(old, &new) {
+            return Ok(old.clone());
+        }
+        let claim = match part {
+            Part::Main => self.allocator.claim(self, call, &mut new, Some(old)).await?,
+            _ => crate::services::Claim::default(),
+        };
+        if call.options.dry_run {
+            claim.roll_back(self).await;
+            return Ok(new);
+        }
+        // The last finalizer went away from an object that was only waiting for that.
+        let outcome = if deletes_now(&new) {
+            self.store.delete(&kv.key, Some(kv.mod_revision)).await.map(|(_, revision)| revision)
+        } else {
+            let bytes = self.encode(&served, &new)?;
+            self.store.update(&kv.key, bytes, kv.mod_revision).await.map(|kv| kv.mod_revision)
+        };
+        match outcome {
+            Ok(revision) => {
+                claim.commit(self).await;
+                if deletes_now(&new) {
+                    self.allocator.released(self, &served, &new).await;
+                }
+                stamp(&mut new, revision);
+                Ok(new)
+            }
+            Err(error) => {
+                claim.roll_back(self).await;
+                Err(match error {
+                    StoreError::Conflict { .. } => Replace::Raced,
+                    StoreError::NotFound { .. } => ApiError::not_found(&served.resource, name).into(),
+                    other => ApiError::from(other).into(),
+                })
+            }
+        }
+    }
+
+    /// Defaults, the kind's rules for this part, admission and validation.
+    async fn prepare(&self, call: &mut Call, name: &str, part: Part, old: &Value, new: &mut Value) -> ApiResult<()> {
+        let served = call.served.clone();
+        let strategy = &served.resource.strategy;
+        strategy.default(new);
+        let mut errors = match part {
+            Part::Main => {
+                strategy.prepare_update(new, old);
+                self.admission.update(self, call, new, old).await?;
+                let mut errors = validate_metadata(new, Some(old), served.namespaced());
+                errors.extend(strategy.validate_update(new, old));
+                errors
+            }
+            Part::Status => {
+                strategy.prepare_status(new, old);
+                strategy.validate_status(new, old)
+            }
+            Part::Finalize => {
+                let finalizers = new.pointer("/spec/finalizers").cloned();
+                let meta = new.get("metadata").cloned();
+                *new = old.clone();
+                new["spec"]["finalizers"] = finalizers.unwrap_or_else(|| Value::Array(Vec::new()));
+                if let Some(meta) = meta {
+                    new["metadata"] = meta;
+                }
+                FieldErrors::default()
+            }
+            Part::EphemeralContainers => {
+                let containers = new.pointer("/spec/ephemeralContainers").cloned();
+                *new = old.clone();
+                if let Some(containers) = containers {
+                    new["spec"]["ephemeralContainers"] = containers;
+                }
+                FieldErrors::default()
+            }
+            Part::Binding => FieldErrors::default(),
+        };
+        if part != Part::Main {
+            errors.extend(validate_metadata(new, Some(old), served.namespaced()));
+        }
+        if !errors.is_empty() {
+            return Err(ApiError::invalid(&served.resource, name, &errors));
+        }
+        if part == Part::Main {
+            call.warnings.extend(strategy.warnings(new));
+        }
+        Ok(())
+    }
+
+    /// Server-side apply: merges, or creates.
+    pub async fn apply(&self, call: &mut Call, name: &str, part: Part, applied: &Value) -> ApiResult<(Value, bool)> {
+        let mut applied = applied.clone();
+        self.check_kind(call, &mut applied)?;
+        let in_body = text(&applied, "/metadata/name");
+        if !in_body.is_empty() && in_body != name {
+            return Err(ApiError::bad_request(format!(
+                "the name of the object ({in_body}) does not match the name on the URL ({name})"
+            )));
+        }
+        if applied.pointer("/metadata/managedFields").is_some_and(|m| !m.is_null()) {
+            return Err(ApiError::bad_request("metadata.managedFields must be nil"));
+        }
+        metadata(&mut applied)?.insert("name".to_owned(), name.into());
+        if call.served.namespaced() {
+            let namespace = call.namespace.clone();
+            metadata(&mut applied)?.insert("namespace".to_owned(), namespace.into());
+        }
+        call.tracked = true;
+        let (served, manager, force) = (call.served.clone(), call.options.field_manager.clone(), call.options.force);
+        let now = now_text();
+        let merge = move |live: Option<&Value>| {
+            let manager = FieldManager {
+                name: &manager,
+                api_version: &served.api_version,
+                subresource: part.subresource(),
+                now: &now,
+                force,
+            };
+            causeway_schema::apply::apply(live, &applied, &served.schema, &manager).map_err(crate::codec::apply_error)
+        };
+        let changed = self.patch(call, name, part, |old| merge(Some(old))).await;
+        match changed {
+            Err(e) if e.code() == 404 && part == Part::Main => {
+                let object = merge(None)?;
+                match self.create(call, object).await {
+                    Err(e) if e.failure().reason == "AlreadyExists" => {
+                        self.patch(call, name, part, |old| merge(Some(old))).await.map(|object| (object, false))
+                    }
+                    other => other.map(|object| (object, true)),
+                }
+            }
+            other => other.map(|object| (object, false)),
+        }
+    }
+
+    /// Keeps `managedFields` for a manager that does not apply.
+    fn track(&self, call: &Call, old: Option<&Value>, new: &mut Value, part: Part) {
+        let now = now_text();
+        let manager = FieldManager {
+            name: &call.options.field_manager,
+            api_version: &call.served.api_version,
+            subresource: part.subresource(),
+            now: &now,
+            force: false,
+        };
+        causeway_schema::apply::track(old, new, &call.served.schema, &manager);
+    }
+}
+
+/// Why an attempt did not replace the object.
+enum Replace {
+    Raced,
+    Failed(ApiError),
+}
+
+impl From<ApiError> for Replace {
+    fn from(error: ApiError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// Kinds that a PUT creates when they are not there.
+fn creates_on_update(call: &Call) -> bool {
+    let r = &call.served.resource;
+    matches!(
+        (r.group.as_str(), r.plural.as_str()),
+        ("", "endpoints" | "events")
+            | ("coordination.k8s.io", "leases")
+            | ("events.k8s.io", "events")
+            | ("rbac.authorization.k8s.io", _)
+    )
+}
+
+/// Identity and life-cycle fields belong to the server.
+fn keep_system_fields(resource: &causeway_registry::Resource, old: &Value, new: &mut Value) -> ApiResult<()> {
+    let name = text(old, "/metadata/name").to_owned();
+    let (given, actual) = (text(new, "/metadata/uid").to_owned(), text(old, "/metadata/uid").to_owned());
+    if !given.is_empty() && given != actual {
+        let why = format!("Precondition failed: UID in precondition: {given}, UID in object meta: {actual}");
+        return Err(ApiError::conflict_because(resource, &name, &why));
+    }
+    let old_meta = old.get("metadata").and_then(Value::as_object);
+    let meta = metadata(new)?;
+    for field in [
+        "name",
+        "namespace",
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+    ] {
+        match old_meta.and_then(|m| m.get(field)) {
+            Some(value) => meta.insert(field.to_owned(), value.clone()),
+            None => meta.remove(field),
+        };
+    }
+    meta.remove("selfLink");
+    if let Some(version) = old_meta.and_then(|m| m.get("resourceVersion")) {
+        meta.insert("resourceVersion".to_owned(), version.clone());
+    }
+    if !meta.contains_key("managedFields")
+        && let Some(fields) = old_meta.and_then(|m| m.get("managedFields"))
+    {
+        meta.insert("managedFields".to_owned(), fields.clone());
+    }
+    Ok(())
+}
+
+/// Nothing changed but the times of managed fields.
+fn is_same(old: &Value, new: &Value) -> bool {
+    let strip = |object: &Value| {
+        let mut object = object.clone();
+        for entry in object.pointer_mut("/metadata/managedFields").and_then(Value::as_array_mut).into_iter().flatten() {
+            if let Some(entry) = entry.as_object_mut() {
+                entry.remove("time");
+            }
+        }
+        object
+    };
+    // The cheap part first: most updates change something outside the metadata.
+    let (Some(a), Some(b)) = (old.as_object(), new.as_object()) else { return old == new };
+    let rest_differs = a.len() != b.len() || a.iter().any(|(k, v)| k != "metadata" && b.get(k) != Some(v));
+    !rest_differs && strip(old) == strip(new)
+}
+
+/// Whether an object that is being deleted has nothing to wait for any more.
+fn deletes_now(object: &Value) -> bool {
+    let deleting = object.pointer("/metadata/deletionTimestamp").is_some_and(|t| !t.is_null());
+    if !deleting || has_finalizers(object) {
+        return false;
+    }
+    if object["kind"] == "Namespace" && object["apiVersion"] == "v1" {
+        return object.pointer("/spec/finalizers").and_then(Value::as_array).is_none_or(Vec::is_empty);
+    }
+    object.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(0) == 0
+}

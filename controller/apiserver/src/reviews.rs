@@ -1,0 +1,165 @@
+//! Resources that are asked, not stored: who am I, may I, is this token good. And the old `bindings`.
+
+use crate::authz::{Attributes, Decision};
+use crate::codec;
+use crate::engine::{Call, text};
+use crate::http::{Incoming, Reply, Server};
+use crate::request::{Target, WriteOptions};
+use crate::status::{ApiError, ApiResult};
+use crate::subresources;
+use causeway_api::identity::{GROUP_AUTHENTICATED, UserInfo};
+use http::StatusCode;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+impl Server {
+    /// Serves a path whose resource has no objects; 404 for what does not exist at all.
+    pub(crate) async fn virtual_resource(
+        self: &Arc<Self>,
+        target: Target,
+        verb: &str,
+        incoming: Incoming,
+    ) -> ApiResult<Reply> {
+        let known = matches!(
+            (target.group.as_str(), target.version.as_str(), target.resource.as_str()),
+            ("", "v1", "bindings")
+                | ("authentication.k8s.io", "v1", "tokenreviews" | "selfsubjectreviews")
+                | (
+                    "authorization.k8s.io",
+                    "v1",
+                    "subjectaccessreviews"
+                        | "selfsubjectaccessreviews"
+                        | "localsubjectaccessreviews"
+                        | "selfsubjectrulesreviews"
+                )
+        );
+        if !known || target.name.is_some() {
+            return Err(ApiError::no_such_path());
+        }
+        if verb != "create" {
+            return Err(ApiError::method_not_allowed());
+        }
+        let body = incoming.body().await?;
+        let (mut review, _) = codec::decode(&incoming.content_type, &body)?;
+        if !review.is_object() {
+            return Err(ApiError::bad_request("the body must be an object"));
+        }
+        match target.resource.as_str() {
+            "bindings" => return self.old_binding(target, &incoming, &review).await,
+            "selfsubjectreviews" => review["status"] = json!({ "userInfo": user_json(&incoming.user) }),
+            "tokenreviews" => self.review_token(&mut review).await?,
+            "selfsubjectrulesreviews" => self.review_rules(&mut review, &incoming.user),
+            "selfsubjectaccessreviews" => self.review_access(&mut review, &incoming.user),
+            "localsubjectaccessreviews" => {
+                let namespace = target.namespace.unwrap_or_default();
+                if text(&review, "/spec/resourceAttributes/namespace") != namespace {
+                    return Err(ApiError::bad_request(format!(
+                        "spec.resourceAttributes.namespace must match namespace: {namespace}"
+                    )));
+                }
+                let user = subject(&review);
+                self.review_access(&mut review, &user);
+            }
+            _ => {
+                let user = subject(&review);
+                self.review_access(&mut review, &user);
+            }
+        }
+        if !review["metadata"].is_object() {
+            review["metadata"] = json!({});
+        }
+        Ok(Reply::json(StatusCode::CREATED, &review))
+    }
+
+    async fn old_binding(self: &Arc<Self>, target: Target, incoming: &Incoming, binding: &Value) -> ApiResult<Reply> {
+        let mut call = Call {
+            served: self.engine.served("", "v1", "pods")?,
+            namespace: target.namespace.ok_or_else(ApiError::no_such_path)?,
+            user: incoming.user.clone(),
+            options: WriteOptions::parse(&incoming.query, &incoming.user_agent)?,
+            warnings: Vec::new(),
+            tracked: false,
+        };
+        let name = text(binding, "/metadata/name").to_owned();
+        subresources::bind(self, &mut call, &name, binding).await
+    }
+
+    async fn review_token(&self, review: &mut Value) -> ApiResult<()> {
+        let token = text(review, "/spec/token").to_owned();
+        if token.is_empty() {
+            return Err(ApiError::bad_request("token is required for TokenReview in authentication"));
+        }
+        let audiences: Vec<String> = review
+            .pointer("/spec/audiences")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(|a| a.as_str().map(str::to_owned))
+            .collect();
+        review["status"] = match self.tokens.authenticate(&self.engine, &token, &audiences).await {
+            Ok(mut good) => {
+                good.user.groups.push(GROUP_AUTHENTICATED.to_owned());
+                json!({ "authenticated": true, "user": user_json(&good.user), "audiences": good.audiences })
+            }
+            Err(error) if error.code() == 401 => {
+                json!({ "authenticated": false, "error": "invalid bearer token" })
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(())
+    }
+
+    fn review_access(&self, review: &mut Value, user: &UserInfo) {
+        let own = |pointer: &str| text(review, pointer).to_owned();
+        let of_resource = |field: &str| own(&format!("/spec/resourceAttributes/{field}"));
+        let attributes = if review.pointer("/spec/resourceAttributes").is_some_and(Value::is_object) {
+            Attributes {
+                verb: of_resource("verb"),
+                group: of_resource("group"),
+                resource: of_resource("resource"),
+                subresource: of_resource("subresource"),
+                namespace: of_resource("namespace"),
+                name: of_resource("name"),
+                path: String::new(),
+            }
+        } else {
+            Attributes {
+                verb: own("/spec/nonResourceAttributes/verb"),
+                path: own("/spec/nonResourceAttributes/path"),
+                ..Attributes::default()
+            }
+        };
+        review["status"] = match self.authorizer.authorize(user, &attributes) {
+            Decision::Allow(reason) => json!({ "allowed": true, "reason": reason }),
+            Decision::NoOpinion => json!({ "allowed": false }),
+        };
+    }
+
+    /// Rules cannot be listed out of a decision function; the answer says that it is incomplete.
+    fn review_rules(&self, review: &mut Value, user: &UserInfo) {
+        let anything =
+            Attributes { verb: "*".into(), group: "*".into(), resource: "*".into(), ..Attributes::default() };
+        let all = self.authorizer.authorize(user, &anything) != Decision::NoOpinion;
+        let rules = if all { json!([{ "verbs": ["*"], "apiGroups": ["*"], "resources": ["*"] }]) } else { json!([]) };
+        let paths = if all { json!([{ "verbs": ["*"], "nonResourceURLs": ["*"] }]) } else { json!([]) };
+        review["status"] = json!({ "resourceRules": rules, "nonResourceRules": paths, "incomplete": !all });
+    }
+}
+
+fn user_json(user: &UserInfo) -> Value {
+    serde_json::to_value(user).unwrap_or_default()
+}
+
+/// The user a SubjectAccessReview asks about.
+fn subject(review: &Value) -> UserInfo {
+    let list = |pointer: &str| -> Vec<String> {
+        let all = review.pointer(pointer).and_then(Value::as_array);
+        all.into_iter().flatten().filter_map(|g| g.as_str().map(str::to_owned)).collect()
+    };
+    UserInfo {
+        username: text(review, "/spec/user").to_owned(),
+        uid: text(review, "/spec/uid").to_owned(),
+        groups: list("/spec/groups"),
+        ..UserInfo::default()
+    }
+}

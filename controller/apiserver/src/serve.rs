@@ -1,0 +1,209 @@
+//! The transports: TLS sockets, and clients in the same process.
+
+use crate::http::{Identity, Server};
+use crate::pki::{CertKey, Pki, user_of_certificate};
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use axum::body::Body;
+use causeway_api::identity::UserInfo;
+use futures::future::BoxFuture;
+use http::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long requests in flight may take after shutdown began.
+const DRAIN: Duration = Duration::from_secs(5);
+const RENEWAL_CHECK: Duration = Duration::from_secs(12 * 3600);
+
+/// A tower service around the server, for `kube::Client`.
+#[derive(Clone)]
+pub struct InMemory {
+    server: Arc<Server>,
+    user: UserInfo,
+    runtime: tokio::runtime::Handle,
+}
+
+impl InMemory {
+    /// Speaks as `user`; the work is done on `runtime`.
+    pub fn new(server: Arc<Server>, user: UserInfo, runtime: tokio::runtime::Handle) -> Self {
+        Self { server, user, runtime }
+    }
+}
+
+impl tower::Service<Request<kube::client::Body>> for InMemory {
+    type Response = Response<Body>;
+    type Error = std::io::Error;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut TaskContext<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<kube::client::Body>) -> Self::Future {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(Identity(self.user.clone()));
+        let task = self.runtime.spawn(self.server.clone().handle(request));
+        Box::pin(async move { task.await.map_err(std::io::Error::other) })
+    }
+}
+
+fn roots(ca_pem: &str) -> anyhow::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    for cert in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
+        roots.add(cert.context("reading the authority's certificate")?)?;
+    }
+    Ok(roots)
+}
+
+/// TLS towards kubelets, with a client certificate.
+pub fn client_tls(ca_pem: &str, identity: &CertKey) -> anyhow::Result<Arc<ClientConfig>> {
+    let chain = CertificateDer::pem_slice_iter(identity.cert_pem.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())?;
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots(ca_pem)?)
+        .with_client_auth_cert(chain, key)?;
+    Ok(Arc::new(config))
+}
+
+/// The server's certificate, exchanged while connections go on.
+#[derive(Debug)]
+struct Certificate(ArcSwap<CertifiedKey>);
+
+impl ResolvesServerCert for Certificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+fn certified(pki: &Pki, sans: &[String]) -> anyhow::Result<CertifiedKey> {
+    let issued = pki.issue_server("apiserver", sans)?;
+    let chain = CertificateDer::pem_slice_iter(issued.cert_pem.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes())?;
+    Ok(CertifiedKey::from_der(chain, key, &ring::default_provider())?)
+}
+
+/// Serves HTTPS until shutdown.
+pub async fn serve(
+    server: Arc<Server>,
+    pki: Arc<Pki>,
+    sans: Vec<String>,
+    listeners: Vec<std::net::TcpListener>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let provider = Arc::new(ring::default_provider());
+    let certificate = Arc::new(Certificate(ArcSwap::from_pointee(certified(&pki, &sans)?)));
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(pki.ca_pem())?), provider.clone())
+        .allow_unauthenticated()
+        .build()?;
+    let mut tls = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(certificate.clone());
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let graceful = Arc::new(GracefulShutdown::new());
+    let mut tasks = tokio::task::JoinSet::new();
+    for listener in listeners {
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let front = Front { server: server.clone(), acceptor: acceptor.clone(), graceful: graceful.clone() };
+        tasks.spawn(front.accept(listener, shutdown.clone()));
+    }
+    tasks.spawn(async move {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(RENEWAL_CHECK) => {}
+                () = shutdown.cancelled() => return,
+            }
+            match certified(&pki, &sans) {
+                Ok(new) => certificate.0.store(Arc::new(new)),
+                Err(error) => tracing::error!(%error, "the server's certificate was not renewed"),
+            }
+        }
+    });
+    while tasks.join_next().await.is_some() {}
+    // Watches would go on for ever: they are told to end, the rest may finish.
+    server.shutdown.cancel();
+    if let Some(graceful) = Arc::into_inner(graceful) {
+        let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+    }
+    Ok(())
+}
+
+/// One listener's accept loop.
+struct Front {
+    server: Arc<Server>,
+    acceptor: TlsAcceptor,
+    graceful: Arc<GracefulShutdown>,
+}
+
+impl Front {
+    async fn accept(self, listener: tokio::net::TcpListener, shutdown: CancellationToken) {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = shutdown.cancelled() => return,
+            };
+            match accepted {
+                Ok((stream, _)) => self.connection(stream),
+                Err(error) => {
+                    // Out of file descriptors, most likely: give others time to close theirs.
+                    tracing::warn!(%error, "connection not accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    fn connection(&self, stream: tokio::net::TcpStream) {
+        let (server, acceptor) = (self.server.clone(), self.acceptor.clone());
+        let watcher = self.graceful.watcher();
+        tokio::spawn(async move {
+            let _ = stream.set_nodelay(true);
+            let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
+                Err(_) => return tracing::debug!("TLS handshake timed out"),
+            };
+            let user =
+                stream.get_ref().1.peer_certificates().and_then(|c| c.first()).and_then(|c| user_of_certificate(c));
+            let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+                let (server, user) = (server.clone(), user.clone());
+                async move {
+                    let mut request = request.map(Body::new);
+                    if let Some(user) = user {
+                        request.extensions_mut().insert(Identity(user));
+                    }
+                    Ok::<_, Infallible>(server.handle(request).await)
+                }
+            });
+            let mut builder = auto::Builder::new(TokioExecutor::new());
+            builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
+            builder
+                .http2()
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(250)
+                .keep_alive_interval(Some(Duration::from_secs(30)))
+                .keep_alive_timeout(Duration::from_secs(20));
+            let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+            if let Err(error) = watcher.watch(connection).await {
+                tracing::debug!(%error, "connection ended");
+            }
+        });
+    }
+}

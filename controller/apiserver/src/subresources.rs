@@ -1,0 +1,285 @@
+//! Subresources that are more than a part of their object: scale, binding, eviction, tokens, logs and streams.
+
+mod eviction;
+mod scale;
+
+use crate::codec;
+use crate::engine::{Call, Part, text};
+use crate::http::{Incoming, Reply, Server};
+use crate::status::{ApiError, ApiResult};
+use crate::tokens::{Grant, MAX_SECONDS, MIN_SECONDS};
+use causeway_registry::{FieldErrors, Path};
+use http::StatusCode;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Serves one of them.
+pub async fn serve(
+    server: &Arc<Server>,
+    mut call: Call,
+    name: &str,
+    subresource: &str,
+    verb: &str,
+    incoming: Incoming,
+) -> ApiResult<Reply> {
+    let pods = call.served.is("", "pods");
+    match (subresource, verb) {
+        ("scale", _) if call.served.resource.scale.is_some() => scale::serve(server, call, name, verb, incoming).await,
+        ("binding", "create") if pods => {
+            let body = incoming.body().await?;
+            let (binding, _) = codec::decode(&incoming.content_type, &body)?;
+            bind(server, &mut call, name, &binding).await
+        }
+        ("eviction", "create") if pods => eviction::serve(server, call, name, incoming).await,
+        ("token", "create") if call.served.is("", "serviceaccounts") => token(server, call, name, incoming).await,
+        ("log", "get") if pods => log(server, &call, name, &incoming).await,
+        ("exec" | "attach" | "portforward", "get" | "create") if pods => {
+            stream(server, &call, name, subresource, &incoming).await
+        }
+        ("log" | "exec" | "attach" | "portforward" | "binding" | "eviction" | "token", _) if pods => {
+            Err(ApiError::method_not_allowed())
+        }
+        _ => Err(ApiError::no_such_path()),
+    }
+}
+
+/// Assigns a pod to a node.
+pub async fn bind(server: &Arc<Server>, call: &mut Call, name: &str, binding: &Value) -> ApiResult<Reply> {
+    let node = text(binding, "/target/name").to_owned();
+    let kind = text(binding, "/target/kind");
+    if node.is_empty() || !(kind.is_empty() || kind == "Node") {
+        let mut errors = FieldErrors::default();
+        errors.required(&Path::new("target").child("name"), "");
+        return Err(ApiError::invalid_kind("", "Binding", name, &errors));
+    }
+    let uid = text(binding, "/metadata/uid").to_owned();
+    let annotations = binding.pointer("/metadata/annotations").cloned();
+    let resource = call.served.resource.clone();
+    let conflict = |why: String| ApiError::conflict_because(&resource, name, &why);
+    // The whole object changes, but only here: /binding is the one way to a node's name.
+    let bound = server.engine.patch(call, name, Part::Binding, |old| {
+        let current = text(old, "/spec/nodeName");
+        if !uid.is_empty() && uid != text(old, "/metadata/uid") {
+            let actual = text(old, "/metadata/uid");
+            return Err(conflict(format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {actual}"
+            )));
+        }
+        if old.pointer("/metadata/deletionTimestamp").is_some_and(|t| !t.is_null()) {
+            return Err(conflict(format!("pod {name} is being deleted, cannot be assigned to a host")));
+        }
+        if !current.is_empty() {
+            return Err(conflict(format!("pod {name} is already assigned to node {current:?}")));
+        }
+        if old.pointer("/spec/schedulingGates").and_then(Value::as_array).is_some_and(|g| !g.is_empty()) {
+            return Err(conflict(format!("pod {name} has non-empty .spec.schedulingGates")));
+        }
+        let mut new = old.clone();
+        new["spec"]["nodeName"] = node.as_str().into();
+        if let Some(annotations) = annotations.as_ref().and_then(Value::as_object) {
+            for (key, value) in annotations {
+                new["metadata"]["annotations"][key] = value.clone();
+            }
+        }
+        set_scheduled(&mut new);
+        Ok(new)
+    });
+    bound.await?;
+    Ok(Reply::json(
+        StatusCode::CREATED,
+        &json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 }),
+    ))
+}
+
+/// The condition PodScheduled becomes true.
+fn set_scheduled(pod: &mut Value) {
+    let condition = json!({
+        "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": crate::engine::now_text(),
+        "observedGeneration": pod.pointer("/metadata/generation").cloned().unwrap_or(Value::Null),
+    });
+    if pod["status"].get("conditions").and_then(Value::as_array).is_none() {
+        pod["status"]["conditions"] = json!([]);
+    }
+    if let Some(all) = pod["status"]["conditions"].as_array_mut() {
+        all.retain(|c| c["type"] != "PodScheduled");
+        all.push(condition);
+    }
+}
+
+/// Issues a token.
+async fn token(server: &Arc<Server>, call: Call, name: &str, incoming: Incoming) -> ApiResult<Reply> {
+    let body = incoming.body().await?;
+    let (mut request, _) = codec::decode(&incoming.content_type, &body)?;
+    let account = server.engine.get(&call.served, &call.namespace, name, None).await?.value();
+    let mut errors = FieldErrors::default();
+    let seconds = request.pointer("/spec/expirationSeconds").and_then(Value::as_i64).unwrap_or(3600);
+    let path = Path::new("spec").child("expirationSeconds");
+    if seconds < MIN_SECONDS {
+        errors.invalid(&path, seconds, "may not specify a duration less than 10 minutes");
+    }
+    if seconds > 1 << 32 {
+        errors.invalid(&path, seconds, "may not specify a duration larger than 2^32 seconds");
+    }
+    if !errors.is_empty() {
+        return Err(ApiError::invalid_kind("authentication.k8s.io", "TokenRequest", name, &errors));
+    }
+    let reference = request.pointer("/spec/boundObjectRef").filter(|r| r.is_object()).cloned();
+    let bound = match &reference {
+        None => None,
+        Some(reference) => Some(bound_object(server, &call, reference, name).await?),
+    };
+    let audiences: Vec<String> = request
+        .pointer("/spec/audiences")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(|a| a.as_str().map(str::to_owned))
+        .collect();
+    let grant = Grant {
+        account: &account,
+        bound: bound.as_ref().map(|(kind, name, uid)| (kind.as_str(), name.as_str(), uid.as_str())),
+        audiences: audiences.clone(),
+        seconds: seconds.min(MAX_SECONDS),
+    };
+    let (token, end) = server.tokens.issue(&grant)?;
+    let end = jiff::Timestamp::from_second(end).map_err(ApiError::internal)?;
+    request["apiVersion"] = "authentication.k8s.io/v1".into();
+    request["kind"] = "TokenRequest".into();
+    request["metadata"] =
+        json!({ "name": name, "namespace": call.namespace, "creationTimestamp": crate::engine::now_text() });
+    request["spec"]["expirationSeconds"] = seconds.into();
+    request["spec"]["audiences"] =
+        if audiences.is_empty() { json!([server.tokens.issuer()]) } else { json!(audiences) };
+    request["status"] = json!({ "token": token, "expirationTimestamp": crate::engine::time_text(end) });
+    Ok(Reply::json(StatusCode::CREATED, &request))
+}
+
+/// The object a token is bound to must exist (and, a pod, use the account).
+async fn bound_object(
+    server: &Arc<Server>,
+    call: &Call,
+    reference: &Value,
+    account: &str,
+) -> ApiResult<(String, String, String)> {
+    let (kind, name, uid) = (text(reference, "/kind"), text(reference, "/name"), text(reference, "/uid"));
+    let (plural, namespace) = match kind {
+        "Pod" => ("pods", call.namespace.as_str()),
+        "Secret" => ("secrets", call.namespace.as_str()),
+        "Node" => ("nodes", ""),
+        other => {
+            return Err(ApiError::bad_request(format!(
+                "cannot bind token for serviceaccount {account:?} to object type {other}"
+            )));
+        }
+    };
+    let served = server.engine.served("", "v1", plural)?;
+    let object = server.engine.get(&served, namespace, name, None).await?.value();
+    let actual = text(&object, "/metadata/uid").to_owned();
+    if !uid.is_empty() && uid != actual {
+        let why = format!(
+            "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
+        );
+        return Err(ApiError::conflict_because(&served.resource, name, &why));
+    }
+    if kind == "Pod" && text(&object, "/spec/serviceAccountName") != account {
+        let used = text(&object, "/spec/serviceAccountName");
+        return Err(ApiError::bad_request(format!(
+            "cannot bind token for serviceaccount {account:?} to pod running with different serviceaccount name {used:?}"
+        )));
+    }
+    Ok((kind.to_owned(), name.to_owned(), actual))
+}
+
+/// The container a request is for: the named one, the default one, or the only one.
+fn container_of(pod: &Value, asked: Option<&str>) -> ApiResult<String> {
+    let name = text(pod, "/metadata/name");
+    let names = |list: &str| -> Vec<String> {
+        let containers = pod["spec"].get(list).and_then(Value::as_array);
+        containers.into_iter().flatten().filter_map(|c| c["name"].as_str().map(str::to_owned)).collect()
+    };
+    let (main, init, ephemeral) = (names("containers"), names("initContainers"), names("ephemeralContainers"));
+    match asked {
+        Some(asked) if main.iter().chain(&init).chain(&ephemeral).any(|c| c == asked) => Ok(asked.to_owned()),
+        Some(asked) => Err(ApiError::bad_request(format!("container {asked} is not valid for pod {name}"))),
+        None if main.len() == 1 => Ok(main[0].clone()),
+        None => {
+            let marked = pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"].as_str();
+            if let Some(marked) = marked.filter(|m| main.iter().any(|c| c == m)) {
+                return Ok(marked.to_owned());
+            }
+            let mut text =
+                format!("a container name must be specified for pod {name}, choose one of: [{}]", main.join(" "));
+            if !init.is_empty() {
+                text.push_str(&format!(" or one of the init containers: [{}]", init.join(" ")));
+            }
+            Err(ApiError::bad_request(text))
+        }
+    }
+}
+
+fn encode(segment: &str) -> String {
+    percent_encoding::utf8_percent_encode(segment, percent_encoding::NON_ALPHANUMERIC).to_string()
+}
+
+/// The log of a container.
+async fn log(server: &Arc<Server>, call: &Call, name: &str, incoming: &Incoming) -> ApiResult<Reply> {
+    let pod = server.engine.get(&call.served, &call.namespace, name, None).await?.value();
+    let container = container_of(&pod, incoming.query.get("container"))?;
+    if text(&pod, "/spec/nodeName").is_empty() {
+        return Ok(Reply::text(StatusCode::OK, ""));
+    }
+    let query = log_query(incoming)?;
+    let path = format!("/containerLogs/{}/{name}/{}?{query}", call.namespace, encode(&container));
+    server.relay.get(&server.engine, &pod, &path).await
+}
+
+/// exec, attach and port-forward.
+async fn stream(server: &Arc<Server>, call: &Call, name: &str, kind: &str, incoming: &Incoming) -> ApiResult<Reply> {
+    let pod = server.engine.get(&call.served, &call.namespace, name, None).await?.value();
+    if matches!(text(&pod, "/status/phase"), "Succeeded" | "Failed") && kind != "portforward" {
+        let phase = text(&pod, "/status/phase");
+        let why = format!("cannot exec or attach to a container in a completed pod; current phase is {phase}");
+        return Err(ApiError::bad_request(why));
+    }
+    let path = stream_path(call, &pod, name, kind, incoming)?;
+    server.relay.upgrade(&server.engine, &pod, &path, incoming).await
+}
+
+fn log_query(incoming: &Incoming) -> ApiResult<String> {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    for key in ["follow", "previous", "timestamps"] {
+        if incoming.query.flag(key) {
+            query.append_pair(key, "true");
+        }
+    }
+    for key in ["tailLines", "sinceSeconds", "limitBytes"] {
+        if let Some(number) = incoming.query.number(key)? {
+            query.append_pair(key, &number.to_string());
+        }
+    }
+    if let Some(time) = incoming.query.get("sinceTime") {
+        query.append_pair("sinceTime", time);
+    }
+    Ok(query.finish())
+}
+
+fn stream_path(call: &Call, pod: &Value, name: &str, kind: &str, incoming: &Incoming) -> ApiResult<String> {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    for command in incoming.query.all("command") {
+        query.append_pair("command", command);
+    }
+    for (ours, theirs) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")] {
+        if incoming.query.flag(ours) {
+            query.append_pair(theirs, "1");
+        }
+    }
+    Ok(if kind == "portforward" {
+        for port in incoming.query.all("ports") {
+            query.append_pair("port", port);
+        }
+        format!("/portForward/{}/{name}?{}", call.namespace, query.finish())
+    } else {
+        let container = container_of(pod, incoming.query.get("container"))?;
+        format!("/{kind}/{}/{name}/{}?{}", call.namespace, encode(&container), query.finish())
+    })
+}

@@ -1,0 +1,94 @@
+//! `/eviction`: a delete that asks the disruption budgets first.
+
+use crate::codec;
+use crate::engine::{Call, DeleteOptions, text};
+use crate::http::{Incoming, Reply, Server};
+use crate::status::{ApiError, ApiResult};
+use causeway_api::selector::Selector;
+use http::StatusCode;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Evicts a pod.
+pub async fn serve(server: &Arc<Server>, call: Call, name: &str, incoming: Incoming) -> ApiResult<Reply> {
+    let body = incoming.body().await?;
+    let (eviction, _) = codec::decode(&incoming.content_type, &body)?;
+    let mut options = DeleteOptions::parse(&eviction["deleteOptions"], &incoming.query)?;
+    options.dry_run |= call.options.dry_run;
+    let pod = server.engine.get(&call.served, &call.namespace, name, None).await?.value();
+    // Pods that do not run, or are going already, need nobody's leave.
+    let free = matches!(text(&pod, "/status/phase"), "Succeeded" | "Failed" | "Pending")
+        || pod.pointer("/metadata/deletionTimestamp").is_some_and(|t| !t.is_null());
+    if !free {
+        ask_budgets(server, &call, &pod, options.dry_run).await?;
+    }
+    server.engine.delete(&call, name, &options).await?;
+    let body = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 });
+    Ok(Reply::json(StatusCode::CREATED, &body))
+}
+
+async fn ask_budgets(server: &Arc<Server>, call: &Call, pod: &Value, dry_run: bool) -> ApiResult<()> {
+    let served = server.engine.served("policy", "v1", "poddisruptionbudgets")?;
+    let prefix = format!("{}{}/", served.prefix, call.namespace);
+    let (budgets, _) = server.engine.feed.cache(&served.prefix).list(&prefix);
+    let labels = crate::object::labels(pod);
+    let mut covering = Vec::new();
+    for budget in budgets.iter().map(|b| b.value()) {
+        let selector: Option<LabelSelector> = serde_json::from_value(budget["spec"]["selector"].clone()).ok();
+        let Some(selector) = selector else { continue };
+        let selector = Selector::from_object(&selector).map_err(ApiError::internal)?;
+        if selector.matches(&labels) {
+            covering.push(budget);
+        }
+    }
+    let [budget] = covering.as_slice() else {
+        return if covering.is_empty() {
+            Ok(())
+        } else {
+            let why =
+                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.";
+            Err(ApiError::internal(why))
+        };
+    };
+    let name = text(budget, "/metadata/name").to_owned();
+    let pod_name = text(pod, "/metadata/name").to_owned();
+    let mut one = Call::internal(served.clone(), &call.namespace);
+    one.options.dry_run = dry_run;
+    server
+        .engine
+        .patch(&mut one, &name, crate::engine::Part::Status, |old| {
+            let generation = old.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or(0);
+            let observed = old.pointer("/status/observedGeneration").and_then(Value::as_i64).unwrap_or(0);
+            if observed < generation {
+                let why = "Cannot evict pod as it would violate the pod's disruption budget.";
+                return Err(ApiError::too_many_requests(
+                    why,
+                    10,
+                    cause(&format!("The disruption budget {name} is still being processed by the server.")),
+                ));
+            }
+            let allowed = old.pointer("/status/disruptionsAllowed").and_then(Value::as_i64).unwrap_or(0);
+            if allowed <= 0 {
+                let healthy = old.pointer("/status/currentHealthy").and_then(Value::as_i64).unwrap_or(0);
+                let desired = old.pointer("/status/desiredHealthy").and_then(Value::as_i64).unwrap_or(0);
+                let text =
+                    format!("The disruption budget {name} needs {desired} healthy pods and has {healthy} currently");
+                let why = "Cannot evict pod as it would violate the pod's disruption budget.";
+                return Err(ApiError::too_many_requests(why, 10, cause(&text)));
+            }
+            let mut new = old.clone();
+            new["status"]["disruptionsAllowed"] = (allowed - 1).into();
+            if !new["status"]["disruptedPods"].is_object() {
+                new["status"]["disruptedPods"] = json!({});
+            }
+            new["status"]["disruptedPods"][&pod_name] = crate::engine::now_text().into();
+            Ok(new)
+        })
+        .await
+        .map(drop)
+}
+
+fn cause(message: &str) -> Option<Value> {
+    Some(json!({ "reason": "DisruptionBudget", "message": message }))
+}
