@@ -85,7 +85,9 @@ impl Step {
                     let found = path.iter().try_fold(*v, |v, key| v.get(key));
                     found.is_some_and(|f| match f {
                         Value::String(s) => s == wanted,
-                        other => other.to_string() == *wanted,
+                        Value::Bool(b) => wanted == if *b { "true" } else { "false" },
+                        Value::Number(n) => n.as_f64() == wanted.parse().ok(),
+                        _ => false,
                     })
                 };
                 value.as_array().into_iter().flatten().filter(equals).collect()

@@ -193,11 +193,7 @@ fn env(e: &Value, path: &Path, errors: &mut FieldErrors) {
 fn env_source(source: &Value, kind: &str, path: &Path, errors: &mut FieldErrors) {
     match kind {
         "fieldRef" => field_ref(source, &ENV_FIELDS, path, errors),
-        "resourceFieldRef" => {
-            if text(source, "resource").is_empty() {
-                errors.required(&path.child("resource"), "");
-            }
-        }
+        "resourceFieldRef" if text(source, "resource").is_empty() => errors.required(&path.child("resource"), ""),
         "configMapKeyRef" | "secretKeyRef" => {
             let key = text(source, "key");
             if text(source, "name").is_empty() {

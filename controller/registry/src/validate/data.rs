@@ -47,11 +47,9 @@ pub(crate) fn secret(o: &Value, errors: &mut FieldErrors) {
         "kubernetes.io/dockercfg" => holds_json(o, ".dockercfg", errors),
         "kubernetes.io/dockerconfigjson" => holds_json(o, ".dockerconfigjson", errors),
         "kubernetes.io/ssh-auth" => needs(&["ssh-privatekey"], errors),
-        "kubernetes.io/basic-auth" => {
-            if o["data"].get("username").is_none() && o["data"].get("password").is_none() {
-                errors.required(&path.key("username"), "");
-                errors.required(&path.key("password"), "");
-            }
+        "kubernetes.io/basic-auth" if o["data"].get("username").is_none() && o["data"].get("password").is_none() => {
+            errors.required(&path.key("username"), "");
+            errors.required(&path.key("password"), "");
         }
         "kubernetes.io/service-account-token" => {
             let account = "kubernetes.io/service-account.name";
