@@ -1,0 +1,159 @@
+//! The component: serves the sockets from the first moment, fills the zone, publishes itself once complete.
+
+use crate::config::DnsConfig;
+use crate::forward::Forwarder;
+use crate::metrics::Metrics;
+use crate::server::Handler;
+use crate::zone::Zone;
+use crate::{publish, snapshot, watch};
+use anyhow::{Context, Result};
+use hickory_server::Server;
+use kube::Client;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// An idle TCP connection is closed after this.
+const TCP_IDLE: Duration = Duration::from_secs(10);
+/// Responses queued for one TCP connection.
+const TCP_RESPONSES: usize = 32;
+/// The slice is written again this often, should somebody have changed it.
+const REPUBLISH: Duration = Duration::from_secs(60);
+/// Snapshots are written at most this often.
+const SNAPSHOT_EVERY: Duration = Duration::from_secs(2);
+
+/// Runs cluster DNS until `shutdown`.
+pub async fn run(client: Client, config: DnsConfig, shutdown: CancellationToken) -> Result<()> {
+    let ranges = config.cluster.service_cidrs.iter().chain(&config.cluster.pod_cidrs).copied().collect();
+    let zone = Arc::new(Zone::new(&config.cluster.domain, ranges).map_err(anyhow::Error::msg)?);
+    let ready = Arc::new(AtomicBool::new(false));
+    let metrics = Arc::new(Metrics::new()?);
+    if let Some(dir) = &config.state_dir
+        && snapshot::load(dir, &zone)
+    {
+        ready.store(true, Ordering::Release);
+    }
+    let forwarder = Forwarder::new(&config).map_err(anyhow::Error::msg)?;
+    let handler = Handler { zone: zone.clone(), forwarder, ready: ready.clone(), metrics: metrics.clone() };
+    let mut server = Server::new(handler);
+    for socket in config.udp {
+        server.register_socket(UdpSocket::from_std(socket).context("taking over a UDP socket for DNS")?);
+    }
+    for listener in config.tcp {
+        let listener = TcpListener::from_std(listener).context("taking over a TCP socket for DNS")?;
+        server.register_listener(listener, TCP_IDLE, TCP_RESPONSES);
+    }
+    if let Some(listener) = config.admin {
+        let listener = TcpListener::from_std(listener).context("taking over the admin socket of DNS")?;
+        tokio::spawn(admin(listener, ready.clone(), metrics.clone(), shutdown.clone()));
+    }
+    let synced = Arc::new(Notify::new());
+    let publisher = config.publish.then(|| {
+        let (client, synced, shutdown) = (client.clone(), synced.clone(), shutdown.clone());
+        tokio::spawn(keep_published(client, config.node_name, config.node_ips, synced, shutdown))
+    });
+    let changed = Arc::new(Notify::new());
+    let saver = config.state_dir.map(|dir| tokio::spawn(save(dir, zone.clone(), changed.clone(), shutdown.clone())));
+    let on_sync = || {
+        ready.store(true, Ordering::Release);
+        synced.notify_one();
+        tracing::info!(services = zone.all().len(), "DNS is ready");
+    };
+    let on_change = || {
+        metrics.services.set(i64::try_from(zone.all().len()).unwrap_or(i64::MAX));
+        changed.notify_one();
+    };
+    tokio::select! {
+        () = watch::run(&client, &zone, on_sync, on_change, &shutdown) => {}
+        ended = server.block_until_done() => ended.context("serving DNS")?,
+    }
+    for task in [publisher, saver].into_iter().flatten() {
+        task.await?;
+    }
+    server.shutdown_gracefully().await.context("stopping DNS")
+}
+
+/// Keeps the node's endpoint in the API while we serve, and takes it out of use at the end.
+async fn keep_published(
+    client: Client,
+    node: String,
+    ips: Vec<std::net::IpAddr>,
+    synced: Arc<Notify>,
+    shutdown: CancellationToken,
+) {
+    tokio::select! {
+        () = shutdown.cancelled() => return,
+        () = synced.notified() => {}
+    }
+    loop {
+        let wait = match publish::endpoint(&client, &node, &ips, true).await {
+            Ok(()) => REPUBLISH,
+            Err(error) => {
+                tracing::warn!(%error, "the endpoint of DNS is not published; trying again");
+                Duration::from_secs(1)
+            }
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+    let last = publish::endpoint(&client, &node, &ips, false);
+    if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(2), last).await {
+        tracing::debug!(%error, "the endpoint of DNS stays published");
+    }
+}
+
+async fn save(dir: PathBuf, zone: Arc<Zone>, changed: Arc<Notify>, shutdown: CancellationToken) {
+    loop {
+        let last = tokio::select! {
+            () = shutdown.cancelled() => true,
+            () = changed.notified() => false,
+        };
+        let (to, of) = (dir.clone(), zone.clone());
+        match tokio::task::spawn_blocking(move || snapshot::save(&to, &of)).await {
+            Ok(Err(error)) => tracing::warn!(%error, dir = %dir.display(), "the zone was not saved"),
+            _ if last => return,
+            _ => {}
+        }
+        if last {
+            return;
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = tokio::time::sleep(SNAPSHOT_EVERY) => {}
+        }
+    }
+}
+
+/// `/health`, `/ready` and `/metrics`, one request a connection.
+async fn admin(listener: TcpListener, ready: Arc<AtomicBool>, metrics: Arc<Metrics>, shutdown: CancellationToken) {
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((mut stream, _)) = accepted else { continue };
+        let (ready, metrics) = (ready.clone(), metrics.clone());
+        tokio::spawn(tokio::time::timeout(Duration::from_secs(5), async move {
+            let mut head = [0u8; 1024];
+            let Ok(n) = stream.read(&mut head).await else { return };
+            let line = String::from_utf8_lossy(&head[..n]);
+            let (status, body) = match line.split_whitespace().nth(1) {
+                Some("/health") => ("200 OK", "OK".to_owned()),
+                Some("/ready") if ready.load(Ordering::Acquire) => ("200 OK", "OK".to_owned()),
+                Some("/ready") => ("503 Service Unavailable", "kubernetes\n".to_owned()),
+                Some("/metrics") => ("200 OK", metrics.render()),
+                _ => ("404 Not Found", "not found\n".to_owned()),
+            };
+            let length = body.len();
+            let text = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}");
+            drop(stream.write_all(text.as_bytes()).await);
+        }));
+    }
+}

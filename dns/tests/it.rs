@@ -1,0 +1,8 @@
+//! Cluster DNS over real sockets, asked by the real `dig`.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod it {
+    pub mod hostile;
+    pub mod server;
+    pub mod support;
+}
