@@ -54,8 +54,17 @@ const PACKAGES: &[&str] = &[
 ];
 
 /// Marks in comments that the table keeps.
-const MARKS: &[&str] =
-    &["listType", "listMapKey", "mapType", "structType", "patchStrategy", "patchMergeKey", "optional", "default"];
+const MARKS: &[&str] = &[
+    "listType",
+    "listMapKey",
+    "mapType",
+    "structType",
+    "patchStrategy",
+    "patchMergeKey",
+    "optional",
+    "required",
+    "default",
+];
 
 /// What `facts/go.txt` says of one message.
 #[derive(Default)]
@@ -204,7 +213,11 @@ fn field(line: &str, package: &str, facts: &Facts, comment: &[&str], table: &mut
         None => format!("{package}.{kind}"),
     };
     let mut flags = marks(comment);
-    flags.extend(["keep", "required", "inline"].iter().filter(|l| facts.has(l, name)).map(|l| (*l).to_owned()));
+    for list in ["keep", "required", "inline"] {
+        if facts.has(list, name) && !flags.iter().any(|flag| flag == list) {
+            flags.push(list.to_owned());
+        }
+    }
     let json = facts.json_name(name);
     let _ = writeln!(table, "F\t{number}\t{json}\t{label}\t{kind}\t{}\t{}", flags.join(";"), description(comment));
     Ok(())

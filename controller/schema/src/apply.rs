@@ -211,3 +211,6 @@ fn conflict_text(conflicts: &[Conflict]) -> String {
     }
     format!("Apply failed with {} conflicts: {}", conflicts.len(), lines.join("\n"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -120,3 +120,6 @@ fn collect_problems(schema: &CompiledSchema, problems: &mut Vec<String>) {
     let branches = schema.all_of.iter().chain(&schema.any_of).chain(&schema.one_of);
     schema.properties.values().chain(boxed).chain(branches).for_each(|inner| collect_problems(inner, problems));
 }
+
+#[cfg(test)]
+mod tests;

@@ -196,7 +196,7 @@ fn plain(bytes: &[u8], message: &'static Message, object: &mut Map<String, Value
             }
             (Label::Optional, _, _) => {
                 let value = value(field, wire, message.name, depth)?;
-                if let Some(value) = value.filter(|v| field.keep_zero || !is_zero(v)) {
+                if let Some(value) = value.filter(|v| field.keep_zero || !is_omitted(v, field.kind)) {
                     object.insert(field.name.to_owned(), value);
                 }
             }
@@ -344,13 +344,16 @@ fn number(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e15 { Value::from(value as i64) } else { Value::from(value) }
 }
 
-fn is_zero(value: &Value) -> bool {
+/// Go's `omitempty` leaves it out.
+fn is_omitted(value: &Value, kind: Type) -> bool {
+    if let Type::Message(index) = kind {
+        return Table::get().messages[index].form == Form::IntOrString && (value == 0 || value == "");
+    }
     match value {
         Value::Bool(b) => !b,
         Value::Number(n) => n.as_f64() == Some(0.0),
         Value::String(s) => s.is_empty(),
-        Value::Null => true,
-        Value::Array(_) | Value::Object(_) => false,
+        Value::Null | Value::Array(_) | Value::Object(_) => false,
     }
 }
 
@@ -380,3 +383,6 @@ fn go_duration(nanos: i64) -> String {
     };
     format!("{sign}{text}")
 }
+
+#[cfg(test)]
+mod tests;

@@ -107,7 +107,7 @@ pub(super) fn paths(value: &Value, schema: Option<&Schema>, purpose: Purpose) ->
             }
         }
         Shape::List(items) => {
-            set.member = purpose == Purpose::Changed;
+            set.member = items.is_empty() || purpose == Purpose::Changed;
             for (index, item) in items.iter().enumerate() {
                 let mut sub = paths(item, item_schema(schema), purpose);
                 sub.member = true;
@@ -123,9 +123,6 @@ pub(super) fn compare(old: &Value, new: &Value, schema: Option<&Schema>) -> Chan
     let mut changes = Changes::default();
     match (shape(old, schema), shape(new, schema)) {
         (Shape::Map(old), Shape::Map(new)) => {
-            if new.is_empty() && !old.is_empty() {
-                changes.set.member = true;
-            }
             for (key, value) in new {
                 let inner = child(schema, key);
                 let before = old.get(key).filter(|v| !is_absent(v, inner));

@@ -256,3 +256,6 @@ fn without_directives(map: &Map<String, Value>) -> Map<String, Value> {
     let kept = map.iter().filter(|(key, value)| !is_directive(key) && !value.is_null());
     kept.filter_map(|(key, value)| Some((key.clone(), added(value)?))).collect()
 }
+
+#[cfg(test)]
+mod tests;
