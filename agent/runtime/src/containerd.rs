@@ -31,7 +31,7 @@ use async_trait::async_trait;
 use futures::{StreamExt, stream::BoxStream};
 use parking_lot::Mutex;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -96,6 +96,8 @@ struct Inner {
     images: images::Images,
     pumps: Mutex<HashMap<String, io::Pump>>,
     events: broadcast::Sender<ContainerEvent>,
+    /// Containers whose exit was told.
+    announced: Mutex<HashSet<String>>,
     pulls: Semaphore,
     cancel: CancellationToken,
 }
@@ -130,12 +132,15 @@ impl Containerd {
             config,
             pumps: Mutex::default(),
             events: broadcast::Sender::new(1024),
+            announced: Mutex::default(),
             pulls: Semaphore::new(PULLS),
             cancel: CancellationToken::new(),
         });
         let this = Self { inner };
         this.version().await?;
-        this.inner.clone().adopt().await?;
+        // What ended before is found by the first list of the caller.
+        let ended = this.inner.adopt().await?;
+        this.inner.announced.lock().extend(ended);
         tokio::spawn(events::listen(Arc::downgrade(&this.inner), this.inner.cancel.clone()));
         Ok(this)
     }

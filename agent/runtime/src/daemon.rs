@@ -199,6 +199,7 @@ impl ContainerdDaemon {
         let run = paths.run.clone();
         let cleaned = tokio::task::spawn_blocking(move || {
             cleanup::processes_and_mounts(&paths);
+            cleanup::cgroups(&paths);
             cleanup::folders(&paths)
         });
         let files = |source| DaemonError::Files { doing: "removing", path: run.clone(), source };

@@ -15,51 +15,65 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 
+/// Between looks at all containers: containerd may lose events when it is killed, and a shim's with it.
+const RELIST: Duration = Duration::from_secs(10);
+/// The first look after the stream was opened (again).
+const SETTLED: Duration = Duration::from_millis(300);
+
 /// Listens until the runtime is dropped, and again whenever containerd comes back.
 pub(crate) async fn listen(inner: Weak<Inner>, cancel: CancellationToken) {
-    let mut first = true;
     loop {
-        let Some(strong) = inner.upgrade() else { return };
-        let namespace = &strong.config.namespace;
+        let Some((api, namespace)) = inner.upgrade().map(|i| (i.api.clone(), i.config.namespace.clone())) else {
+            return;
+        };
         let filter = |topic: &str| format!("namespace==\"{namespace}\",topic==\"{topic}\"");
         let request = SubscribeRequest { filters: vec![filter("/tasks/exit"), filter("/tasks/oom")] };
-        let subscribed = strong.api.events().subscribe(strong.api.stream(request)).await;
-        if let Ok(stream) = subscribed {
-            if !first {
-                catch_up(strong.clone()).await;
-            }
-            first = false;
-            drop(strong);
-            let mut stream = stream.into_inner();
-            loop {
-                let message = tokio::select! {
-                    () = cancel.cancelled() => return,
-                    message = stream.message() => message,
-                };
-                match (message, inner.upgrade()) {
-                    (_, None) => return,
-                    (Ok(Some(envelope)), Some(strong)) => handle(strong, envelope),
-                    _ => break,
+        // containerd answers with the first event only, so the looks go on beside the call, not after it.
+        let events = async {
+            let mut stream = api.events().subscribe(api.stream(request)).await?.into_inner();
+            while let Some(envelope) = stream.message().await? {
+                match inner.upgrade() {
+                    Some(inner) => handle(inner, envelope),
+                    None => break,
                 }
             }
-            tracing::warn!("containerd's event stream ended; connecting again");
+            Ok::<(), tonic::Status>(())
+        };
+        let ended = tokio::select! {
+            () = cancel.cancelled() => return,
+            () = relist(&inner) => return,
+            ended = events => ended,
+        };
+        if let Err(status) = ended {
+            tracing::warn!(error = rpc::words(&status), "containerd's event stream ended; connecting again");
         }
         tokio::select! {
             () = cancel.cancelled() => return,
-            () = tokio::time::sleep(Duration::from_millis(500)) => {}
+            () = tokio::time::sleep(Duration::from_millis(200)) => {}
         }
     }
 }
 
-/// What ended while nobody listened is told now; telling twice does no harm.
-async fn catch_up(inner: Arc<Inner>) {
-    match inner.clone().adopt().await {
-        Ok(ended) => {
-            for id in ended {
-                let _ = inner.events.send(ContainerEvent::Exited { id });
-            }
+/// Tells what ended without an event. Returns when the runtime is dropped.
+async fn relist(inner: &Weak<Inner>) {
+    let mut pause = SETTLED;
+    loop {
+        tokio::time::sleep(pause).await;
+        pause = RELIST;
+        let Some(inner) = inner.upgrade() else { return };
+        match inner.adopt().await {
+            Ok(ended) => ended.iter().for_each(|id| inner.announce(id)),
+            Err(error) => tracing::debug!(%error, "looking at the containers"),
         }
-        Err(error) => tracing::warn!(%error, "looking at the containers after a lost connection"),
+    }
+}
+
+impl Inner {
+    /// Tells an exit once.
+    pub(super) fn announce(&self, id: &str) {
+        if self.announced.lock().insert(id.to_string()) {
+            let _ = self.events.send(ContainerEvent::Exited { id: id.to_string() });
+        }
     }
 }
 
@@ -81,7 +95,7 @@ fn handle(inner: Arc<Inner>, envelope: Envelope) {
             tokio::spawn(async move {
                 let code = i32::try_from(exit.exit_status).unwrap_or(255);
                 inner.settle(&exit.container_id, code, rpc::time(exit.exited_at.as_ref())).await;
-                let _ = inner.events.send(ContainerEvent::Exited { id: exit.container_id });
+                inner.announce(&exit.container_id);
             });
         }
         _ => {}

@@ -36,7 +36,6 @@ use std::{
     collections::HashMap,
     os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 use tonic::{Code, Status};
@@ -368,6 +367,7 @@ impl Inner {
             .map_err(|s| self.api.fail(format!("removing container {id}"), &s))?;
         self.remove_snapshot(id).await?;
         self.pumps.lock().remove(id);
+        self.announced.lock().remove(id);
         match std::fs::remove_dir_all(self.folder(id)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 tracing::warn!(container = id, %error, "its folder cannot be removed");
@@ -438,7 +438,7 @@ impl Inner {
     }
 
     /// After a restart of either side: takes up the logs of what runs, notes what has ended and returns it.
-    pub(super) async fn adopt(self: Arc<Self>) -> Result<Vec<String>> {
+    pub(super) async fn adopt(&self) -> Result<Vec<String>> {
         let (containers, tasks) = self.listed().await?;
         let mut ended = Vec::new();
         for container in &containers {

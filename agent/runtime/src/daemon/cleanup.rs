@@ -84,6 +84,14 @@ pub(super) fn processes_and_mounts(paths: &Paths) {
     let _ = fs::remove_dir_all(paths.run.join("runc"));
 }
 
+/// Removes the control groups of the cluster: by convention all are below `/causeway/<cluster>`. Blocks.
+pub(super) fn cgroups(paths: &Paths) {
+    let path = format!("/causeway/{}", paths.cluster);
+    if !cgroup::kill_and_remove(&path) {
+        tracing::warn!(cgroup = path, "cannot be removed; a process in it may hang in the kernel");
+    }
+}
+
 /// Removes the folder below `/run`, and the cluster's if nothing else is in it.
 pub(super) fn folders(paths: &Paths) -> io::Result<()> {
     match fs::remove_dir_all(&paths.run) {

@@ -1,6 +1,6 @@
 //! Life of containers: run, exit, limits, stop, restart of our side.
 
-use crate::house::{BUSYBOX, House, config, eventually, info};
+use crate::house::{BUSYBOX, House, config, eventually};
 use causeway_runtime::{
     ContainerEvent, ContainerSpec, ContainerState, Containerd, ResourceLimits, Runtime, RuntimeError,
 };
@@ -168,43 +168,24 @@ async fn stop_asks_first_and_kills_after_the_grace() {
     assert!(error.to_string().contains("SIGNOPE"), "{error}");
 }
 
+/// Our side goes away: the containers run on, logs go on where they were, ends in between are known.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn our_restart_changes_nothing_for_the_containers() {
-    let house = House::new().await;
-    house.run(&house.spec("long", "i=0; while true; do echo line $i; i=$((i+1)); sleep 0.05; done")).await;
-    house.run(&house.spec("short", "echo hi; while [ ! -e /tmp/go ]; do sleep 0.05; done; exit 9")).await;
-    house.says("long", "line 5\n").await;
-    house.says("short", "hi").await;
-    let config = config(house.daemon.as_ref().unwrap(), house.dir.path());
-    let House { runtime, .. } = &house;
-    let before = info(runtime, "long").await.unwrap().state;
-
-    // Our side goes away, one container ends meanwhile, then we are back.
-    let second = {
-        let first = runtime.clone();
-        first
-            .exec_sync("short", &["/bin/sh".into(), "-c".into(), "echo > /tmp/go".into()], Duration::from_secs(10))
-            .await
-            .unwrap();
-        drop(first);
-        Containerd::connect(config).await.unwrap()
-    };
-    assert_eq!(info(&second, "long").await.unwrap().state, before);
-    let code = eventually("the other's end is known", async || match info(&second, "short").await.unwrap().state {
-        ContainerState::Exited { code, .. } => Some(code),
-        _ => None,
-    })
-    .await;
-    assert_eq!(code, 9);
-    second.stop_container("long", None, Duration::ZERO).await.unwrap();
-}
-
-/// A child process holds the runtime; it is killed, and the log goes on where it was.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_log_continues_after_our_side_was_dropped() {
     let mut house = House::new().await;
     house.run(&house.spec("long", "i=0; while true; do echo line $i; i=$((i+1)); sleep 0.02; done")).await;
+    let shared = house.dir.path().join("shared");
+    std::fs::create_dir_all(&shared).unwrap();
+    let mount = causeway_runtime::Mount {
+        source: shared.clone(),
+        destination: "/shared".into(),
+        read_only: false,
+        propagation: Default::default(),
+    };
+    let script = "echo hi; while [ ! -e /shared/go ]; do sleep 0.05; done; echo > /shared/gone; exit 9";
+    house.run(&ContainerSpec { mounts: vec![mount], ..house.spec("short", script) }).await;
+    house.says("short", "hi").await;
     house.says("long", "line 20\n").await;
+    let before = house.info("long").await.state;
     let config = config(house.daemon.as_ref().unwrap(), house.dir.path());
     // Dropping the last clone stops the pumps as the end of the process would.
     let placeholder = Containerd::connect(causeway_runtime::ContainerdConfig {
@@ -219,7 +200,11 @@ async fn a_log_continues_after_our_side_was_dropped() {
     let stopped_at = house.text("long").lines().count();
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(house.text("long").lines().count(), stopped_at, "nobody reads while we are away");
+    std::fs::write(shared.join("go"), "").unwrap();
+    eventually("it has ended", async || shared.join("gone").exists().then_some(())).await;
     house.runtime = Containerd::connect(config).await.unwrap();
+    assert_eq!(house.exit("short").await, (9, false));
+    assert_eq!(house.info("long").await.state, before);
     eventually("the log goes on", async || (house.text("long").lines().count() > stopped_at + 50).then_some(())).await;
     let text = house.text("long");
     // Nothing is missing, nothing is doubled; the cut may have split one line into parts.
@@ -267,11 +252,9 @@ async fn containerds_death_is_survived() {
         all.into_iter().find(|c| c.id == "a" && c.state == before)
     })
     .await;
-    house
-        .runtime
-        .exec_sync("a", &["/bin/sh".into(), "-c".into(), "echo > /tmp/go".into()], Duration::from_secs(10))
-        .await
-        .unwrap();
+    let command = ["/bin/sh", "-c", "echo > /tmp/go"].map(String::from);
+    let done = house.runtime.exec_sync("a", &command, Duration::from_secs(10)).await.unwrap();
+    assert_eq!(done.code, Some(0), "{done:?}");
     let event = tokio::time::timeout(Duration::from_secs(20), events.next()).await.unwrap();
     assert_eq!(event, Some(ContainerEvent::Exited { id: "a".into() }));
     assert_eq!(house.exit("a").await.0, 4);

@@ -49,10 +49,17 @@ impl Content {
 pub async fn serve(content: Content) -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let app = Router::new().route("/v2/", get(async || "{}")).route("/v2/{*rest}", get(answer));
+    let app = Router::new().route("/v2/", get(root)).route("/v2/{*rest}", get(answer));
     let app = app.with_state(Arc::new(content));
     tokio::spawn(async move { axum::serve(listener, app).await });
     address
+}
+
+async fn root(state: State<Arc<Content>>, headers: HeaderMap) -> Response {
+    match answer(state, Path(String::new()), headers).await {
+        refused if refused.status() == StatusCode::UNAUTHORIZED => refused,
+        _ => "{}".into_response(),
+    }
 }
 
 async fn answer(State(content): State<Arc<Content>>, Path(rest): Path<String>, headers: HeaderMap) -> Response {
