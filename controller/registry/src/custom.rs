@@ -197,7 +197,7 @@ impl Strategy for Custom {
         if self.status {
             put(new, "status", old["status"].clone());
         }
-        raise_generation(new, old);
+        raise_generation(new, old, !self.status);
     }
 
     fn prepare_status(&self, new: &mut Value, old: &Value) {

@@ -32,6 +32,8 @@ pub(crate) struct Rules {
     pub status_metadata: bool,
     pub generation: bool,
     pub validate: fn(&Value, &mut FieldErrors),
+    /// Only for new objects, after `validate`.
+    pub validate_new: fn(&Value, &mut FieldErrors),
     pub validate_update: fn(&Value, &Value, &mut FieldErrors),
     pub validate_status: fn(&Value, &Value, &mut FieldErrors),
     pub warnings: fn(&Value) -> Vec<String>,
@@ -50,6 +52,7 @@ impl Default for Rules {
             status_metadata: false,
             generation: false,
             validate: |_, _| {},
+            validate_new: |_, _| {},
             validate_update: |_, _, _| {},
             validate_status: |_, _, _| {},
             warnings: |_| Vec::new(),
@@ -61,19 +64,23 @@ impl Default for Rules {
     }
 }
 
-/// Raises `metadata.generation` when the desired state differs from the old one's.
-pub(crate) fn raise_generation(new: &mut Value, old: &Value) {
+/// Raises `metadata.generation` when the desired state differs from the old one's. `status` belongs to the desired
+/// state only where it is no subresource.
+pub(crate) fn raise_generation(new: &mut Value, old: &Value, with_status: bool) {
     let generation = at(old, "metadata.generation").as_i64().unwrap_or(1);
-    let generation = generation + i64::from(desired_state_differs(new, old));
+    let generation = generation + i64::from(desired_state_differs(new, old, with_status));
     if let Some(metadata) = new.get_mut("metadata") {
         put(metadata, "generation", json!(generation));
     }
 }
 
-/// Everything but `metadata` and `status` is compared.
-fn desired_state_differs(new: &Value, old: &Value) -> bool {
+fn desired_state_differs(new: &Value, old: &Value, with_status: bool) -> bool {
     let (Some(new), Some(old)) = (new.as_object(), old.as_object()) else { return true };
-    let counts = |key: &str| !matches!(key, "metadata" | "status" | "apiVersion" | "kind");
+    let counts = |key: &str| match key {
+        "metadata" | "apiVersion" | "kind" => false,
+        "status" => with_status,
+        _ => true,
+    };
     let null = Value::Null;
     new.iter().any(|(k, v)| counts(k) && !same(v, old.get(k).unwrap_or(&null)))
         || old.iter().any(|(k, v)| counts(k) && !new.contains_key(k) && !same(v, &null))
@@ -120,7 +127,7 @@ impl Strategy for Rules {
         }
         (self.prepare)(new, Some(old));
         if self.generation {
-            raise_generation(new, old);
+            raise_generation(new, old, false);
         }
     }
 
@@ -131,6 +138,7 @@ impl Strategy for Rules {
     fn validate_create(&self, object: &Value) -> FieldErrors {
         let mut errors = FieldErrors::default();
         (self.validate)(object, &mut errors);
+        (self.validate_new)(object, &mut errors);
         errors
     }
 

@@ -21,7 +21,12 @@ pub(crate) fn pod(object: &mut Value) {
 
 /// Defaults of a pod template.
 pub(crate) fn template(template: &mut Value) {
-    object_mut(template, "metadata");
+    if let Some(metadata) = object_mut(template, "metadata")
+        && at(metadata, "creationTimestamp").is_null()
+    {
+        // Clients written in Go say `creationTimestamp: null`; a template has none.
+        put(metadata, "creationTimestamp", Value::Null);
+    }
     if let Some(spec) = object_mut(template, "spec") {
         pod_spec(spec);
     }

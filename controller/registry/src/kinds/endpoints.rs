@@ -10,7 +10,7 @@ pub(super) fn resource() -> Resource {
     Kind::new("", "v1", "Endpoints", "endpoints")
         .short(&["ep"])
         .columns(&[("Name", "string", 0), ("Endpoints", "string", 0), ("Age", "string", 0)])
-        .rules(Rules { default, validate: endpoints::endpoints, cells, ..Rules::default() })
+        .rules(Rules { default, validate: endpoints::endpoints, warnings, cells, ..Rules::default() })
 }
 
 fn default(o: &mut Value) {
@@ -19,6 +19,10 @@ fn default(o: &mut Value) {
             fill_zero(port, "protocol", "TCP");
         }
     }
+}
+
+fn warnings(_o: &Value) -> Vec<String> {
+    vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".to_owned()]
 }
 
 fn cells(o: &Value, now: i64) -> Vec<Value> {

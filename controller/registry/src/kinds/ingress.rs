@@ -22,6 +22,7 @@ pub(super) fn resource() -> Resource {
             status: Status::Cleared(|_| json!({"loadBalancer": {}})),
             generation: true,
             validate: ingress::ingress,
+            validate_new: ingress::new_ingress,
             warnings,
             cells,
             ..Rules::default()

@@ -1,7 +1,7 @@
 //! core/v1 Node: a machine. Kubelets register theirs with a status, so a create keeps it.
 
 use crate::field::{FieldErrors, Path};
-use crate::json::{entries, fill, list, same, text, truth};
+use crate::json::{entries, existing_mut, fill, fill_zero, list, same, text, truth};
 use crate::rules::{Kind, Rules, Status};
 use crate::validate::scheduling;
 use crate::{Resource, age, cell};
@@ -39,6 +39,13 @@ pub(super) fn resource() -> Resource {
 }
 
 fn default(o: &mut Value) {
+    if let Some(spec) = existing_mut(o, "spec") {
+        match (text(spec, "podCIDR").to_owned(), list(spec, "podCIDRs").first().cloned()) {
+            (one, None) if !one.is_empty() => fill(spec, "podCIDRs", json!([one])),
+            (one, Some(first)) if one.is_empty() => fill_zero(spec, "podCIDR", first),
+            _ => {}
+        }
+    }
     let capacity = o["status"]["capacity"].clone();
     if let Some(status) = o.get_mut("status").filter(|_| capacity.is_object()) {
         fill(status, "allocatable", capacity);

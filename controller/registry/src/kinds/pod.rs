@@ -29,6 +29,7 @@ pub(super) fn resource() -> Resource {
             status_metadata: true,
             generation: true,
             validate: pod::pod,
+            validate_new: pod::new_pod,
             validate_update: pod_update::pod_update,
             cells,
             fields: &[

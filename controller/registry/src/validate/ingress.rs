@@ -21,11 +21,6 @@ pub(crate) fn ingress(o: &Value, errors: &mut FieldErrors) {
     {
         errors.invalid(&path.child("ingressClassName"), class, why);
     }
-    let old_class = &o["metadata"]["annotations"]["kubernetes.io/ingress.class"];
-    if !class.is_empty() && !old_class.is_null() && !has(o, "metadata.uid") {
-        let path = Path::new("annotations").child("kubernetes.io/ingress.class");
-        errors.invalid(&path, old_class.clone(), "can not be set when the class field is also set");
-    }
     if has(spec, "defaultBackend") {
         backend(at(spec, "defaultBackend"), &path.child("defaultBackend"), errors);
     }
@@ -43,6 +38,15 @@ pub(crate) fn ingress(o: &Value, errors: &mut FieldErrors) {
     }
     for (i, rule) in list(spec, "rules").iter().enumerate() {
         self::rule(rule, &path.child("rules").index(i), errors);
+    }
+}
+
+/// A new Ingress names its class once.
+pub(crate) fn new_ingress(o: &Value, errors: &mut FieldErrors) {
+    let annotation = &o["metadata"]["annotations"]["kubernetes.io/ingress.class"];
+    if !text(o, "spec.ingressClassName").is_empty() && !annotation.is_null() {
+        let path = Path::new("annotations").child("kubernetes.io/ingress.class");
+        errors.invalid(&path, annotation.clone(), "can not be set when the class field is also set");
     }
 }
 

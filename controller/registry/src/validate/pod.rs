@@ -4,15 +4,22 @@
 
 use super::{container, names, scheduling, volume};
 use crate::field::{FieldErrors, Path, dns_label, dns_subdomain};
-use crate::json::{at, has, int, list, same, text};
+use crate::json::{at, int, list, same, text};
 use serde_json::Value;
 
 /// A new or changed pod.
 pub(crate) fn pod(o: &Value, errors: &mut FieldErrors) {
+    pod_spec(at(o, "spec"), &Path::new("spec"), errors);
+}
+
+/// What only a new pod must not have.
+pub(crate) fn new_pod(o: &Value, errors: &mut FieldErrors) {
     let path = Path::new("spec");
-    pod_spec(at(o, "spec"), &path, errors);
-    if !has(o, "metadata.uid") && !list(o, "spec.ephemeralContainers").is_empty() {
+    if !list(o, "spec.ephemeralContainers").is_empty() {
         errors.forbidden(&path.child("ephemeralContainers"), "cannot be set on create");
+    }
+    if !list(o, "spec.schedulingGates").is_empty() && !text(o, "spec.nodeName").is_empty() {
+        errors.forbidden(&path.child("nodeName"), "cannot be set until all schedulingGates have been cleared");
     }
 }
 
