@@ -55,10 +55,7 @@ impl<K> Default for Cache<K> {
 /// Namespace and name of an object.
 pub fn key_of<K: Resource>(object: &K) -> Key {
     let meta = object.meta();
-    Key {
-        namespace: meta.namespace.clone().unwrap_or_default(),
-        name: meta.name.clone().unwrap_or_default(),
-    }
+    Key { namespace: meta.namespace.clone().unwrap_or_default(), name: meta.name.clone().unwrap_or_default() }
 }
 
 /// The resource version as the number it is (KEP-5504); 0 when it is not one.

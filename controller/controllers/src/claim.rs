@@ -37,7 +37,9 @@ pub fn judge(owner: &ObjectMeta, selector: &Selector, candidate: &ObjectMeta) ->
         Some(_) if matches => Verdict::Keep,
         Some(_) if owner.deletion_timestamp.is_some() || candidate.deletion_timestamp.is_some() => Verdict::Ignore,
         Some(_) => Verdict::Release,
-        None if matches && owner.deletion_timestamp.is_none() && candidate.deletion_timestamp.is_none() => Verdict::Adopt,
+        None if matches && owner.deletion_timestamp.is_none() && candidate.deletion_timestamp.is_none() => {
+            Verdict::Adopt
+        }
         None => Verdict::Ignore,
     }
 }
@@ -122,8 +124,9 @@ mod tests {
         let meta = |uid: &str, label: &str, owner: Option<&str>, gone: bool| ObjectMeta {
             uid: Some(uid.to_owned()),
             labels: Some([("app".to_owned(), label.to_owned())].into()),
-            owner_references: owner
-                .map(|u| vec![OwnerReference { uid: u.to_owned(), controller: Some(true), ..OwnerReference::default() }]),
+            owner_references: owner.map(|u| {
+                vec![OwnerReference { uid: u.to_owned(), controller: Some(true), ..OwnerReference::default() }]
+            }),
             deletion_timestamp: gone.then_some(Time(Timestamp::UNIX_EPOCH)),
             ..ObjectMeta::default()
         };

@@ -108,7 +108,9 @@ impl Deployments {
             if causeway_api::pod::is_finished(&pod) {
                 continue;
             }
-            uids.extend(sets.iter().map(|s| uid(&s.metadata)).find(|u| controlled_by(&pod.metadata, u)).map(str::to_owned));
+            uids.extend(
+                sets.iter().map(|s| uid(&s.metadata)).find(|u| controlled_by(&pod.metadata, u)).map(str::to_owned),
+            );
         }
         uids
     }

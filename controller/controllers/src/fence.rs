@@ -50,9 +50,9 @@ impl Fences {
         let fence = all.get(owner)?;
         let shown = fence.version <= cache.newest()
             && fence.deleted.iter().all(|(key, uid)| {
-                cache.get(key).is_none_or(|o| {
-                    o.meta().uid.as_deref() != uid.as_deref() || o.meta().deletion_timestamp.is_some()
-                })
+                cache
+                    .get(key)
+                    .is_none_or(|o| o.meta().uid.as_deref() != uid.as_deref() || o.meta().deletion_timestamp.is_some())
             });
         let left = fence.until.map(|t| t.saturating_duration_since(Instant::now())).unwrap_or_default();
         if shown || left.is_zero() {

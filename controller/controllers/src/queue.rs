@@ -220,7 +220,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_key_is_worked_once_at_a_time_and_comes_back() {
         let queue = Queue::new();
-        let (running, most, runs) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (running, most, runs) =
+            (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let shutdown = CancellationToken::new();
         let work = {
             let (q, running, most, runs) = (queue.clone(), running.clone(), most.clone(), runs.clone());

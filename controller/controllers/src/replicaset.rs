@@ -91,12 +91,8 @@ impl ReplicaSets {
 
         let mut outcome = Ok(());
         if set.metadata.deletion_timestamp.is_none() {
-            let control = PodControl {
-                context: &self.context,
-                events: &self.events,
-                fences: &self.fences,
-                owner: &*set,
-            };
+            let control =
+                PodControl { context: &self.context, events: &self.events, fences: &self.fences, owner: &*set };
             outcome = match plan::change(&set, &active, &self.related(&set), now.as_second()) {
                 Change::None => Ok(()),
                 Change::Create(n) => {
@@ -121,12 +117,16 @@ impl ReplicaSets {
         let sets = self.context.caches.replica_sets.in_namespace(namespace);
         let family: Vec<_> = sets
             .iter()
-            .filter(|s| uid(&s.metadata) == uid(&set.metadata) || owner.is_some() && owner == controller_of(&s.metadata).map(|o| o.uid.as_str()))
+            .filter(|s| {
+                uid(&s.metadata) == uid(&set.metadata)
+                    || owner.is_some() && owner == controller_of(&s.metadata).map(|o| o.uid.as_str())
+            })
             .map(|s| uid(&s.metadata))
             .collect();
         let mut pods = self.context.caches.pods.in_namespace(namespace);
         pods.retain(|p| {
-            causeway_api::pod::is_active(p) && controller_of(&p.metadata).is_some_and(|o| family.contains(&o.uid.as_str()))
+            causeway_api::pod::is_active(p)
+                && controller_of(&p.metadata).is_some_and(|o| family.contains(&o.uid.as_str()))
         });
         pods
     }

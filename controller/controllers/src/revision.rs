@@ -94,7 +94,8 @@ where
         Step::Renumber(i, revision) => {
             let old = all.remove(i);
             let key = key_of(&*old);
-            let patch = json!({ "metadata": { "resourceVersion": old.metadata.resource_version }, "revision": revision });
+            let patch =
+                json!({ "metadata": { "resourceVersion": old.metadata.resource_version }, "revision": revision });
             let update = context
                 .api::<ControllerRevision>(&key.namespace)
                 .patch(&key.name, &PatchParams::default(), &Patch::Merge(&patch))

@@ -127,7 +127,12 @@ impl StatefulSets {
                 }
                 Action::Delete { pod, reason } => {
                     if let Some(reason) = reason {
-                        let text = format!("StatefulSet {} is recreating {} Pod {}", key_of(set), reason.1, name(&pod.metadata));
+                        let text = format!(
+                            "StatefulSet {} is recreating {} Pod {}",
+                            key_of(set),
+                            reason.1,
+                            name(&pod.metadata)
+                        );
                         self.events.warning(set, reason.0, text);
                     }
                     control.delete(&pod).await?;
@@ -169,7 +174,11 @@ impl StatefulSets {
                 }
                 Err(error) if error.is_already_exists() => {}
                 Err(error) => {
-                    self.events.warning(set, "FailedCreate", format!("create Claim {} failed error: {}", key.name, error.reply()));
+                    self.events.warning(
+                        set,
+                        "FailedCreate",
+                        format!("create Claim {} failed error: {}", key.name, error.reply()),
+                    );
                     return Err(error);
                 }
             }
@@ -180,7 +189,9 @@ impl StatefulSets {
         let pod = pod::build(set, &template, ordinal, name(&revision.metadata));
         match control.create(&pod).await {
             // Seen again when the pod of that name is gone.
-            Err(error) if error.is_already_exists() => Err(Error::Object(format!("pod {} is there already", key_of(&pod)))),
+            Err(error) if error.is_already_exists() => {
+                Err(Error::Object(format!("pod {} is there already", key_of(&pod))))
+            }
             other => other.map(drop),
         }
     }

@@ -24,11 +24,7 @@ pub fn template(app: &str, image: &str) -> PodTemplateSpec {
             ..ObjectMeta::default()
         }),
         spec: Some(PodSpec {
-            containers: vec![Container {
-                name: "c".to_owned(),
-                image: Some(image.to_owned()),
-                ..Container::default()
-            }],
+            containers: vec![Container { name: "c".to_owned(), image: Some(image.to_owned()), ..Container::default() }],
             ..PodSpec::default()
         }),
     }

@@ -67,8 +67,15 @@ pub struct Volumes {
 pub fn queue(context: &Arc<Context>) -> Arc<Queue<Item>> {
     let queue = Queue::new();
     let caches = &context.caches;
-    let sink = queue.clone();
+    let (sink, volumes) = (queue.clone(), caches.volumes.clone());
     caches.claims.on_change(move |old, new| {
+        if let (Some(gone), None) = (old, new) {
+            // Also those that were reserved and never bound.
+            let key = key_of(&**gone);
+            for volume in volumes.all().iter().filter(|v| binding::claim_key(v).as_ref() == Some(&key)) {
+                sink.add(Item::Volume(name(&volume.metadata).to_owned()));
+            }
+        }
         for claim in [old, new].into_iter().flatten() {
             sink.add(Item::Claim(key_of(&**claim)));
             if let Some(volume) = claim.spec.as_ref().and_then(|s| s.volume_name.clone()) {
@@ -258,7 +265,11 @@ impl Volumes {
             }
             Err(error) if error.is_already_exists() => Ok(()),
             Err(error) => {
-                self.events.warning(claim, "ProvisioningFailed", format!("failed to provision volume: {}", error.reply()));
+                self.events.warning(
+                    claim,
+                    "ProvisioningFailed",
+                    format!("failed to provision volume: {}", error.reply()),
+                );
                 Err(error)
             }
         }
@@ -345,9 +356,8 @@ impl Volumes {
         let status = wanted.status.get_or_insert_default();
         status.phase = Some(phase.to_owned());
         status.message = message;
-        status.last_phase_transition_time = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
-            k8s_openapi::jiff::Timestamp::now(),
-        ));
+        status.last_phase_transition_time =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(k8s_openapi::jiff::Timestamp::now()));
         let volume_name = name(&volume.metadata);
         let written = self
             .context

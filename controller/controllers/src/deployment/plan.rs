@@ -390,3 +390,6 @@ fn proportion(entry: &Entry, limits: &Limits, fallback: i32, to_add: i32, added:
     let left = to_add - added;
     if to_add > 0 { fraction.min(left) } else { fraction.max(left) }
 }
+
+#[cfg(test)]
+mod tests;

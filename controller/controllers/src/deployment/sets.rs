@@ -131,7 +131,8 @@ impl Sets {
     pub fn of(deployment: &Deployment, mut sets: Vec<Arc<ReplicaSet>>) -> Self {
         sets.sort_by(|a, b| (created(&a.metadata), name(&a.metadata)).cmp(&(created(&b.metadata), name(&b.metadata))));
         let template = deployment.spec.as_ref().map(|s| without_hash(&s.template));
-        let new = sets.iter().position(|s| s.spec.as_ref().and_then(|s| s.template.as_ref()).map(without_hash) == template);
+        let new =
+            sets.iter().position(|s| s.spec.as_ref().and_then(|s| s.template.as_ref()).map(without_hash) == template);
         let new = new.map(|i| Entry::new(sets.remove(i)));
         Self { new, old: sets.into_iter().map(Entry::new).collect() }
     }

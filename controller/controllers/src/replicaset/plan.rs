@@ -72,7 +72,8 @@ fn rank(pod: &Pod, crowd: &HashMap<&str, usize>, now: i64) -> impl Ord + use<> {
     let ready = pod::is_ready(pod);
     let cost: i32 = annotation(&pod.metadata, DELETION_COST).and_then(|c| c.parse().ok()).unwrap_or(0);
     let neighbours = node(pod).and_then(|n| crowd.get(n)).copied().unwrap_or(0);
-    let since = pod::condition(pod, "Ready").and_then(|c| c.last_transition_time.as_ref()).map_or(0, |t| t.0.as_second());
+    let since =
+        pod::condition(pod, "Ready").and_then(|c| c.last_transition_time.as_ref()).map_or(0, |t| t.0.as_second());
     let restarts: i32 = pod
         .status
         .iter()
@@ -82,10 +83,7 @@ fn rank(pod: &Pod, crowd: &HashMap<&str, usize>, now: i64) -> impl Ord + use<> {
         .unwrap_or(0);
     let ready_age = if ready { magnitude(now - since) } else { 0 };
     let age = magnitude(now - created(&pod.metadata));
-    (
-        (assigned, phase, ready, cost, Reverse(neighbours)),
-        (ready_age, Reverse(restarts), age, pod.metadata.uid.clone()),
-    )
+    ((assigned, phase, ready, cost, Reverse(neighbours)), (ready_age, Reverse(restarts), age, pod.metadata.uid.clone()))
 }
 
 /// Ages differ when their order of magnitude does; within one, chance (the uid) decides and spreads the loss.
@@ -102,7 +100,8 @@ pub fn status(
 ) -> ReplicaSetStatus {
     let spec = set.spec.as_ref();
     let min_ready = spec.and_then(|s| s.min_ready_seconds).unwrap_or(0);
-    let template = spec.and_then(|s| s.template.as_ref()).and_then(|t| t.metadata.as_ref()).and_then(|m| m.labels.as_ref());
+    let template =
+        spec.and_then(|s| s.template.as_ref()).and_then(|t| t.metadata.as_ref()).and_then(|m| m.labels.as_ref());
     let count = |f: &dyn Fn(&Pod) -> bool| active.iter().filter(|p| f(p)).count() as i32;
     let some = |n: i32| (n > 0).then_some(n);
     let old = set.status.clone().unwrap_or_default();
@@ -174,10 +173,8 @@ mod tests {
         };
         let restarted = |mut p: Pod| {
             let status = p.status.get_or_insert_default();
-            status.container_statuses = Some(vec![k8s_openapi::api::core::v1::ContainerStatus {
-                restart_count: 9,
-                ..Default::default()
-            }]);
+            status.container_statuses =
+                Some(vec![k8s_openapi::api::core::v1::ContainerStatus { restart_count: 9, ..Default::default() }]);
             p
         };
         // Each pair: the first goes before the second.

@@ -184,13 +184,7 @@ impl Step<'_> {
     }
 }
 
-fn status(
-    set: &StatefulSet,
-    pods: &[Arc<Pod>],
-    revisions: &Revisions,
-    rolling: bool,
-    now: i64,
-) -> StatefulSetStatus {
+fn status(set: &StatefulSet, pods: &[Arc<Pod>], revisions: &Revisions, rolling: bool, now: i64) -> StatefulSetStatus {
     let min_ready = set.spec.as_ref().and_then(|s| s.min_ready_seconds).unwrap_or(0);
     let count = |f: &dyn Fn(&Pod) -> bool| pods.iter().filter(|p| f(p)).count() as i32;
     let of = |revision: &str| count(&|p| !pod::is_terminating(p) && label(&p.metadata, HASH_LABEL) == Some(revision));
@@ -218,3 +212,6 @@ fn status(
         conditions: old.conditions,
     }
 }
+
+#[cfg(test)]
+mod tests;

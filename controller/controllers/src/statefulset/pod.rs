@@ -1,6 +1,6 @@
 //! The pods and claims of a StatefulSet's ordinals. Pure.
 
-use crate::meta::{Map, controller_ref, controlled_by, name, namespace, uid};
+use crate::meta::{Map, controlled_by, controller_ref, name, namespace, uid};
 use crate::pods::from_template;
 use crate::revision::HASH_LABEL;
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -124,13 +124,14 @@ pub fn claim_owners(
     let pod = pods.iter().find(|p| *p.metadata.name.as_deref().unwrap_or("") == pod_name(set, ordinal));
     let has = claim.metadata.owner_references.clone().unwrap_or_default();
     let ours = |r: &OwnerReference| {
-        r.uid == uid(&set.metadata)
-            || r.kind == "Pod" && r.api_version == "v1" && r.name == pod_name(set, ordinal)
+        r.uid == uid(&set.metadata) || r.kind == "Pod" && r.api_version == "v1" && r.name == pod_name(set, ordinal)
     };
     let mut wants: Vec<_> = has.iter().filter(|r| !ours(r)).cloned().collect();
     let free = |r: OwnerReference| OwnerReference { controller: None, block_owner_deletion: None, ..r };
     match pod {
-        Some(pod) if with_pod && controlled_by(&pod.metadata, uid(&set.metadata)) => wants.push(free(controller_ref(&**pod))),
+        Some(pod) if with_pod && controlled_by(&pod.metadata, uid(&set.metadata)) => {
+            wants.push(free(controller_ref(&**pod)))
+        }
         // The pod has gone already: the reference to it is what makes the collector take the claim.
         None if with_pod => wants.extend(has.iter().filter(|r| r.kind == "Pod" && ours(r)).cloned()),
         _ if with_set && !with_pod => wants.push(free(controller_ref(set))),

@@ -119,7 +119,8 @@ pub fn claim_step(
             message: "waiting for first consumer to be created before binding".to_owned(),
         };
     }
-    let mut free: Vec<_> = volumes.iter().filter(|v| fits(v, claim) && selected.is_none_or(|n| node_fits(v, n))).collect();
+    let mut free: Vec<_> =
+        volumes.iter().filter(|v| fits(v, claim) && selected.is_none_or(|n| node_fits(v, n))).collect();
     free.sort_by_key(|v| (capacity(v), name(&v.metadata).to_owned()));
     if let Some(best) = free.first() {
         return ClaimStep::ReserveVolume((*best).clone());
@@ -223,17 +224,12 @@ fn capacity(volume: &PersistentVolume) -> i128 {
 }
 
 /// Decides about one volume. `claim` is the one its reference names, if that exists.
-pub fn volume_step(
-    volume: &PersistentVolume,
-    claim: Option<&PersistentVolumeClaim>,
-    node_there: bool,
-) -> VolumeStep {
+pub fn volume_step(volume: &PersistentVolume, claim: Option<&PersistentVolumeClaim>, node_there: bool) -> VolumeStep {
     let reference = volume.spec.as_ref().and_then(|s| s.claim_ref.as_ref());
     let ref_uid = reference.and_then(|r| r.uid.as_deref()).unwrap_or("");
     let owner = claim.filter(|c| ref_uid.is_empty() || uid(&c.metadata) == ref_uid);
     let bound = owner.is_some_and(|c| {
-        !ref_uid.is_empty()
-            && c.spec.as_ref().and_then(|s| s.volume_name.as_deref()) == Some(name(&volume.metadata))
+        !ref_uid.is_empty() && c.spec.as_ref().and_then(|s| s.volume_name.as_deref()) == Some(name(&volume.metadata))
     });
     if volume.metadata.deletion_timestamp.is_some() {
         if !bound && has_finalizer(&volume.metadata, VOLUME_PROTECTION) {
@@ -324,7 +320,10 @@ mod tests {
         let step = claim_step(&claim(None, "1500Mi"), None, &volumes);
         assert_eq!(step, ClaimStep::ReserveVolume(volumes[1].clone()));
         let other_class = vec![Arc::new(volume("v", Some("fast"), "9Gi"))];
-        assert!(matches!(claim_step(&claim(None, "1Gi"), None, &other_class), ClaimStep::Wait { reason: "FailedBinding", .. }));
+        assert!(matches!(
+            claim_step(&claim(None, "1Gi"), None, &other_class),
+            ClaimStep::Wait { reason: "FailedBinding", .. }
+        ));
     }
 
     #[test]

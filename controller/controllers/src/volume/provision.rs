@@ -51,9 +51,10 @@ pub fn node_fits(volume: &PersistentVolume, node: &str) -> bool {
     let required = volume.spec.as_ref().and_then(|s| s.node_affinity.as_ref()).and_then(|a| a.required.as_ref());
     required.is_none_or(|r| {
         r.node_selector_terms.iter().any(|t| {
-            t.match_expressions.iter().flatten().all(|e| {
-                e.key != HOSTNAME || e.operator != "In" || e.values.iter().flatten().any(|v| v == node)
-            })
+            t.match_expressions
+                .iter()
+                .flatten()
+                .all(|e| e.key != HOSTNAME || e.operator != "In" || e.values.iter().flatten().any(|v| v == node))
         })
     })
 }
@@ -71,7 +72,8 @@ pub fn volume(
                     supported"
             .to_owned());
     }
-    let shared = spec.access_modes.iter().flatten().find(|m| !matches!(m.as_str(), "ReadWriteOnce" | "ReadWriteOncePod"));
+    let shared =
+        spec.access_modes.iter().flatten().find(|m| !matches!(m.as_str(), "ReadWriteOnce" | "ReadWriteOncePod"));
     if let Some(mode) = shared {
         return Err(format!(
             "failed to provision volume: local-path volumes are on one node and support only ReadWriteOnce and \
