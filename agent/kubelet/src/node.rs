@@ -1,0 +1,323 @@
+//! This node in the API: registration, status, lease; and its pod network, which is made when the node has a pod CIDR.
+
+pub mod facts;
+
+use crate::config::KubeletConfig;
+use causeway_runtime::ImageInfo;
+use facts::{Capacity, Pressure};
+use futures::StreamExt;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeCondition, NodeSpec, NodeSystemInfo};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+const LEASE_SECONDS: i32 = 40;
+const RENEW: Duration = Duration::from_secs(10);
+const CHECK: Duration = Duration::from_secs(10);
+const REPORT_AT_LEAST: SignedDuration = SignedDuration::from_secs(300);
+/// Images in the status, the largest first: as many as upstream lists.
+const MAX_IMAGES: usize = 50;
+
+/// Why the network is not ready; `None` when it is.
+pub type NetworkState = watch::Receiver<Option<String>>;
+
+/// Keeps the node in the API.
+pub struct Keeper {
+    /// The API.
+    pub client: Client,
+    /// What all parts share.
+    pub shared: Arc<crate::context::Context>,
+    /// What the node has.
+    pub capacity: Capacity,
+    /// Of the network.
+    pub network: NetworkState,
+}
+
+impl Keeper {
+    fn settings(&self) -> &KubeletConfig {
+        &self.shared.config
+    }
+
+    /// Registers, then reports until shutdown.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let api: Api<Node> = Api::all(self.client.clone());
+        let mut network = self.network.clone();
+        let mut sent: Option<(Value, Timestamp)> = None;
+        let mut known = false;
+        loop {
+            if !known {
+                known = self.register(&api).await;
+            }
+            let runtime = self.shared.runtime.version().await.map_err(|e| e.to_string());
+            let images = self.shared.runtime.images().await.unwrap_or_default();
+            let now = Timestamp::now();
+            let before = self.shared.node.borrow().clone();
+            let conditions = conditions(
+                facts::pressure(self.settings()),
+                runtime.as_ref().err().cloned().or_else(|| network.borrow().clone()),
+                before.as_deref(),
+                now,
+            );
+            let info = facts::system(runtime.as_deref().unwrap_or("containerd://unknown"));
+            let body = self.body(&conditions, info, &images);
+            let due = sent.as_ref().is_none_or(|(last, at)| {
+                comparable(last) != comparable(&body) || at.saturating_add(REPORT_AT_LEAST).is_ok_and(|t| t <= now)
+            });
+            if known && due {
+                match api
+                    .patch_status(&self.settings().node_name, &PatchParams::default(), &Patch::Strategic(&body))
+                    .await
+                {
+                    Ok(_) => sent = Some((body, now)),
+                    Err(kube::Error::Api(s)) if s.is_not_found() => known = false,
+                    Err(error) => tracing::warn!(%error, "node status not written"),
+                }
+            }
+            let pause = if known { CHECK } else { Duration::from_secs(1) };
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = network.changed() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Makes the Node object, or brings its labels up to date; `true` when it is there.
+    async fn register(&self, api: &Api<Node>) -> bool {
+        let config = self.settings();
+        let labels = labels(config);
+        let patch = json!({"metadata": {"labels": labels}});
+        match api.patch(&config.node_name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Ok(_) => return true,
+            Err(kube::Error::Api(s)) if s.is_not_found() && config.register => {}
+            Err(error) => {
+                tracing::warn!(%error, node = config.node_name, "node is not registered yet");
+                return false;
+            }
+        }
+        let node = Node {
+            metadata: ObjectMeta {
+                name: Some(config.node_name.clone()),
+                labels: Some(labels),
+                ..ObjectMeta::default()
+            },
+            spec: Some(NodeSpec {
+                taints: (!config.taints.is_empty()).then(|| config.taints.clone()),
+                ..NodeSpec::default()
+            }),
+            status: None,
+        };
+        match api.create(&PostParams::default(), &node).await {
+            Ok(_) => true,
+            Err(kube::Error::Api(s)) if s.is_already_exists() => true,
+            Err(error) => {
+                tracing::warn!(%error, node = config.node_name, "node is not registered yet");
+                false
+            }
+        }
+    }
+
+    fn body(&self, conditions: &[NodeCondition], info: NodeSystemInfo, images: &[ImageInfo]) -> Value {
+        let config = self.settings();
+        let c = self.capacity;
+        let resources = json!({
+            "cpu": if c.cpu_milli % 1000 == 0 { (c.cpu_milli / 1000).to_string() } else { format!("{}m", c.cpu_milli) },
+            "memory": format!("{}Ki", c.memory_bytes >> 10),
+            "ephemeral-storage": format!("{}Ki", c.disk_bytes >> 10),
+            "pods": c.pods.to_string(),
+        });
+        let port = config.server_listener.local_addr().map_or(10250, |a| a.port());
+        json!({"status": {
+            "addresses": addresses(&config.node_name, &config.node_ips),
+            "capacity": resources,
+            "allocatable": resources,
+            "conditions": conditions,
+            "nodeInfo": info,
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": port}},
+            "images": image_list(images),
+        }})
+    }
+}
+
+fn labels(config: &KubeletConfig) -> BTreeMap<String, String> {
+    let mut labels = config.labels.clone();
+    for (key, value) in [
+        ("kubernetes.io/hostname", config.node_name.as_str()),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", facts::architecture()),
+    ] {
+        labels.insert(key.to_owned(), value.to_owned());
+    }
+    labels
+}
+
+fn addresses(name: &str, ips: &[IpAddr]) -> Vec<NodeAddress> {
+    let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
+    let ips = ips.iter().map(|ip| address("InternalIP", ip.to_string()));
+    ips.chain([address("Hostname", name.to_owned())]).collect()
+}
+
+fn image_list(images: &[ImageInfo]) -> Vec<Value> {
+    let mut all: Vec<&ImageInfo> = images.iter().collect();
+    all.sort_by_key(|i| std::cmp::Reverse(i.size));
+    let names = |i: &ImageInfo| -> Vec<String> { i.repo_digests.iter().chain(&i.names).take(5).cloned().collect() };
+    all.into_iter().take(MAX_IMAGES).map(|i| json!({"names": names(i), "sizeBytes": i.size})).collect()
+}
+
+/// Without what changes each time.
+fn comparable(body: &Value) -> Value {
+    let mut body = body.clone();
+    if let Some(conditions) = body.pointer_mut("/status/conditions").and_then(Value::as_array_mut) {
+        for condition in conditions.iter_mut().filter_map(Value::as_object_mut) {
+            condition.remove("lastHeartbeatTime");
+        }
+    }
+    body
+}
+
+/// The node's conditions, in upstream's words.
+fn conditions(p: Pressure, not_ready: Option<String>, before: Option<&Node>, now: Timestamp) -> Vec<NodeCondition> {
+    let make = |type_: &str, status: bool, reason: &str, message: &str| {
+        let status = if status { "True" } else { "False" };
+        let old = before.and_then(|n| {
+            n.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == type_ && c.status == status)
+        });
+        let now = Time(crate::model::whole_seconds(now));
+        NodeCondition {
+            type_: type_.to_owned(),
+            status: status.to_owned(),
+            reason: Some(reason.to_owned()),
+            message: Some(message.to_owned()),
+            last_transition_time: old.and_then(|c| c.last_transition_time.clone()).or_else(|| Some(now.clone())),
+            last_heartbeat_time: Some(now),
+        }
+    };
+    let memory = match p.memory {
+        true => {
+            make("MemoryPressure", true, "KubeletHasInsufficientMemory", "kubelet has insufficient memory available")
+        }
+        false => make("MemoryPressure", false, "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+    };
+    let disk = match p.disk {
+        true => make("DiskPressure", true, "KubeletHasDiskPressure", "kubelet has disk pressure"),
+        false => make("DiskPressure", false, "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+    };
+    let pids = match p.pids {
+        true => make("PIDPressure", true, "KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
+        false => make("PIDPressure", false, "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+    };
+    let ready = match &not_ready {
+        None => make("Ready", true, "KubeletReady", "kubelet is posting ready status"),
+        Some(why) => make("Ready", false, "KubeletNotReady", why),
+    };
+    vec![memory, disk, pids, ready]
+}
+
+/// Renews this node's lease until shutdown.
+pub async fn keep_lease(
+    client: Client,
+    node_name: String,
+    node: watch::Receiver<Option<Arc<Node>>>,
+    shutdown: CancellationToken,
+) {
+    let api: Api<Lease> = Api::namespaced(client, "kube-node-lease");
+    loop {
+        let owner = node.borrow().as_ref().and_then(|n| n.metadata.uid.clone());
+        let pause = match renew(&api, &node_name, owner).await {
+            Ok(()) => RENEW,
+            Err(error) => {
+                tracing::debug!(%error, "lease not renewed");
+                Duration::from_secs(2)
+            }
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+async fn renew(api: &Api<Lease>, name: &str, owner: Option<String>) -> Result<(), kube::Error> {
+    let now = MicroTime(Timestamp::now());
+    let patch = json!({"spec": {"holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now}});
+    match api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+        Err(kube::Error::Api(s)) if s.is_not_found() => {}
+        other => return other.map(drop),
+    }
+    let lease = Lease {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            owner_references: owner.map(|uid| {
+                vec![OwnerReference {
+                    api_version: "v1".to_owned(),
+                    kind: "Node".to_owned(),
+                    name: name.to_owned(),
+                    uid,
+                    ..OwnerReference::default()
+                }]
+            }),
+            ..ObjectMeta::default()
+        },
+        spec: Some(LeaseSpec {
+            holder_identity: Some(name.to_owned()),
+            lease_duration_seconds: Some(LEASE_SECONDS),
+            renew_time: Some(now),
+            ..LeaseSpec::default()
+        }),
+    };
+    api.create(&PostParams::default(), &lease).await.map(drop)
+}
+
+/// Follows this node's object until shutdown.
+pub async fn follow(client: Client, name: String, seen: watch::Sender<Option<Arc<Node>>>, shutdown: CancellationToken) {
+    let api: Api<Node> = Api::all(client);
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let mut stream = watcher(api, config).default_backoff().applied_objects().boxed();
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            next = stream.next() => match next {
+                Some(Ok(node)) => {
+                    seen.send_replace(Some(Arc::new(node)));
+                }
+                Some(Err(error)) => tracing::debug!(%error, "watching this node"),
+                None => return,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transitions_keep_their_time() {
+        let t = |s| Timestamp::from_second(s).unwrap();
+        let first = conditions(Pressure::default(), Some("no network".to_owned()), None, t(100));
+        let ready = |c: &[NodeCondition]| c.iter().find(|c| c.type_ == "Ready").cloned().unwrap();
+        assert_eq!(ready(&first).status, "False");
+        let node = Node {
+            status: Some(k8s_openapi::api::core::v1::NodeStatus {
+                conditions: Some(first.clone()),
+                ..Default::default()
+            }),
+            ..Node::default()
+        };
+        let again = conditions(Pressure::default(), Some("no network".to_owned()), Some(&node), t(200));
+        assert_eq!(ready(&again).last_transition_time, ready(&first).last_transition_time);
+        let up = conditions(Pressure::default(), None, Some(&node), t(300));
+        assert_eq!(ready(&up).last_transition_time, Some(Time(t(300))));
+        assert_eq!(ready(&up).reason.as_deref(), Some("KubeletReady"));
+    }
+}

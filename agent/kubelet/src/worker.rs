@@ -1,0 +1,552 @@
+//! One task a pod: looks, decides ([`crate::plan`]), reports ([`crate::status`]), and starts what has to be done. In:
+//! the mailbox, ends of operations, the clock. It never waits for anything but these, so a slow image never holds up
+//! a deletion.
+
+use crate::backoff::Backoff;
+use crate::context::Context;
+use crate::inbox::{Inbox, Mail, Verdicts};
+use crate::model::{Failure, Kind, Op, PodModel, Record, Sandbox, Unhealthy};
+use crate::observe;
+use crate::operations::{self, Outcome, Ready, Start};
+use crate::plan::{Action, plan};
+use crate::probe;
+use crate::publish::Publisher;
+use crate::status::{OWN_CONDITIONS, status};
+use crate::volumes::Volumes;
+use causeway_api::events::EventType;
+use causeway_runtime::ContainerState;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
+use kube::api::{Api, DeleteParams, Preconditions};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+
+/// How often the content of volumes is brought up to date.
+const REFRESH: SignedDuration = SignedDuration::from_secs(20);
+/// Until a failed sandbox is tried again.
+const SANDBOX_RETRY: SignedDuration = SignedDuration::from_secs(2);
+/// Until a failed removal is tried again.
+const CLEAN_RETRY: SignedDuration = SignedDuration::from_secs(3);
+/// The runtime is looked at this often even when it reports nothing.
+const LOOK: SignedDuration = SignedDuration::from_secs(300);
+
+/// A pod's worker.
+pub struct Worker {
+    ctx: Arc<Context>,
+    inbox: Arc<Inbox>,
+    model: PodModel,
+    ready: Option<Ready>,
+    operations: JoinSet<Outcome>,
+    running: HashMap<String, AbortHandle>,
+    probes: HashMap<String, JoinHandle<()>>,
+    publisher: Publisher,
+    last: PodStatus,
+    messages: HashMap<String, String>,
+    look: bool,
+    looked_at: Timestamp,
+    refreshed_at: Timestamp,
+    adopted: bool,
+    retry_clean: Option<Timestamp>,
+    announced: bool,
+    orphan: bool,
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.probes.values().for_each(JoinHandle::abort);
+    }
+}
+
+impl Worker {
+    /// For a pod; `failure` when the node refuses it, `orphan` when the API does not know it.
+    pub fn new(ctx: Arc<Context>, inbox: Arc<Inbox>, pod: Arc<Pod>, failure: Option<Failure>, orphan: bool) -> Self {
+        let now = Timestamp::now();
+        let mut model = PodModel::new(pod.clone(), ctx.config.node_ips.clone(), now);
+        model.failure = failure;
+        model.vanished = orphan;
+        Self {
+            publisher: Publisher::new(ctx.clone(), &pod),
+            last: pod.status.clone().unwrap_or_default(),
+            ctx,
+            inbox,
+            model,
+            ready: None,
+            operations: JoinSet::new(),
+            running: HashMap::new(),
+            probes: HashMap::new(),
+            messages: HashMap::new(),
+            look: true,
+            looked_at: now,
+            refreshed_at: now,
+            adopted: false,
+            retry_clean: None,
+            announced: false,
+            orphan,
+        }
+    }
+
+    /// Until the pod is gone from the node and from the API.
+    pub async fn run(mut self) {
+        self.ctx.metrics.running_pods.fetch_add(1, Ordering::Relaxed);
+        loop {
+            let mail = self.inbox.take();
+            self.read(mail);
+            if self.look && !self.observe().await {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+            if self.model.sandbox == Sandbox::Cleaned && self.model.vanished {
+                break;
+            }
+            let wake = self.step();
+            let wait = wake.map(|t| Duration::try_from(t.duration_since(Timestamp::now())).unwrap_or_default());
+            tokio::select! {
+                () = self.inbox.rung() => {}
+                Some(done) = self.operations.join_next() => match done {
+                    Ok(outcome) => self.ended(outcome),
+                    Err(error) => self.broken(&error),
+                },
+                () = tokio::time::sleep(wait.unwrap_or(Duration::from_secs(3600))) => {}
+            }
+        }
+        self.ctx.metrics.running_pods.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Decides, acts and reports; when to do it again.
+    fn step(&mut self) -> Option<Timestamp> {
+        self.ctx.metrics.syncs.fetch_add(1, Ordering::Relaxed);
+        let now = Timestamp::now();
+        self.probe();
+        let decided = plan(&self.model, now);
+        let mut wake = decided.wake;
+        for action in decided.actions {
+            self.act(action, now, &mut wake);
+        }
+        self.report(now);
+        self.refresh(now, &mut wake);
+        if self.looked_at.saturating_add(LOOK).is_ok_and(|t| t <= now) {
+            self.look = true;
+            wake = Some(now);
+        }
+        let latest = now.saturating_add(REFRESH).ok();
+        [wake, latest].into_iter().flatten().min()
+    }
+
+    fn read(&mut self, mail: Mail) {
+        self.look |= mail.look;
+        if let Some(pod) = mail.pod {
+            let changed = pod.metadata.labels != self.model.pod.metadata.labels
+                || pod.metadata.annotations != self.model.pod.metadata.annotations;
+            if changed {
+                self.refreshed_at = Timestamp::MIN;
+            }
+            self.reconcile(&pod);
+            self.model.pod = pod;
+        }
+        self.model.vanished |= mail.vanished;
+        for (id, verdicts) in mail.verdicts {
+            self.judge(&id, verdicts);
+        }
+    }
+
+    /// Others may have written into the status what only we know; then it is written again.
+    fn reconcile(&mut self, pod: &Pod) {
+        let theirs = pod.status.clone().unwrap_or_default();
+        let own = |s: &PodStatus| -> Vec<(String, String)> {
+            let all = s.conditions.iter().flatten().filter(|c| OWN_CONDITIONS.contains(&c.type_.as_str()));
+            all.map(|c| (c.type_.clone(), c.status.clone())).collect()
+        };
+        let foreign = theirs.conditions.iter().flatten().filter(|c| !OWN_CONDITIONS.contains(&c.type_.as_str()));
+        let foreign: Vec<_> = foreign.cloned().collect();
+        if self.publisher.overtaken_by(pod) && (own(&theirs) != own(&self.last) || theirs.phase != self.last.phase) {
+            self.publisher.publish(self.last.clone());
+        }
+        if let Some(conditions) = &mut self.last.conditions {
+            conditions.retain(|c| OWN_CONDITIONS.contains(&c.type_.as_str()));
+            conditions.extend(foreign);
+        }
+    }
+
+    fn judge(&mut self, id: &str, verdicts: Verdicts) {
+        let Some(life) = self.model.lives.values_mut().find(|l| l.probed == id) else { return };
+        life.started |= verdicts.started;
+        if let Some(ready) = verdicts.ready {
+            life.ready = ready;
+        }
+        if verdicts.unhealthy.is_some() {
+            life.unhealthy = verdicts.unhealthy;
+            life.ready = false;
+        }
+        if verdicts.started && !self.has_readiness(id) {
+            self.set_ready(id, true);
+        }
+    }
+
+    fn container_of(&self, id: &str) -> Option<&Container> {
+        let name = &self.model.records.iter().find(|r| r.id == id)?.name;
+        self.model.containers().find(|(_, c)| c.name == *name).map(|(_, c)| c)
+    }
+
+    fn has_readiness(&self, id: &str) -> bool {
+        self.container_of(id).is_some_and(|c| c.readiness_probe.is_some())
+    }
+
+    fn set_ready(&mut self, id: &str, ready: bool) {
+        if let Some(life) = self.model.lives.values_mut().find(|l| l.probed == id) {
+            life.ready = ready;
+        }
+    }
+
+    /// Looks at the runtime; `false` when it does not answer.
+    async fn observe(&mut self) -> bool {
+        let snapshot = match self.ctx.observer.fresh().await {
+            Ok(snapshot) => snapshot,
+            Err(error) => {
+                tracing::warn!(%error, "containers cannot be listed");
+                return false;
+            }
+        };
+        self.look = false;
+        self.looked_at = Timestamp::now();
+        let infos = snapshot.get(self.model.uid()).cloned().unwrap_or_default();
+        let mut records: Vec<Record> = infos.iter().filter_map(observe::record).collect();
+        for record in records.iter_mut().filter(|r| r.exit().is_some()) {
+            record.message = self.message(record);
+        }
+        records.sort_by(|a, b| (&a.name, a.attempt).cmp(&(&b.name, b.attempt)));
+        self.messages.retain(|id, _| records.iter().any(|r| r.id == *id));
+        self.model.records = records;
+        if !self.adopted {
+            self.adopted = true;
+            self.adopt();
+        }
+        true
+    }
+
+    /// Takes over what an earlier run of the kubelet started.
+    fn adopt(&mut self) {
+        let latest: Vec<Record> = self
+            .model
+            .containers()
+            .filter_map(|(_, c)| self.model.current(&c.name).cloned())
+            .filter(|r| r.attempt > 0)
+            .collect();
+        for record in latest {
+            let at = record.exit().map_or_else(Timestamp::now, |(_, at)| at);
+            self.model.life_mut(&record.name).backoff = Backoff::after(record.attempt, at);
+        }
+    }
+
+    fn message(&mut self, record: &Record) -> String {
+        if let Some(known) = self.messages.get(&record.id) {
+            return known.clone();
+        }
+        let config = &self.ctx.config;
+        let meta = &self.model.pod.metadata;
+        let text = |v: &Option<String>| v.clone().unwrap_or_default();
+        let file = operations::message_file(&config.pod_dir(self.model.uid()), &record.name, record.attempt);
+        let logs = config.log_dir(&text(&meta.namespace), &text(&meta.name), self.model.uid());
+        let log = logs.join(&record.name).join(format!("{}.log", record.attempt));
+        let fallback = self.model.containers().any(|(_, c)| {
+            c.name == record.name && c.termination_message_policy.as_deref() == Some("FallbackToLogsOnError")
+        });
+        let failed = record.exit().is_some_and(|(code, _)| code != 0);
+        let message = crate::logs::termination_message(&file, (fallback && failed).then_some(log.as_path()));
+        self.messages.insert(record.id.clone(), message.clone());
+        message
+    }
+
+    /// Starts probes of what runs now and ends those of what does not.
+    fn probe(&mut self) {
+        let current: Vec<(Kind, Container, Record)> = self
+            .model
+            .containers()
+            .filter_map(|(k, c)| Some((k, c.clone(), self.model.current(&c.name)?.clone())))
+            .filter(|(_, _, r)| r.running())
+            .collect();
+        self.probes.retain(|id, task| {
+            let keep = current.iter().any(|(_, _, r)| r.id == *id);
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        for (kind, c, record) in current {
+            let life = self.model.lives.entry(c.name.clone()).or_default();
+            // A container that is still being started is probed after its postStart hook.
+            if life.probed == record.id || life.op == Some(Op::Starting) {
+                continue;
+            }
+            let ContainerState::Running { started_at, .. } = record.state else { continue };
+            let told = format!("containerd://{}", record.id);
+            let old = self.model.api_status(&c.name).filter(|s| s.container_id.as_deref() == Some(&told)).cloned();
+            let started = c.startup_probe.is_none() || old.as_ref().is_some_and(|s| s.started == Some(true));
+            let ready = match &c.readiness_probe {
+                None => started,
+                Some(_) => old.is_some_and(|s| s.ready),
+            };
+            let life = self.model.life_mut(&c.name);
+            life.probed = record.id.clone();
+            life.started = started;
+            life.ready = ready;
+            life.unhealthy = None;
+            life.waiting = None;
+            let any = c.startup_probe.is_some() || c.liveness_probe.is_some() || c.readiness_probe.is_some();
+            if any && kind != Kind::Init {
+                let target = probe::Target {
+                    pod: self.model.pod.clone(),
+                    container: c,
+                    id: record.id.clone(),
+                    ip: self.ready.as_ref().and_then(|r| r.ips.first().copied()),
+                    started_at,
+                    started,
+                };
+                // Adopted containers are probed once their sandbox is known again.
+                if self.ready.is_none() {
+                    self.model.life_mut(&record.name).probed.clear();
+                    continue;
+                }
+                let task = tokio::spawn(probe::run(self.ctx.clone(), self.inbox.clone(), target));
+                self.probes.insert(record.id, task);
+            }
+        }
+    }
+
+    fn spawn(&mut self, key: &str, work: impl Future<Output = Outcome> + Send + 'static) {
+        let handle = self.operations.spawn(work);
+        if let Some(before) = self.running.insert(key.to_owned(), handle) {
+            before.abort();
+        }
+    }
+
+    fn act(&mut self, action: Action, now: Timestamp, wake: &mut Option<Timestamp>) {
+        let (ctx, pod) = (self.ctx.clone(), self.model.pod.clone());
+        match action {
+            Action::SetUp => {
+                self.model.sandbox = Sandbox::SettingUp;
+                self.spawn("sandbox/", operations::set_up(ctx, pod));
+            }
+            Action::Start { name, attempt, after } => self.start(&name, attempt, after),
+            Action::Cancel { name } => {
+                if let Some(task) = self.running.remove(&name) {
+                    task.abort();
+                }
+                self.model.life_mut(&name).op = None;
+                self.look = true;
+                *wake = Some(now);
+            }
+            Action::Stop { id, name, grace, event, hook } => {
+                if let Some(text) = event {
+                    ctx.container_event(&pod, &name, EventType::Normal, "Killing", text);
+                }
+                let c = self.model.containers().find(|(_, c)| hook && c.name == name).map(|(_, c)| c.clone());
+                let ip = self.ready.as_ref().and_then(|r| r.ips.first().copied());
+                let until = now.saturating_add(grace).unwrap_or(Timestamp::MAX);
+                self.model.life_mut(&name).op = Some(Op::Stopping { until });
+                self.spawn(&name.clone(), operations::stop(ctx, pod, c, id, name, grace, ip));
+            }
+            Action::Remove { id } => {
+                if let Some(at) = self.model.records.iter().position(|r| r.id == id) {
+                    let record = self.model.records.remove(at);
+                    self.operations.spawn(operations::remove(ctx, pod, record));
+                }
+            }
+            Action::TearDown => {
+                self.model.sandbox = Sandbox::TearingDown;
+                self.spawn("sandbox/", operations::tear_down(ctx, pod));
+            }
+            Action::Clean => match self.retry_clean.filter(|t| *t > now) {
+                Some(at) => *wake = Some(wake.map_or(at, |w| w.min(at))),
+                None => self.clean(now),
+            },
+            Action::ExceedDeadline => {
+                let message = "Pod was active on the node longer than the specified deadline".to_owned();
+                ctx.pod_event(&pod, EventType::Normal, "DeadlineExceeded", message.clone());
+                self.model.failure = Some(Failure { reason: "DeadlineExceeded".to_owned(), message });
+                *wake = Some(now);
+            }
+        }
+    }
+
+    fn start(&mut self, name: &str, attempt: u32, after: Option<Timestamp>) {
+        let Some(ready) = self.ready.clone() else { return };
+        let Some(c) = self.model.containers().find(|(_, c)| c.name == name).map(|(_, c)| c.clone()) else { return };
+        let life = self.model.life_mut(name);
+        life.op = Some(Op::Starting);
+        life.retry_at = None;
+        life.unhealthy = None;
+        // Counted once for each end, however often the start has to be repeated.
+        if let Some(after) = after.filter(|_| life.waiting.as_ref().is_none_or(|w| w.reason == "RunContainerError")) {
+            life.backoff.step(after);
+        }
+        self.spawn(name, operations::start(self.ctx.clone(), self.model.pod.clone(), c, attempt, ready));
+    }
+
+    /// Writes the last status, then removes everything.
+    fn clean(&mut self, now: Timestamp) {
+        self.report(now);
+        self.model.sandbox = Sandbox::TearingDown;
+        self.spawn("sandbox/", operations::clean(self.ctx.clone(), self.model.pod.clone()));
+    }
+
+    fn ended(&mut self, outcome: Outcome) {
+        let now = Timestamp::now();
+        let later = |d| now.saturating_add(d).unwrap_or(now);
+        match outcome {
+            Outcome::SetUp(Ok(ready)) => {
+                self.model.sandbox = Sandbox::Ready(ready.ips.clone());
+                self.ready = Some(ready);
+                self.refreshed_at = now;
+            }
+            Outcome::SetUp(Err(error)) => {
+                tracing::debug!(pod = crate::names::format_pod(&self.model.pod), error, "sandbox not ready");
+                self.model.sandbox = Sandbox::Absent { retry_at: Some(later(SANDBOX_RETRY)) };
+            }
+            Outcome::Started { name, result } => self.started(&name, result),
+            Outcome::Stopped { name, error } => {
+                self.running.remove(&name);
+                let life = self.model.life_mut(&name);
+                life.op = None;
+                life.unhealthy = None;
+                self.look = true;
+                if let Some(error) = error {
+                    tracing::warn!(
+                        pod = crate::names::format_pod(&self.model.pod),
+                        container = name,
+                        error,
+                        "stop failed"
+                    );
+                }
+            }
+            Outcome::TornDown(result) => {
+                if let Err(error) = result {
+                    tracing::warn!(pod = crate::names::format_pod(&self.model.pod), error, "network not removed");
+                }
+                let ips = self.ready.take().map(|r| r.ips).unwrap_or_default();
+                self.model.sandbox = Sandbox::Gone(ips);
+            }
+            Outcome::Cleaned(Ok(())) => {
+                self.model.sandbox = Sandbox::Cleaned;
+                self.model.records.clear();
+                if !self.orphan && !self.model.vanished {
+                    self.operations.spawn(delete(self.ctx.clone(), self.model.pod.clone(), self.publisher.flushed()));
+                }
+            }
+            Outcome::Cleaned(Err(error)) => {
+                tracing::warn!(pod = crate::names::format_pod(&self.model.pod), error, "pod not removed yet");
+                self.retry_clean = Some(later(CLEAN_RETRY));
+                self.model.sandbox = Sandbox::Gone(Vec::new());
+                self.look = true;
+            }
+            Outcome::Refreshed | Outcome::Done => {}
+        }
+    }
+
+    /// An operation was cut off, or broke by a defect of ours: it is asked for again.
+    fn broken(&mut self, error: &tokio::task::JoinError) {
+        if error.is_cancelled() {
+            return;
+        }
+        tracing::error!(pod = crate::names::format_pod(&self.model.pod), %error, "an operation broke");
+        let keys: Vec<String> =
+            self.running.iter().filter(|(_, h)| h.id() == error.id()).map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            self.running.remove(&key);
+            if key == "sandbox/" {
+                let retry_at = Timestamp::now().saturating_add(SANDBOX_RETRY).ok();
+                self.model.sandbox = Sandbox::Absent { retry_at };
+            } else if let Some(life) = self.model.lives.get_mut(&key) {
+                life.op = None;
+            }
+        }
+        self.look = true;
+    }
+
+    fn started(&mut self, name: &str, result: Start) {
+        self.running.remove(name);
+        self.look = true;
+        let life = self.model.life_mut(name);
+        life.op = None;
+        match result {
+            Start::Running => {
+                life.waiting = None;
+                life.failed_start = None;
+            }
+            Start::Refused(refused) => {
+                life.waiting = Some(refused.waiting);
+                life.retry_at = Some(refused.retry_at);
+            }
+            Start::Failed(record, waiting) => {
+                life.waiting = Some(waiting);
+                life.failed_start = Some(*record);
+            }
+            Start::HookFailed(message) => {
+                life.waiting = None;
+                life.failed_start = None;
+                life.unhealthy = Some(Unhealthy { message, grace: None });
+                // Not to be probed: it is stopped next.
+                let id = self.model.current(name).map(|r| r.id.clone());
+                let fallback = crate::names::container_id(self.model.uid(), name, self.model.next_attempt(name));
+                let life = self.model.life_mut(name);
+                life.probed = id.unwrap_or(fallback);
+                life.started = false;
+                life.ready = false;
+            }
+        }
+    }
+
+    fn report(&mut self, now: Timestamp) {
+        // While everything is being removed the last report stands.
+        let cleaning = self.model.terminating() && self.model.sandbox == Sandbox::TearingDown;
+        if cleaning || self.model.sandbox == Sandbox::Cleaned || self.model.vanished || !self.adopted {
+            return;
+        }
+        let next = status(&self.model, &self.last, now);
+        if next != self.last {
+            self.last = next.clone();
+            self.publisher.publish(next);
+        }
+        if !self.announced && self.last.phase.as_deref() == Some("Running") {
+            self.announced = true;
+            let millis = now.duration_since(self.model.start_time).as_millis();
+            self.ctx.metrics.pod_starts.fetch_add(1, Ordering::Relaxed);
+            self.ctx.metrics.pod_start_millis.fetch_add(u64::try_from(millis).unwrap_or(0), Ordering::Relaxed);
+        }
+    }
+
+    fn refresh(&mut self, now: Timestamp, wake: &mut Option<Timestamp>) {
+        let Some(ready) = self.ready.as_ref().filter(|_| Volumes::live(&self.model.pod)) else { return };
+        let Some(due) = self.refreshed_at.checked_add(REFRESH).ok() else { return };
+        if due > now || self.model.terminating() {
+            *wake = Some(wake.map_or(due, |w| w.min(due))).filter(|_| !self.model.terminating());
+            return;
+        }
+        self.refreshed_at = now;
+        let ips = ready.ips.clone();
+        self.spawn("volumes/", operations::refresh(self.ctx.clone(), self.model.pod.clone(), ips));
+    }
+}
+
+/// Tells the API that the pod has left the node.
+async fn delete(ctx: Arc<Context>, pod: Arc<Pod>, flushed: impl Future<Output = ()> + Send) -> Outcome {
+    flushed.await;
+    let api: Api<Pod> = Api::namespaced(ctx.client.clone(), pod.metadata.namespace.as_deref().unwrap_or(""));
+    let name = pod.metadata.name.clone().unwrap_or_default();
+    let preconditions = Preconditions { uid: pod.metadata.uid.clone(), ..Preconditions::default() };
+    let params = DeleteParams::default().grace_period(0).preconditions(preconditions);
+    let mut delay = Duration::from_millis(200);
+    loop {
+        match api.delete(&name, &params).await {
+            Ok(_) => return Outcome::Done,
+            Err(kube::Error::Api(s)) if s.is_not_found() || s.is_conflict() => return Outcome::Done,
+            Err(error) => {
+                tracing::debug!(pod = name, %error, "pod not deleted from the API yet");
+                tokio::time::sleep(delay).await;
+                delay = (delay * 2).min(Duration::from_secs(10));
+            }
+        }
+    }
+}
