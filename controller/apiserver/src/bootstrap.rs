@@ -65,6 +65,11 @@ pub async fn ensure(engine: &Engine, advertise: SocketAddr) -> ApiResult<()> {
         },
     });
     create(engine, "", "services", "kube-system", dns).await?;
+    if advertise.ip().is_loopback() {
+        // No pod could reach it there, and endpoints must not name it.
+        tracing::debug!(%advertise, "a loopback address is not published as an endpoint of the service kubernetes");
+        return Ok(());
+    }
     endpoints(engine, advertise).await
 }
 

@@ -1,0 +1,109 @@
+//! A server on a store of its own, in a folder that goes away with it.
+
+use causeway_api::config::ClusterConfig;
+use causeway_api::identity::UserInfo;
+use causeway_apiserver::{ApiServer, ApiServerConfig, DirectDialer};
+use causeway_store::{SledOptions, SledStore, Store};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+pub struct Running {
+    pub api: Arc<ApiServer>,
+    pub store: Arc<dyn Store>,
+    pub address: SocketAddr,
+    pub dir: TempDir,
+    pub shutdown: CancellationToken,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+pub async fn start() -> Running {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(SledStore::open(&dir.path().join("store"), SledOptions::default()).unwrap());
+    start_on(dir, store).await
+}
+
+pub async fn start_on(dir: TempDir, store: Arc<dyn Store>) -> Running {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let config = ApiServerConfig {
+        cluster: ClusterConfig::default(),
+        pki_dir: dir.path().join("pki"),
+        advertise: SocketAddr::from(([10, 90, 0, 1], 6443)),
+        extra_sans: Vec::new(),
+        kubelet_dialer: Arc::new(DirectDialer),
+    };
+    let api = Arc::new(ApiServer::start(config, store.clone()).await.unwrap());
+    let shutdown = CancellationToken::new();
+    let (serving, stop) = (api.clone(), shutdown.clone());
+    tokio::spawn(async move { serving.serve(vec![listener], stop).await });
+    Running { api, store, address, dir, shutdown }
+}
+
+impl Running {
+    pub fn admin(&self) -> kube::Client {
+        self.api.client(UserInfo::admin())
+    }
+
+    /// A client over TLS with a certificate for `user`.
+    pub async fn over_tls(&self, user: &UserInfo) -> kube::Client {
+        let text = self.api.kubeconfig(&format!("https://{}", self.address), "test", user).unwrap();
+        let file = kube::config::Kubeconfig::from_yaml(&text).unwrap();
+        let config = kube::Config::from_custom_kubeconfig(file, &Default::default()).await.unwrap();
+        kube::Client::try_from(config).unwrap()
+    }
+
+    pub fn kubeconfig_file(&self, user: &UserInfo) -> std::path::PathBuf {
+        let text = self.api.kubeconfig(&format!("https://{}", self.address), "test", user).unwrap();
+        let path = self.dir.path().join("kubeconfig");
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Runs the real kubectl with input on stdin; the outcome with both outputs.
+    pub async fn kubectl_with(&self, arguments: &[&str], input: &str) -> (bool, String, String) {
+        use tokio::io::AsyncWriteExt;
+        let config = self.kubeconfig_file(&UserInfo::admin());
+        let mut child = tokio::process::Command::new("kubectl")
+            .args(arguments)
+            .env("KUBECONFIG", config)
+            .env("HOME", self.dir.path())
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(input.as_bytes()).await.unwrap();
+        drop(stdin);
+        let out = tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await.unwrap().unwrap();
+        let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+        (out.status.success(), text(&out.stdout), text(&out.stderr))
+    }
+
+    /// As [`Self::kubectl_with`]; must succeed.
+    pub async fn kubectl(&self, arguments: &[&str]) -> String {
+        let (ok, out, err) = self.kubectl_with(arguments, "").await;
+        assert!(ok, "kubectl {arguments:?} failed:\n{out}\n{err}");
+        out
+    }
+}
+
+/// Waits until something holds.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut check: impl FnMut() -> F) -> T {
+    for _ in 0..200 {
+        if let Some(value) = check().await {
+            return value;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("not within 10 s: {what}");
+}
