@@ -37,6 +37,11 @@ pub async fn client(paths: &Paths) -> Result<kube::Client> {
 fn read(paths: &Paths) -> Result<String> {
     let path = paths.kubeconfig();
     fs::read_to_string(&path).with_context(|| {
-        format!("there is no cluster {:?} here ({}); start it with: causeway up --name {}", paths.name, path.display(), paths.name)
+        format!(
+            "there is no cluster {:?} here ({}); start it with: causeway up --name {}",
+            paths.name,
+            path.display(),
+            paths.name
+        )
     })
 }

@@ -51,11 +51,6 @@ impl Paths {
         self.data.join("causeway.log")
     }
 
-    /// containerd's content and snapshots.
-    pub fn containerd(&self) -> PathBuf {
-        self.data.join("containerd")
-    }
-
     /// containerd's state and socket.
     pub fn containerd_run(&self) -> PathBuf {
         self.run.join("containerd")

@@ -23,9 +23,8 @@ pub fn bind(port: u16, purpose: &str, flag: &str) -> Result<TcpListener> {
 fn holder(port: u16) -> Option<String> {
     let mut entries = procfs::net::tcp().unwrap_or_default();
     entries.extend(procfs::net::tcp6().unwrap_or_default());
-    let listens = |e: &&procfs::net::TcpNetEntry| {
-        e.local_address.port() == port && e.state == procfs::net::TcpState::Listen
-    };
+    let listens =
+        |e: &&procfs::net::TcpNetEntry| e.local_address.port() == port && e.state == procfs::net::TcpState::Listen;
     let inode = entries.iter().find(listens)?.inode;
     procfs::process::all_processes().ok()?.flatten().find_map(|process| {
         let mut open = process.fd().ok()?.flatten();

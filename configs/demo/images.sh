@@ -49,7 +49,7 @@ if [ ! -f "$out/nginx.tar" ]; then
   unpack nginx nginx nginx-common
   stage nginx /usr/sbin/nginx
   mkdir -p "$out/nginx.image/etc/nginx" "$out/nginx.image/srv" "$out/nginx.image/var/lib/nginx" "$out/nginx.image/var/log/nginx"
-  "$causeway" image pack causeway.local/demo/nginx:1 --tree "$out/nginx.image:/" --expose 80/tcp \
+  "$causeway" image pack causeway.local/demo/nginx:1 --tree "$out/nginx.image:/" --expose 80 \
     --entrypoint /usr/sbin/nginx --cmd -g --cmd 'daemon off;' --stop-signal SIGQUIT --output "$out/nginx.tar"
 fi
 if [ ! -f "$out/redis.tar" ]; then
@@ -58,7 +58,7 @@ if [ ! -f "$out/redis.tar" ]; then
   install -D "$out/redis.image/usr/bin/redis-check-rdb" "$out/redis.image/usr/bin/redis-server"
   rm "$out/redis.image/usr/bin/redis-check-rdb"
   mkdir -p "$out/redis.image/data"
-  "$causeway" image pack causeway.local/demo/redis:1 --tree "$out/redis.image:/" --expose 6379/tcp --workdir /data \
+  "$causeway" image pack causeway.local/demo/redis:1 --tree "$out/redis.image:/" --expose 6379 --workdir /data \
     --entrypoint /usr/bin/redis-server --output "$out/redis.tar"
 fi
 
@@ -66,6 +66,6 @@ fi
 (cd "$root" && cargo rustc --quiet --release -p shop-api --bin shop-api -- -C target-feature=+crt-static)
 api="$root/target/release/shop-api"
 if [ ! -f "$out/shop-api.tar" ] || [ "$api" -nt "$out/shop-api.tar" ]; then
-  "$causeway" image pack causeway.local/demo/shop-api:1 --file "$api:/shop-api" --entrypoint /shop-api --expose 8080/tcp \
+  "$causeway" image pack causeway.local/demo/shop-api:1 --file "$api:/shop-api" --entrypoint /shop-api --expose 8080 \
     --output "$out/shop-api.tar"
 fi

@@ -1,0 +1,58 @@
+//! Leaves nothing behind. In: a cluster's name. Out: no namespace, mount, interface, process or cgroup of it, whatever
+//! state a stop or a crash left it in. Everything is found by name, so nobody else's things are touched.
+
+use crate::paths::Paths;
+use anyhow::{Context, Result, bail};
+use causeway_network::local::LocalSegment;
+use causeway_runtime::daemon::ContainerdDaemon;
+use nix::mount::{MntFlags, umount2};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Removes everything but the data. Harmless when there is nothing.
+pub fn sweep(paths: &Paths) -> Result<()> {
+    crate::args::require_root("stopping a cluster")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        ContainerdDaemon::clean_up(&paths.data, &paths.name).await?;
+        LocalSegment::delete(&paths.name).await.context("removing the cluster's network namespaces")
+    })?;
+    unmount_below(&paths.data)?;
+    unmount_below(&paths.run)?;
+    match fs::remove_dir_all(&paths.run) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("removing {}", paths.run.display()))
+        }
+        _ => Ok(()),
+    }?;
+    // The parent goes with the last cluster.
+    if let Some(parent) = paths.run.parent() {
+        drop(fs::remove_dir(parent));
+    }
+    Ok(())
+}
+
+/// Removes the data of a cluster that is down.
+pub fn delete_data(paths: &Paths) -> Result<()> {
+    // Never a folder that merely was named on the command line.
+    let ours = paths.store().exists() || paths.pki().exists() || paths.log().exists();
+    if !ours {
+        if paths.data.exists() {
+            bail!("{} does not look like a cluster's data: it is left alone", paths.data.display());
+        }
+        return Ok(());
+    }
+    fs::remove_dir_all(&paths.data).with_context(|| format!("removing {}", paths.data.display()))
+}
+
+/// Unmounts what is mounted below a folder, the deepest first.
+fn unmount_below(dir: &Path) -> Result<()> {
+    let mounts = procfs::process::Process::myself()?.mountinfo()?;
+    let mut below: Vec<PathBuf> =
+        mounts.into_iter().map(|m| m.mount_point).filter(|p| p.starts_with(dir) && p != dir).collect();
+    below.sort_by_key(|p| std::cmp::Reverse(p.components().count()));
+    for path in below {
+        umount2(&path, MntFlags::MNT_DETACH).with_context(|| format!("unmounting {}", path.display()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,277 @@
+//! `causeway up`: one cluster on this machine. In: the command line. Out: a running cluster, torn down again when the
+//! process is asked to stop.
+//!
+//! [`start`] is the wiring diagram: it reads from top to bottom as the cluster comes up.
+
+use crate::args::{UpArgs, require_root};
+use crate::host::{self, LanDialer, Node, Tasks};
+use crate::instance::{self, Record};
+use crate::paths::Paths;
+use crate::progress::Progress;
+use crate::{kubeconfig, ports, teardown};
+use anyhow::{Context, Result, bail};
+use causeway_api::config::ClusterConfig;
+use causeway_api::identity::{USER_CONTROLLER_MANAGER, USER_SCHEDULER, UserInfo};
+use causeway_apiserver::{ApiServer, ApiServerConfig};
+use causeway_controllers::ControllersConfig;
+use causeway_network::local::{LocalConfig, LocalSegment};
+use causeway_runtime::daemon::ContainerdDaemon;
+use causeway_scheduler::SchedulerConfig;
+use causeway_store::{SledOptions, SledStore, Store};
+use ipnet::IpNet;
+use std::fs::{self, File};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// The range of the nodes' segment. It exists only inside the cluster's own namespaces.
+const NODE_CIDR: &str = "10.90.0.0/24";
+/// Where the API is reached from inside the cluster.
+const API_PORT: u16 = 6443;
+/// What is asked to stop gets this long before its threads are taken away.
+const STOP_GRACE: Duration = Duration::from_secs(15);
+
+/// Listening sockets towards the user, bound before anything else happens.
+struct Listeners {
+    http: TcpListener,
+    https: TcpListener,
+    api: TcpListener,
+}
+
+/// Runs the command.
+pub fn run(args: &UpArgs) -> Result<()> {
+    require_root("causeway up")?;
+    let paths = Paths::new(&args.cluster.name, args.cluster.data_dir.as_deref())?;
+    if let Some(record) = instance::running(&paths)? {
+        println!("cluster {:?} is running already (process {}); see: causeway status", paths.name, record.pid);
+        return Ok(());
+    }
+    if args.detach {
+        return detach(&paths);
+    }
+    if args.detached {
+        // A session of its own, so that closing the terminal does not reach it.
+        nix::unistd::setsid().context("leaving the terminal's session")?;
+    }
+    init_logging(args.detached);
+    fs::create_dir_all(&paths.data).with_context(|| format!("making {}", paths.data.display()))?;
+    let listeners = Listeners {
+        http: ports::bind(args.http_port, "the ingress", "--http-port")?,
+        https: ports::bind(args.https_port, "the ingress with TLS", "--https-port")?,
+        api: ports::bind(args.api_port, "the API", "--api-port")?,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("control").enable_all().build()?;
+    let outcome = runtime.block_on(serve(args, &paths, listeners));
+    runtime.shutdown_timeout(STOP_GRACE);
+    // Also when it did not come up: nothing half-made stays.
+    let swept = teardown::sweep(&paths);
+    outcome.and(swept)
+}
+
+/// Starts ourselves again in the background and waits until that process says it is ready.
+fn detach(paths: &Paths) -> Result<()> {
+    fs::create_dir_all(&paths.data).with_context(|| format!("making {}", paths.data.display()))?;
+    let log_path = paths.log();
+    let log = File::create(&log_path).with_context(|| format!("making {}", log_path.display()))?;
+    let args = std::env::args_os().skip(1).filter(|a| a != "--detach");
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(args)
+        .arg("--detached")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .process_group(0)
+        .spawn()
+        .context("starting the background process")?;
+    let mut progress = Progress::new();
+    progress.step("starting");
+    loop {
+        if let Some(status) = child.try_wait()? {
+            let log = fs::read_to_string(&log_path).unwrap_or_default();
+            let why = log.lines().rev().find_map(|l| l.strip_prefix("causeway: ")).unwrap_or("it said nothing");
+            bail!("the cluster did not start ({status}): {why}; the log is in {}", log_path.display());
+        }
+        if let Some(record) = instance::running(paths)? {
+            if record.ready {
+                progress.done(&format!("cluster {:?} is ready", paths.name));
+                print_hints(paths, &record);
+                return Ok(());
+            }
+            progress.step(&record.phase);
+        }
+        std::thread::sleep(Duration::from_millis(25));
+    }
+}
+
+fn init_logging(detached: bool) {
+    let default = if detached { "info,sled=warn,pingora=warn,hyper=warn,kube=warn,h2=warn" } else { "warn" };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(!detached).init();
+}
+
+/// Tells what is being done, on the terminal and to whoever waits for a detached cluster.
+struct Phase<'a> {
+    paths: &'a Paths,
+    record: Record,
+    progress: Progress,
+}
+
+impl Phase<'_> {
+    fn is(&mut self, text: &str) -> Result<()> {
+        tracing::info!(phase = text, "cluster");
+        self.progress.step(text);
+        self.record.phase = text.to_owned();
+        instance::write(self.paths, &self.record)
+    }
+}
+
+async fn serve(args: &UpArgs, paths: &Paths, listeners: Listeners) -> Result<()> {
+    let record = Record {
+        pid: i32::try_from(std::process::id())?,
+        started: instance::own_start(),
+        data_dir: paths.data.clone(),
+        http_port: args.http_port,
+        https_port: args.https_port,
+        api_port: args.api_port,
+        nodes: (1..=args.nodes).map(|i| format!("node-{i}")).collect(),
+        phase: String::new(),
+        ready: false,
+    };
+    let mut phase = Phase { paths, record, progress: Progress::new() };
+    let stop = CancellationToken::new();
+    let signalled = host::stop_on_signal(stop.clone())?;
+    let cluster = tokio::select! {
+        cluster = start(args, paths, listeners, &mut phase, &stop) => cluster?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    phase.record.ready = true;
+    phase.is("ready")?;
+    let record = phase.record.clone();
+    phase.progress.done(&format!("cluster {:?} is ready", paths.name));
+    if !args.detached {
+        print_hints(paths, &record);
+        println!("Ctrl-C stops the cluster.");
+    }
+    signalled.await?;
+    tracing::info!("stopping");
+    cluster.stop().await;
+    Ok(())
+}
+
+/// What is running, in the order in which it is stopped.
+struct Cluster {
+    nodes: Vec<Node>,
+    control: Tasks,
+    containerd: ContainerdDaemon,
+}
+
+impl Cluster {
+    async fn stop(self) {
+        for node in self.nodes {
+            node.stop(STOP_GRACE).await;
+        }
+        self.control.stop(STOP_GRACE).await;
+        if let Err(error) = self.containerd.stop().await {
+            tracing::warn!(%error, "containerd did not stop cleanly");
+        }
+    }
+}
+
+async fn start(
+    args: &UpArgs,
+    paths: &Paths,
+    listeners: Listeners,
+    phase: &mut Phase<'_>,
+    stop: &CancellationToken,
+) -> Result<Cluster> {
+    let config = ClusterConfig { name: paths.name.clone(), ..ClusterConfig::default() };
+    let node_cidr: IpNet = NODE_CIDR.parse()?;
+
+    phase.is("opening the store")?;
+    let store_dir = paths.store();
+    let store = tokio::task::spawn_blocking(move || SledStore::open(&store_dir, SledOptions::default())).await??;
+    let store: Arc<dyn Store> = Arc::new(store);
+
+    phase.is("making the nodes' network")?;
+    let unreachable = config.pod_cidrs.iter().chain(&config.service_cidrs).copied().collect();
+    let segment = LocalSegment::create(LocalConfig {
+        cluster: paths.name.clone(),
+        node_cidr,
+        unreachable,
+        state_dir: paths.data.join("segment"),
+    })
+    .await?;
+
+    phase.is("starting the API server")?;
+    let inside = SocketAddr::new(segment.ip(), API_PORT);
+    let api = ApiServer::start(
+        ApiServerConfig {
+            cluster: config.clone(),
+            pki_dir: paths.pki(),
+            advertise: inside,
+            extra_sans: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
+            kubelet_dialer: Arc::new(LanDialer(segment.lan().clone())),
+        },
+        store,
+    )
+    .await?;
+    let api = Arc::new(api);
+    let mut control = Tasks::new(stop.child_token());
+    let inside_listener = segment.lan().bind_tcp(inside).context("listening for the nodes")?;
+    inside_listener.set_nonblocking(true)?;
+    let serving = (api.clone(), control.token());
+    control
+        .spawn("apiserver", async move { Ok(serving.0.serve(vec![listeners.api, inside_listener], serving.1).await?) });
+    let server = format!("https://127.0.0.1:{}", args.api_port);
+    kubeconfig::write(paths, &api.kubeconfig(&server, &format!("causeway-{}", paths.name), &UserInfo::admin())?)?;
+
+    phase.is("starting containerd")?;
+    let containerd = ContainerdDaemon::start(&paths.data, &paths.name).await?;
+
+    phase.is("starting controllers and scheduler")?;
+    let volumes = paths.data.join("volumes");
+    let controllers = ControllersConfig::new(config.clone(), api.pki().ca_pem().to_owned(), volumes);
+    control.supervise("controllers", {
+        let (api, token) = (api.clone(), control.token());
+        move || {
+            let client = api.client(UserInfo::component(USER_CONTROLLER_MANAGER, &[]));
+            causeway_controllers::run(client, controllers.clone(), token.clone())
+        }
+    });
+    control.supervise("scheduler", {
+        let (api, token) = (api.clone(), control.token());
+        move || {
+            let client = api.client(UserInfo::component(USER_SCHEDULER, &[]));
+            causeway_scheduler::run(client, SchedulerConfig::default(), token.clone())
+        }
+    });
+    control.supervise("lan-routes", {
+        let (api, token, lan) = (api.clone(), control.token(), segment.lan().clone());
+        move || {
+            let client = api.client(UserInfo::component(USER_CONTROLLER_MANAGER, &[]));
+            let config = causeway_network::node_routes::NodeRoutesConfig { node_name: None, netns: Some(lan.clone()) };
+            causeway_network::node_routes::run(client, config, token.clone())
+        }
+    });
+
+    phase.is("starting the nodes")?;
+    let mut nodes = Vec::new();
+    let mut ingress = Some((listeners.http, listeners.https));
+    for name in phase.record.nodes.clone() {
+        let local = segment.add_node(&name).await?;
+        nodes.push(Node::start(args, paths, &config, &api, &containerd, &name, local, ingress.take(), stop).await?);
+    }
+
+    phase.is("waiting for the nodes to be ready")?;
+    host::wait_ready(&api.client(UserInfo::admin()), &phase.record).await?;
+    Ok(Cluster { nodes, control, containerd })
+}
+
+fn print_hints(paths: &Paths, record: &Record) {
+    println!("  API        https://127.0.0.1:{}", record.api_port);
+    println!("  ingress    http://127.0.0.1:{}  https://127.0.0.1:{}", record.http_port, record.https_port);
+    println!("  kubectl    export KUBECONFIG={}", paths.kubeconfig().display());
+}
