@@ -96,13 +96,14 @@ pub async fn run(client: Client, config: ProxyConfig, shutdown: CancellationToke
 
     let result = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
-        _ = is_synced.wait_for(|s| *s) => {
+        true = async { is_synced.wait_for(|s| *s).await.is_ok() } => {
             tracing::info!(routes = shared.table.load().len(), "ingress is serving");
             if let Some(ready) = &config.ready {
                 ready.send_replace(true);
             }
             traffic::listen::serve(shared, Arc::new(config.limits), config.http, config.https, shutdown.clone()).await
         }
+        else => Ok(()),
     };
     background.cancel();
     tasks.wait().await;

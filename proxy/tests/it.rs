@@ -6,6 +6,8 @@
 #[path = "it/harness.rs"]
 mod harness;
 
+#[path = "it/api.rs"]
+mod api;
 #[path = "it/changes.rs"]
 mod changes;
 #[path = "it/limits.rs"]

@@ -155,7 +155,10 @@ pub struct Backend {
 
 impl Backend {
     pub fn start(name: &'static str) -> Self {
-        let listener = listener();
+        Self::start_on(name, listener())
+    }
+
+    pub fn start_on(name: &'static str, listener: TcpListener) -> Self {
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
