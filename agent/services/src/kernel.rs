@@ -1,0 +1,352 @@
+//! The kernel's side: reading our sets, changing them in one transaction, and noticing what others do to our tables.
+
+use crate::{
+    family::{DATA_SETS, Family, SetName, TABLE, message},
+    model::{Front, Target},
+    plan::{Element, Plan, RangeSet, Timeouts},
+    rules,
+    wire::{Attributes, CONNTRACK, CREATE, Request, Socket, WireError, attribute, attributes, number},
+};
+use nix::errno::Errno;
+use std::{
+    collections::BTreeSet,
+    hash::{DefaultHasher, Hash, Hasher},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+/// Elements in one message: an attribute's length has sixteen bits.
+const CHUNK: usize = 400;
+
+/// Our tables.
+#[derive(Debug)]
+pub struct Kernel {
+    socket: Socket,
+    families: Vec<Family>,
+}
+
+impl Kernel {
+    /// Of the calling thread's network namespace.
+    pub fn open(families: Vec<Family>) -> Result<Self, WireError> {
+        Ok(Self { socket: Socket::open()?, families })
+    }
+
+    /// Counts every change of anybody's tables.
+    pub fn generation(&mut self) -> Result<u32, WireError> {
+        let request = Family::V4.request(message::GET_GENERATION, 0, Attributes::default(), "reading the generation");
+        let answers = self.socket.ask(&request, false)?;
+        Ok(answers.first().and_then(|a| attribute(a, 1)).and_then(number).unwrap_or_default())
+    }
+
+    /// A fingerprint of tables, chains, rules and sets without their data; none when a table is missing. It is the same
+    /// as long as nobody changes them, also for another process on the same kernel and build.
+    pub fn structure(&mut self) -> Result<Option<u64>, WireError> {
+        let mut hash = DefaultHasher::new();
+        rules::VERSION.hash(&mut hash);
+        for family in self.families.clone() {
+            let mut parts: Vec<Vec<u8>> = Vec::new();
+            // (message, attributes that count; the rest are handles and counters)
+            let kinds: [(u16, &[u16]); 3] = [
+                (message::GET_CHAIN, &[3, 4, 5, 7]),
+                (message::GET_RULE, &[2, 4]),
+                (message::GET_SET, &[2, 3, 4, 5, 6, 7]),
+            ];
+            for (kind, counted) in kinds {
+                let request = family.request(kind, 0, Attributes::default().text(1, TABLE), "reading our table");
+                let answers = match self.socket.ask(&request, true) {
+                    Err(e) if e.errno() == Errno::ENOENT => return Ok(None),
+                    other => other?,
+                };
+                let ours = answers.iter().filter(|a| attribute(a, 1) == Some(b"causeway\0"));
+                for (position, answer) in ours.enumerate() {
+                    let mut part = vec![kind as u8];
+                    if kind == message::GET_RULE {
+                        part.extend((position as u32).to_be_bytes());
+                    }
+                    for (_, value) in attributes(answer).filter(|(k, _)| counted.contains(k)) {
+                        part.extend(value);
+                    }
+                    parts.push(part);
+                }
+            }
+            if parts.is_empty() {
+                return Ok(None);
+            }
+            parts.extend(self.dump(family, SetName::Dispatch)?);
+            parts.sort();
+            parts.hash(&mut hash);
+        }
+        Ok(Some(hash.finish()))
+    }
+
+    /// All planned elements of our sets.
+    pub fn read(&mut self) -> Result<BTreeSet<Element>, WireError> {
+        let mut all = BTreeSet::new();
+        for family in self.families.clone() {
+            for set in DATA_SETS {
+                all.extend(self.dump(family, set)?.iter().filter_map(|e| decode(family, set, e)));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Does a plan as one transaction.
+    pub fn apply(&mut self, plan: &Plan) -> Result<(), WireError> {
+        let mut requests = Vec::new();
+        self.add_elements(&mut requests, message::DEL_ELEMENTS, &plan.delete);
+        self.add_elements(&mut requests, message::NEW_ELEMENTS, &plan.add);
+        self.socket.transaction(&requests)
+    }
+
+    /// Replaces our tables, with these elements, as one transaction.
+    pub fn rebuild(&mut self, timeouts: &Timeouts, elements: &BTreeSet<Element>) -> Result<(), WireError> {
+        let mut requests: Vec<Request> = self.families.iter().flat_map(|f| rules::table(*f, timeouts)).collect();
+        let all: Vec<Element> = elements.iter().copied().collect();
+        self.add_elements(&mut requests, message::NEW_ELEMENTS, &all);
+        self.socket.transaction(&requests)
+    }
+
+    /// Deletes connections of datagram protocols whose endpoint is gone, so that their clients do not talk to nobody.
+    /// Returns how many.
+    pub fn forget_flows(&mut self, gone: &BTreeSet<(Front, Target)>) -> Result<usize, WireError> {
+        const TCP: u8 = 6;
+        let mut deleted = 0;
+        for family in self.families.clone() {
+            let gone: BTreeSet<_> =
+                gone.iter().filter(|(f, _)| f.protocol != TCP && Family::of(&f.ip) == family).collect();
+            if gone.is_empty() {
+                continue;
+            }
+            let request = |message: u16, attributes, what: &str| Request {
+                kind: CONNTRACK << 8 | message,
+                family: family.number(),
+                flags: 0,
+                attributes,
+                what: what.to_owned(),
+            };
+            let all = self.socket.ask(&request(1, Attributes::default(), "reading connections"), true)?;
+            for flow in &all {
+                let (Some(original), Some(reply)) = (attribute(flow, 1), attribute(flow, 2)) else { continue };
+                let (Some(to), Some(from)) = (tuple(original, 2, 3), tuple(reply, 1, 2)) else { continue };
+                let is = |f: &Front, t: &Target| to == (f.ip, f.protocol, f.port) && from == (t.ip, f.protocol, t.port);
+                if !gone.iter().any(|(f, t)| is(f, t)) {
+                    continue;
+                }
+                let tuple = Attributes::default().nest(1, Attributes(original.to_vec()));
+                match self.socket.single(&request(2, tuple, "deleting a connection")) {
+                    Err(e) if e.errno() != Errno::ENOENT => return Err(e),
+                    _ => deleted += 1,
+                }
+            }
+        }
+        Ok(deleted)
+    }
+
+    fn add_elements(&self, requests: &mut Vec<Request>, kind: u16, elements: &[Element]) {
+        let deleting = kind == message::DEL_ELEMENTS;
+        for family in &self.families {
+            for set in DATA_SETS {
+                let here = |e: &&Element| SetName::of(e) == set && Family::of(&e.ip()) == *family;
+                let here: Vec<&Element> = elements.iter().filter(here).collect();
+                for chunk in here.chunks(CHUNK) {
+                    let list = chunk.iter().fold(Attributes::default(), |list, e| list.nest(1, encode(e, !deleting)));
+                    let list = Attributes::default().text(1, TABLE).text(2, set.name()).nest(3, list);
+                    let verb = if deleting { "deleting" } else { "adding" };
+                    let what = format!("{verb} {} elements of the set {}", chunk.len(), set.name());
+                    requests.push(family.request(kind, if deleting { 0 } else { CREATE }, list, what));
+                }
+            }
+        }
+    }
+
+    /// The attributes of every element of a set.
+    fn dump(&mut self, family: Family, set: SetName) -> Result<Vec<Vec<u8>>, WireError> {
+        let list = Attributes::default().text(1, TABLE).text(2, set.name());
+        let what = format!("reading the set {}", set.name());
+        let answers = self.socket.ask(&family.request(message::GET_ELEMENTS, 0, list, what), true)?;
+        let lists = answers.iter().filter_map(|a| attribute(a, 3));
+        Ok(lists.flat_map(attributes).map(|(_, element)| element.to_vec()).collect())
+    }
+}
+
+/// Address, protocol and port of one side of a tuple: 1 and 2 are source, 2 and 3 destination, as the kernel numbers.
+fn tuple(bytes: &[u8], side: u16, port: u16) -> Option<(IpAddr, u8, u16)> {
+    let addresses = attribute(bytes, 1)?;
+    let ip = match (attribute(addresses, side), attribute(addresses, side + 2)) {
+        (Some(v4), _) => IpAddr::from(<[u8; 4]>::try_from(v4).ok()?),
+        (_, Some(v6)) => IpAddr::from(<[u8; 16]>::try_from(v6).ok()?),
+        _ => return None,
+    };
+    let protocol = attribute(bytes, 2)?;
+    let number = *attribute(protocol, 1)?.first()?;
+    Some((ip, number, u16::from_be_bytes(attribute(protocol, port)?.try_into().ok()?)))
+}
+
+fn put_ip(out: &mut Vec<u8>, ip: IpAddr) {
+    match ip {
+        IpAddr::V4(ip) => out.extend(ip.octets()),
+        IpAddr::V6(ip) => out.extend(ip.octets()),
+    }
+}
+
+fn put_port(out: &mut Vec<u8>, port: u16) {
+    out.extend(port.to_be_bytes());
+    out.extend([0, 0]);
+}
+
+fn put_front(out: &mut Vec<u8>, front: &Front) {
+    put_ip(out, front.ip);
+    out.extend([front.protocol, 0, 0, 0]);
+    put_port(out, front.port);
+}
+
+fn put_target(out: &mut Vec<u8>, target: &Target) {
+    put_ip(out, target.ip);
+    put_port(out, target.port);
+}
+
+/// An element's attributes, with its data or only the key.
+fn encode(element: &Element, with_data: bool) -> Attributes {
+    const END: u32 = 1;
+    let (mut key, mut data, mut flags) = (Vec::new(), Vec::new(), 0);
+    match element {
+        Element::Service(front, value) | Element::External(front, value) => {
+            put_front(&mut key, front);
+            data.extend(value.to_ne_bytes());
+        }
+        Element::Endpoint(front, place, target) => {
+            put_front(&mut key, front);
+            key.extend(place.to_ne_bytes());
+            put_target(&mut data, target);
+        }
+        Element::Member(front, target) => {
+            put_front(&mut key, front);
+            put_target(&mut key, target);
+        }
+        Element::ClusterIp(ip) => put_ip(&mut key, *ip),
+        Element::Hairpin(ip) => {
+            put_ip(&mut key, *ip);
+            put_ip(&mut key, *ip);
+        }
+        Element::Bound(_, ip, start) => {
+            put_ip(&mut key, *ip);
+            flags = if *start { 0 } else { END };
+        }
+    }
+    let mut all = Attributes::default().nest(1, Attributes::default().bytes(1, &key));
+    if with_data && !data.is_empty() {
+        all = all.nest(2, Attributes::default().bytes(1, &data));
+    }
+    if flags != 0 {
+        all = all.number(3, flags);
+    }
+    all
+}
+
+/// Reads the bytes of keys and data, part by part.
+struct Parts<'a>(&'a [u8], Family);
+
+impl Parts<'_> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (head, rest) = self.0.split_at_checked(N)?;
+        self.0 = rest;
+        head.try_into().ok()
+    }
+
+    fn ip(&mut self) -> Option<IpAddr> {
+        Some(match self.1 {
+            Family::V4 => Ipv4Addr::from(self.take::<4>()?).into(),
+            Family::V6 => Ipv6Addr::from(self.take::<16>()?).into(),
+        })
+    }
+
+    fn port(&mut self) -> Option<u16> {
+        let [a, b, _, _] = self.take::<4>()?;
+        Some(u16::from_be_bytes([a, b]))
+    }
+
+    fn value(&mut self) -> Option<u32> {
+        Some(u32::from_ne_bytes(self.take()?))
+    }
+
+    fn front(&mut self) -> Option<Front> {
+        let ip = self.ip()?;
+        let [protocol, ..] = self.take::<4>()?;
+        Some(Front { ip, protocol, port: self.port()? })
+    }
+
+    fn target(&mut self) -> Option<Target> {
+        Some(Target { ip: self.ip()?, port: self.port()? })
+    }
+}
+
+fn decode(family: Family, set: SetName, element: &[u8]) -> Option<Element> {
+    let part = |kind| attribute(element, kind).and_then(|v| attribute(v, 1)).map(|v| Parts(v, family));
+    let mut key = part(1)?;
+    let start = attribute(element, 3).and_then(number).unwrap_or_default() & 1 == 0;
+    Some(match set {
+        SetName::Services => Element::Service(key.front()?, part(2)?.value()?),
+        SetName::External => Element::External(key.front()?, part(2)?.value()?),
+        SetName::Endpoints => Element::Endpoint(key.front()?, key.value()?, part(2)?.target()?),
+        SetName::Members => Element::Member(key.front()?, key.target()?),
+        SetName::ClusterIps => Element::ClusterIp(key.ip()?),
+        SetName::Hairpin => Element::Hairpin(key.ip()?),
+        SetName::Pods => Element::Bound(RangeSet::Pods, key.ip()?, start),
+        SetName::Ranges => Element::Bound(RangeSet::Services, key.ip()?, start),
+        SetName::Local => Element::Bound(RangeSet::Local, key.ip()?, start),
+        SetName::Affinity | SetName::Dispatch => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::NFTABLES;
+    use proptest::prelude::*;
+
+    fn ip(v6: bool) -> impl Strategy<Value = IpAddr> {
+        if v6 {
+            any::<u128>().prop_map(|n| IpAddr::V6(n.into())).boxed()
+        } else {
+            any::<u32>().prop_map(|n| IpAddr::V4(n.into())).boxed()
+        }
+    }
+
+    fn element() -> impl Strategy<Value = Element> {
+        any::<bool>().prop_flat_map(|v6| {
+            let front = move || {
+                (ip(v6), any::<u8>(), any::<u16>()).prop_map(|(ip, protocol, port)| Front { ip, protocol, port })
+            };
+            let target = move || (ip(v6), any::<u16>()).prop_map(|(ip, port)| Target { ip, port });
+            prop_oneof![
+                (front(), any::<u32>()).prop_map(|(f, v)| Element::Service(f, v)),
+                (front(), any::<u32>()).prop_map(|(f, v)| Element::External(f, v)),
+                (front(), any::<u32>(), target()).prop_map(|(f, p, t)| Element::Endpoint(f, p, t)),
+                (front(), target()).prop_map(|(f, t)| Element::Member(f, t)),
+                ip(v6).prop_map(Element::ClusterIp),
+                ip(v6).prop_map(Element::Hairpin),
+                (ip(v6), any::<bool>()).prop_map(|(ip, s)| Element::Bound(RangeSet::Local, ip, s)),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn elements_read_back(e in element()) {
+            let encoded = encode(&e, true);
+            prop_assert_eq!(decode(Family::of(&e.ip()), SetName::of(&e), &encoded.0), Some(e));
+        }
+
+        #[test]
+        fn garbage_is_no_element(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            for set in SetName::all() {
+                let _ = decode(Family::V4, set, &bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn generation_requests_belong_to_nftables() {
+        let request = Family::V6.request(message::GET_GENERATION, 0, Attributes::default(), "x");
+        assert_eq!(request.kind >> 8, NFTABLES);
+    }
+}

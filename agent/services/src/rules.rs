@@ -1,0 +1,299 @@
+//! The fixed part of our tables: chains and rules that look everything up and never change with services.
+//!
+//! A new connection takes this way: `services` looks its destination up, twice (should the first look fall between two
+//! generations of the maps), and the number found names a chain of `dispatch`: to refuse, to drop, or to pick a place at
+//! random and translate to the endpoint that has it. What finds nothing but is a service address is refused or dropped.
+//! `postrouting` gives another source address only to what could not find its way back otherwise.
+//!
+//! In: a family and the affinity time-outs in use. Out: requests that make table, sets, chains and rules from nothing.
+
+use crate::{
+    family::{Family, SetName, TABLE, message},
+    plan::{DROP, EXACT, EXTERNAL, REFUSE, Timeouts, WIDE},
+    wire::{APPEND, Attributes, Request},
+};
+
+/// To be raised when anything below changes: a table of another version is made anew.
+pub const VERSION: u32 = 1;
+
+const VERDICT_DROP: i32 = 0;
+const VERDICT_JUMP: i32 = -3;
+const VERDICT_GOTO: i32 = -4;
+const VERDICT_RETURN: i32 = -5;
+
+/// The first of sixteen registers of four bytes each.
+const R0: u32 = 8;
+
+/// A rule under construction.
+#[derive(Debug, Default, Clone)]
+struct Rule(Attributes);
+
+impl Rule {
+    fn with(self, name: &str, data: Attributes) -> Self {
+        let expression = Attributes::default().text(1, name).nest(2, data);
+        Self(self.0.nest(1, expression))
+    }
+
+    fn payload(self, base: u32, offset: u32, length: u32, to: u32) -> Self {
+        self.with("payload", Attributes::default().number(1, to).number(2, base).number(3, offset).number(4, length))
+    }
+
+    fn source(self, family: Family, to: u32) -> Self {
+        let offset = if family == Family::V4 { 12 } else { 8 };
+        self.payload(1, offset, family.length(), to)
+    }
+
+    fn destination(self, family: Family, to: u32) -> Self {
+        let offset = if family == Family::V4 { 16 } else { 24 };
+        self.payload(1, offset, family.length(), to)
+    }
+
+    fn protocol(self, to: u32) -> Self {
+        self.with("meta", Attributes::default().number(1, to).number(2, 16))
+    }
+
+    /// Destination address, protocol, port; returns the register after them.
+    fn front(self, family: Family, to: u32) -> (Self, u32) {
+        let next = to + family.length() / 4;
+        (self.destination(family, to).protocol(next).payload(2, 2, 2, next + 1), next + 2)
+    }
+
+    /// The same of the connection's first packet, before translation.
+    fn original_front(self, family: Family, to: u32) -> Self {
+        let ct = |to: u32, key: u32| Attributes::default().number(1, to).number(2, key).bytes(3, &[0]);
+        let next = to + family.length() / 4;
+        let address = if family == Family::V4 { 20 } else { 22 };
+        self.with("ct", ct(to, address)).protocol(next).with("ct", ct(next + 1, 12))
+    }
+
+    fn compare(self, register: u32, value: &[u8]) -> Self {
+        let value = Attributes::default().bytes(1, value);
+        self.with("cmp", Attributes::default().number(1, register).number(2, 0).nest(3, value))
+    }
+
+    fn is_in(self, set: SetName, register: u32) -> Self {
+        self.with("lookup", Attributes::default().text(1, set.name()).number(2, register))
+    }
+
+    fn is_not_in(self, set: SetName, register: u32) -> Self {
+        self.with("lookup", Attributes::default().text(1, set.name()).number(2, register).number(5, 1))
+    }
+
+    fn look_up(self, set: SetName, register: u32, to: u32) -> Self {
+        self.with("lookup", Attributes::default().text(1, set.name()).number(2, register).number(3, to))
+    }
+
+    /// To the chain that `dispatch` has for the number in the register.
+    fn dispatch(self, register: u32) -> Self {
+        self.look_up(SetName::Dispatch, register, 0)
+    }
+
+    fn random(self, modulus: u32, offset: u32, to: u32) -> Self {
+        self.with("numgen", Attributes::default().number(1, to).number(2, modulus).number(3, 1).number(4, offset))
+    }
+
+    fn translate(self, family: Family, register: u32) -> Self {
+        let port = register + family.length() / 4;
+        let family = u32::from(family.number());
+        self.with("nat", Attributes::default().number(1, 1).number(2, family).number(3, register).number(5, port))
+    }
+
+    fn masquerade(self) -> Self {
+        self.with("masq", Attributes::default())
+    }
+
+    /// Forgets a client, or remembers its endpoint for so many seconds from now.
+    fn remember(self, key: u32, endpoint: Option<(u32, u32)>) -> Self {
+        let base = Attributes::default().text(1, SetName::Affinity.name());
+        self.with(
+            "dynset",
+            match endpoint {
+                None => base.number(3, 2).number(4, key),
+                Some((register, seconds)) => {
+                    let milliseconds = (u64::from(seconds) * 1000).to_be_bytes();
+                    base.number(3, 1).number(4, key).number(5, register).bytes(6, &milliseconds)
+                }
+            },
+        )
+    }
+
+    fn refuse(self, tcp: bool, family: Family) -> Self {
+        let code = if family == Family::V4 { 3 } else { 4 };
+        let (kind, code) = if tcp { (1, 0) } else { (0, code) };
+        self.with("reject", Attributes::default().number(1, kind).bytes(2, &[code]))
+    }
+
+    fn verdict(self, code: i32, chain: Option<&str>) -> Self {
+        self.with("immediate", Attributes::default().number(1, 0).nest(2, verdict(code, chain)))
+    }
+
+    fn jump(self, chain: &str) -> Self {
+        self.verdict(VERDICT_JUMP, Some(chain))
+    }
+
+    fn drop(self) -> Self {
+        self.verdict(VERDICT_DROP, None)
+    }
+}
+
+fn verdict(code: i32, chain: Option<&str>) -> Attributes {
+    let mut inner = Attributes::default().number(1, code as u32);
+    if let Some(chain) = chain {
+        inner = inner.text(2, chain);
+    }
+    Attributes::default().nest(2, inner)
+}
+
+/// Requests under construction for one family.
+struct Table {
+    family: Family,
+    requests: Vec<Request>,
+}
+
+/// Everything from nothing: an older table of the name goes in the same transaction.
+pub fn table(family: Family, timeouts: &Timeouts) -> Vec<Request> {
+    let name = || Attributes::default().text(1, TABLE);
+    let mut t = Table { family, requests: Vec::new() };
+    // To delete what may not be there, make it first.
+    t.requests.push(family.new(message::NEW_TABLE, name(), "the table"));
+    t.requests.push(family.request(message::DEL_TABLE, 0, name(), "deleting the old table"));
+    t.requests.push(family.new(message::NEW_TABLE, name(), "the table"));
+    for (id, set) in SetName::all().enumerate() {
+        t.requests.push(set.create(family, id as u32 + 1));
+    }
+    for chain in ["refuse", "services", "masquerade"] {
+        t.chain(chain);
+    }
+    t.refuse();
+    let mut dispatch = vec![dispatch(REFUSE, VERDICT_GOTO, Some("refuse")), dispatch(DROP, VERDICT_DROP, None)];
+    let classes = (timeouts.0.len() as u32 + 1) * 2;
+    for class in 0..classes {
+        let affinity = (class >= 2).then(|| timeouts.0[class as usize / 2 - 1]);
+        for places in (1..=EXACT).chain(WIDE) {
+            dispatch.push(t.pick(class, places, affinity));
+        }
+    }
+    t.dispatch(dispatch);
+    t.services();
+    t.masquerade();
+    t.hooks();
+    t.requests
+}
+
+fn dispatch(value: u32, code: i32, chain: Option<&str>) -> Attributes {
+    let key = Attributes::default().bytes(1, &value.to_ne_bytes());
+    Attributes::default().nest(1, key).nest(2, verdict(code, chain))
+}
+
+impl Table {
+    fn chain(&mut self, name: &str) {
+        let attributes = Attributes::default().text(1, TABLE).text(3, name);
+        self.requests.push(self.family.new(message::NEW_CHAIN, attributes, format!("the chain {name}")));
+    }
+
+    fn base(&mut self, name: &str, kind: &str, hook: u32, priority: i32) {
+        let hook = Attributes::default().number(1, hook).number(2, priority as u32);
+        let attributes = Attributes::default().text(1, TABLE).text(3, name).nest(4, hook).text(7, kind);
+        self.requests.push(self.family.new(message::NEW_CHAIN, attributes, format!("the chain {name}")));
+    }
+
+    fn rule(&mut self, chain: &str, rule: Rule) {
+        let attributes = Attributes::default().text(1, TABLE).text(2, chain).nest(4, rule.0);
+        let mut request = self.family.new(message::NEW_RULE, attributes, format!("a rule of the chain {chain}"));
+        request.flags |= APPEND;
+        self.requests.push(request);
+    }
+
+    fn refuse(&mut self) {
+        self.rule("refuse", Rule::default().protocol(R0).compare(R0, &[6]).refuse(true, self.family));
+        self.rule("refuse", Rule::default().refuse(false, self.family));
+    }
+
+    /// The chain for a class and a number of places; returns its element of `dispatch`.
+    fn pick(&mut self, class: u32, places: u32, affinity: Option<u32>) -> Attributes {
+        let family = self.family;
+        let width = family.length() / 4;
+        let name = format!("pick-{class}-{places}");
+        self.chain(&name);
+        let offset = if class % 2 == 1 { EXTERNAL } else { 0 };
+        match affinity {
+            None => {
+                let (rule, place) = Rule::default().front(family, R0);
+                let rule = rule.random(places, offset, place).look_up(SetName::Endpoints, R0, R0);
+                self.rule(&name, rule.translate(family, R0));
+            }
+            Some(seconds) => {
+                // Client, front, endpoint stand side by side, so that each key is a stretch of them.
+                let at = R0 + width;
+                let (rule, endpoint) = Rule::default().source(family, R0).front(family, at);
+                let known = rule.clone().look_up(SetName::Affinity, R0, endpoint).is_in(SetName::Members, at);
+                self.rule(&name, known.remember(R0, Some((endpoint, seconds))).translate(family, endpoint));
+                let fresh = rule.random(places, offset, endpoint).look_up(SetName::Endpoints, at, endpoint);
+                // An entry whose endpoint is gone is not overwritten by an update.
+                let fresh = fresh.remember(R0, None).remember(R0, Some((endpoint, seconds)));
+                self.rule(&name, fresh.translate(family, endpoint));
+                // Should there be no room for one more client.
+                let (rule, place) = Rule::default().front(family, R0);
+                let rule = rule.random(places, offset, place).look_up(SetName::Endpoints, R0, R0);
+                self.rule(&name, rule.translate(family, R0));
+            }
+        }
+        dispatch(class << 16 | places, VERDICT_JUMP, Some(&name))
+    }
+
+    fn dispatch(&mut self, elements: Vec<Attributes>) {
+        for chunk in elements.chunks(256) {
+            let list = chunk.iter().fold(Attributes::default(), |list, e| list.nest(1, e.clone()));
+            let name = SetName::Dispatch.name();
+            let attributes = Attributes::default().text(1, TABLE).text(2, name).nest(3, list);
+            self.requests.push(self.family.new(message::NEW_ELEMENTS, attributes, "elements of dispatch"));
+        }
+    }
+
+    fn services(&mut self) {
+        let family = self.family;
+        for _ in 0..2 {
+            let (rule, number) = Rule::default().front(family, R0);
+            self.rule("services", rule.look_up(SetName::Services, R0, number).dispatch(number));
+        }
+        let to = Rule::default().destination(family, R0);
+        self.rule("services", to.clone().is_in(SetName::ClusterIps, R0).verdict(VERDICT_GOTO, Some("refuse")));
+        self.rule("services", to.is_in(SetName::Ranges, R0).drop());
+    }
+
+    fn masquerade(&mut self) {
+        let family = self.family;
+        let width = family.length() / 4;
+        let both = Rule::default().source(family, R0).destination(family, R0 + width);
+        self.rule("masquerade", both.is_in(SetName::Hairpin, R0).masquerade());
+        // Answers to and from this node's own come by here anyway.
+        let own = |rule: Rule| rule.is_in(SetName::Local, R0).verdict(VERDICT_RETURN, None);
+        self.rule("masquerade", own(Rule::default().source(family, R0)));
+        self.rule("masquerade", own(Rule::default().destination(family, R0)));
+        self.rule("masquerade", Rule::default().masquerade());
+    }
+
+    fn hooks(&mut self) {
+        let family = self.family;
+        self.base("prerouting", "nat", 0, -100);
+        for _ in 0..2 {
+            let (rule, number) = Rule::default().source(family, R0).is_not_in(SetName::Pods, R0).front(family, R0);
+            self.rule("prerouting", rule.look_up(SetName::External, R0, number).dispatch(number));
+        }
+        self.rule("prerouting", Rule::default().jump("services"));
+        self.base("output", "nat", 3, -100);
+        self.rule("output", Rule::default().jump("services"));
+        self.base("postrouting", "nat", 4, 100);
+        // Only what is ours: another program's translations are its own.
+        for set in [SetName::Services, SetName::External] {
+            let to = R0 + family.length() / 4 + 2;
+            let ours = Rule::default().original_front(family, R0).look_up(set, R0, to);
+            self.rule("postrouting", ours.verdict(VERDICT_GOTO, Some("masquerade")));
+        }
+        // What connection tracking finds invalid is not translated, and must not wander about with a service address.
+        self.base("forward", "filter", 2, 0);
+        self.rule("forward", Rule::default().destination(family, R0).is_in(SetName::Ranges, R0).drop());
+        self.base("filter-output", "filter", 3, 0);
+        self.rule("filter-output", Rule::default().destination(family, R0).is_in(SetName::Ranges, R0).drop());
+    }
+}

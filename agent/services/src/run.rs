@@ -1,0 +1,243 @@
+//! kube-proxy's loop: watch → model → plan → apply.
+
+use crate::{
+    family::Family,
+    kernel::Kernel,
+    metrics::{Health, Metrics, serve, trigger},
+    model::{self, NodeView, ServiceModel},
+    program::{Program, Ranges},
+    view::View,
+};
+use anyhow::Context;
+use causeway_api::config::ClusterConfig;
+use causeway_network::routes::Routes;
+use futures::StreamExt;
+use ipnet::IpNet;
+use k8s_openapi::{
+    api::{
+        core::v1::{Node, Service},
+        discovery::v1::EndpointSlice,
+    },
+    jiff::Timestamp,
+};
+use kube::runtime::{WatchStreamExt, watcher};
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+/// So many events are taken over before they are programmed together.
+const BATCH: usize = 1024;
+/// How often our tables are looked at without news.
+const CHECK: Duration = Duration::from_secs(5);
+/// The autoscaler's announcement that it deletes the node.
+const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
+
+/// What kube-proxy must know.
+#[derive(Debug)]
+pub struct ServicesConfig {
+    /// The node.
+    pub node_name: String,
+    /// Its addresses: node ports are served on them, and the node's own connections to services come from them.
+    pub node_ips: Vec<IpAddr>,
+    /// The cluster's ranges.
+    pub cluster: ClusterConfig,
+    /// Where what must survive a restart is kept.
+    pub state_dir: PathBuf,
+    /// Serves `/healthz`, `/livez` and `/metrics`; kube-proxy's usual port is 10256.
+    pub healthz_listener: Option<std::net::TcpListener>,
+    /// Where to register metrics: one registry a node. `None` for one of its own.
+    pub registry: Option<prometheus::Registry>,
+    /// Becomes true when the first complete list is programmed.
+    pub ready: Option<tokio::sync::watch::Sender<bool>>,
+}
+
+/// Runs until shutdown, in the node's network namespace: every thread of the runtime must live there. The rules stay
+/// when it ends, and the next run adopts them.
+pub async fn run(client: kube::Client, config: ServicesConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let registry = config.registry.clone().unwrap_or_default();
+    let metrics = Metrics::new(&registry).context("registering kube-proxy's metrics")?;
+    let health = Arc::new(Health::default());
+    let mut config = config;
+    if let Some(listener) = config.healthz_listener.take() {
+        let served = serve(listener, health.clone(), registry, shutdown.clone());
+        tokio::spawn(async move {
+            if let Err(error) = served.await {
+                tracing::error!(%error, "kube-proxy's health endpoint ended");
+            }
+        });
+    }
+    let mut families: Vec<Family> = config.cluster.service_cidrs.iter().map(|c| Family::of(&c.addr())).collect();
+    families.sort();
+    families.dedup();
+    let kernel = Kernel::open(families).context("kube-proxy needs nftables")?;
+    let program = Program::open(kernel, &config.state_dir).context("reading the kernel's service rules")?;
+    tracing::info!(node = config.node_name, adopted = program.adopted(), "kube-proxy starts");
+    let routes = Routes::here()?;
+    let node = NodeView { name: config.node_name.clone(), ips: config.node_ips.clone(), ..NodeView::default() };
+    Proxy {
+        config,
+        routes,
+        view: View::default(),
+        node,
+        program: Some(program),
+        metrics,
+        health,
+        pending: Vec::new(),
+        triggers: Vec::new(),
+        synced: false,
+    }
+    .run(client, shutdown)
+    .await
+}
+
+struct Proxy {
+    config: ServicesConfig,
+    routes: Routes,
+    view: View,
+    node: NodeView,
+    /// Lent to a blocking thread while it works.
+    program: Option<Program>,
+    metrics: Metrics,
+    health: Arc<Health>,
+    pending: Vec<(String, Option<ServiceModel>)>,
+    triggers: Vec<Timestamp>,
+    synced: bool,
+}
+
+type Events<K> = Vec<Result<watcher::Event<K>, watcher::Error>>;
+
+impl Proxy {
+    async fn run(mut self, client: kube::Client, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let all = watcher::Config::default;
+        let services = watcher(kube::Api::<Service>::all(client.clone()), all()).default_backoff();
+        let slices = watcher(kube::Api::<EndpointSlice>::all(client.clone()), all()).default_backoff();
+        let own = all().fields(&format!("metadata.name={}", self.config.node_name));
+        let nodes = watcher(kube::Api::<Node>::all(client), own).default_backoff();
+        let mut services = std::pin::pin!(services.ready_chunks(BATCH));
+        let mut slices = std::pin::pin!(slices.ready_chunks(BATCH));
+        let mut nodes = std::pin::pin!(nodes.ready_chunks(BATCH));
+        let mut check = tokio::time::interval(CHECK);
+        check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let mut is_check = false;
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                Some(events) = services.next() => self.take_services(events),
+                Some(events) = slices.next() => self.take_slices(events),
+                Some(events) = nodes.next() => self.take_nodes(events),
+                _ = check.tick() => is_check = true,
+            }
+            self.look();
+            if self.view.is_complete() && (is_check || !self.synced || !self.pending.is_empty()) {
+                self.sync().await?;
+            }
+        }
+    }
+
+    fn take_services(&mut self, events: Events<Service>) {
+        for event in events {
+            match event {
+                Ok(event) => self.metrics.service_changes.inc_by(self.view.service(event) as u64),
+                Err(error) => tracing::warn!(%error, "watching Services; rules stay as they are"),
+            }
+        }
+    }
+
+    fn take_slices(&mut self, events: Events<EndpointSlice>) {
+        for event in events {
+            match event {
+                Ok(event) => {
+                    let changed = self.view.slice(event);
+                    self.metrics.endpoint_changes.inc_by(changed.len() as u64);
+                    // What the first list tells happened before we were there.
+                    if self.synced {
+                        self.triggers.extend(changed.iter().filter_map(trigger));
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "watching EndpointSlices; rules stay as they are"),
+            }
+        }
+    }
+
+    fn take_nodes(&mut self, events: Events<Node>) {
+        for event in events {
+            let node = match event {
+                Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node)) => node,
+                Ok(_) => continue,
+                Err(error) => {
+                    tracing::warn!(%error, "watching the own Node");
+                    continue;
+                }
+            };
+            let taints = node.spec.as_ref().and_then(|s| s.taints.as_ref());
+            self.health.set_leaving(taints.into_iter().flatten().any(|t| t.key == LEAVING_TAINT));
+            let mut new = self.node.clone();
+            let labels = node.metadata.labels.as_ref();
+            new.zone = labels.and_then(|l| l.get("topology.kubernetes.io/zone")).cloned();
+            let cidrs = node.spec.as_ref().and_then(|s| s.pod_cidrs.as_ref());
+            new.pod_cidrs = cidrs.into_iter().flatten().filter_map(|c| c.parse().ok()).collect();
+            if new != self.node {
+                self.node = new;
+                self.view.touch_all();
+                // Ranges may change without any Service.
+                self.synced = false;
+            }
+        }
+    }
+
+    /// Models what has changed.
+    fn look(&mut self) {
+        if !self.view.is_complete() {
+            return;
+        }
+        for (key, found) in self.view.take_dirty() {
+            let model = found.map(|(service, slices)| model::service(service, slices, &self.node));
+            self.pending.push((key, model));
+        }
+    }
+
+    async fn sync(&mut self) -> anyhow::Result<()> {
+        let Some(mut program) = self.program.take() else { anyhow::bail!("the service rules are lost to a panic") };
+        let ranges = Ranges {
+            pods: self.config.cluster.pod_cidrs.clone(),
+            services: self.config.cluster.service_cidrs.clone(),
+            local: self.config.node_ips.iter().map(|ip| IpNet::from(*ip)).chain(self.node.pod_cidrs.clone()).collect(),
+        };
+        let changes = std::mem::take(&mut self.pending);
+        let count = changes.len();
+        let first = self.config.ready.as_ref().is_some_and(|r| !*r.borrow()) || !self.synced;
+        self.health.begins();
+        let started = std::time::Instant::now();
+        let work = move || {
+            let result = program.sync(changes, &ranges, first);
+            (program, result)
+        };
+        let (program, result) = tokio::task::spawn_blocking(work).await.context("programming service rules")?;
+        self.program = Some(program);
+        let done = match result {
+            Ok(done) => done,
+            Err(error) => {
+                // The planner has the changes: the next check programs them.
+                self.metrics.failures.inc();
+                tracing::error!(%error, "programming service rules; trying again");
+                return Ok(());
+            }
+        };
+        if let Err(error) =
+            self.routes.sync_service_ranges(&self.config.cluster.service_cidrs, &self.config.node_ips).await
+        {
+            tracing::warn!(%error, "routes of the service ranges; trying again");
+        }
+        self.metrics.programmed(&std::mem::take(&mut self.triggers), Timestamp::now());
+        if count > 0 || done.rebuilt || done.elements > 0 {
+            self.metrics.sync.observe(started.elapsed().as_secs_f64());
+            tracing::debug!(services = count, ?done, took = ?started.elapsed(), "service rules programmed");
+        }
+        self.metrics.last.set(Timestamp::now().as_millisecond() as f64 / 1000.0);
+        self.health.succeeds();
+        self.synced = true;
+        if let Some(ready) = &self.config.ready {
+            ready.send_replace(true);
+        }
+        Ok(())
+    }
+}

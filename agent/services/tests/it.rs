@@ -1,0 +1,9 @@
+//! kube-proxy with real packets: nodes and pods in network namespaces. Needs root.
+#![allow(clippy::unwrap_used)]
+
+#[path = "it/changes.rs"]
+mod changes;
+#[path = "it/packets.rs"]
+mod packets;
+#[path = "it/support.rs"]
+mod support;

@@ -1,0 +1,148 @@
+//! Changes under traffic, restarts, and others who meddle with our tables.
+
+use crate::support::{Lab, VIP, at, exchange, service, tcp, udp_socket};
+use causeway_services::{model::ServiceModel, program::Done};
+use serde_json::json;
+use std::{
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    time::Instant,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_come_and_go_without_a_refused_connection() {
+    let mut lab = Lab::new().await;
+    let client = lab.pod("one", "client").await;
+    let mut pods = Vec::new();
+    for i in 0..6 {
+        pods.push(lab.pod(if i % 2 == 0 { "one" } else { "two" }, &format!("p{i}")).await);
+    }
+    let s = service("s", json!({}));
+    lab.set(&s, &pods.iter().collect::<Vec<_>>());
+    let (stop, connects) = (AtomicBool::new(false), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    if let Err(e) = tcp(&client.netns, at(VIP, 80)) {
+                        stop.store(true, Ordering::Relaxed);
+                        panic!("after {} connections: {e}", connects.load(Ordering::Relaxed));
+                    }
+                    connects.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        // Any subset but the empty one, in a fixed disorder.
+        for i in 1_u32..400 {
+            let bits = i.wrapping_mul(2_654_435_761) >> 26;
+            let some: Vec<_> = pods.iter().enumerate().filter(|(n, _)| bits >> n & 1 == 1).map(|(_, p)| p).collect();
+            if !some.is_empty() && !stop.load(Ordering::Relaxed) {
+                lab.set(&s, &some);
+                std::thread::yield_now();
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(connects.load(Ordering::Relaxed) > 50, "{connects:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_datagram_flow_leaves_an_endpoint_that_is_gone() {
+    let mut lab = Lab::new().await;
+    let (client, a, b) = (lab.pod("one", "client").await, lab.pod("one", "a").await, lab.pod("two", "b").await);
+    let s = service("s", json!({}));
+    lab.set(&s, &[&a]);
+    let socket = udp_socket(&client.netns, at(VIP, 80));
+    assert_eq!(exchange(&socket).unwrap().server, a.ip);
+    lab.set(&s, &[&a, &b]);
+    assert_eq!(exchange(&socket).unwrap().server, a.ip, "a flow stays where it is");
+    assert_eq!(lab.set(&s, &[&b]).flows, 1);
+    assert_eq!(exchange(&socket).unwrap().server, b.ip);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_adopts_and_meddling_is_mended() {
+    let mut lab = Lab::new().await;
+    let (client, a, b) = (lab.pod("one", "client").await, lab.pod("one", "a").await, lab.pod("two", "b").await);
+    let affine = service("s", json!({"sessionAffinity": "ClientIP"}));
+    assert!(lab.set(&affine, &[&a, &b]).rebuilt);
+    let first = tcp(&client.netns, at(VIP, 80)).unwrap().server;
+    let before = lab.nft("-a list table ip causeway");
+
+    lab.restart();
+    assert!(lab.program.adopted());
+    assert_eq!(lab.set(&affine, &[&a, &b]), Done::default(), "nothing to do");
+    let after = lab.nft("-a list table ip causeway");
+    let still = |text: &str| text.lines().filter(|l| !l.contains("expires")).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(still(&after), still(&before));
+    assert_eq!(tcp(&client.netns, at(VIP, 80)).unwrap().server, first, "affinity outlives the process");
+
+    // What another process left behind goes with the first complete list.
+    lab.restart();
+    let ranges = lab.ranges();
+    lab.program.sync(Vec::new(), &ranges, true).unwrap();
+    assert!(tcp(&client.netns, at(VIP, 80)).is_err());
+    lab.set(&affine, &[&a, &b]);
+    tcp(&client.netns, at(VIP, 80)).unwrap();
+
+    // Others' tables do not concern us.
+    lab.nft("add table ip other");
+    assert_eq!(lab.program.check().unwrap(), Done::default());
+    lab.nft("flush map ip causeway services");
+    assert!(tcp(&client.netns, at(VIP, 80)).is_err());
+    let mended = lab.program.check().unwrap();
+    assert_eq!((mended.rebuilt, mended.elements), (false, 4), "{mended:?}");
+    tcp(&client.netns, at(VIP, 80)).unwrap();
+    for meddling in ["flush chain ip causeway services", "delete table ip causeway"] {
+        lab.nft(meddling);
+        assert!(lab.program.check().unwrap().rebuilt, "{meddling}");
+        tcp(&client.netns, at(VIP, 80)).unwrap();
+        assert_eq!(lab.program.check().unwrap(), Done::default());
+    }
+    // A change of ours that no longer fits does not get stuck.
+    lab.nft("flush map ip causeway endpoints");
+    lab.set(&affine, &[&b]);
+    assert_eq!(tcp(&client.netns, at(VIP, 80)).unwrap().server, b.ip);
+    assert!(lab.nft("list tables").contains("table ip other"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_of_services_load_at_once_and_one_changes_fast() {
+    let mut lab = Lab::new().await;
+    let (client, a) = (lab.pod("one", "client").await, lab.pod("one", "a").await);
+    let model = |n: u32, ends: u32| -> ServiceModel {
+        let ip = std::net::Ipv4Addr::from(u32::from(std::net::Ipv4Addr::new(10, 97, 0, 0)) + n);
+        let s = serde_json::from_value(json!({"metadata": {"name": n.to_string()}, "spec": {"clusterIP": ip,
+            "clusterIPs": [ip], "ports": [{"port": 80, "protocol": "TCP"}]}}))
+        .unwrap();
+        let ends: Vec<_> = (0..ends).map(|e| json!({"addresses": [format!("10.244.9.{}", e + 1)]})).collect();
+        let slice = serde_json::from_value(json!({"metadata": {"name": "x"}, "addressType": "IPv4", "endpoints": ends,
+            "ports": [{"port": 80, "protocol": "TCP"}]}))
+        .unwrap();
+        causeway_services::model::service(&s, [&slice], &lab.node())
+    };
+    let all: Vec<_> = (0..3000).map(|n| (n.to_string(), Some(model(n, 5)))).collect();
+    let changes: Vec<_> = (0..50).map(|n| (n.to_string(), Some(model(n, 4)))).collect();
+    let wide = model(7000, 200);
+    let ranges = lab.ranges();
+    let started = Instant::now();
+    let done = lab.program.sync(all, &ranges, true).unwrap();
+    println!("3000 services of 5 endpoints: {} elements in {:?}", done.elements, started.elapsed());
+    for change in changes {
+        let started = Instant::now();
+        let done = lab.program.sync(vec![change], &ranges, false).unwrap();
+        // Number of places, the last endpoint's place.
+        assert_eq!(done.elements, 3, "only what changes");
+        if started.elapsed().as_millis() > 5 {
+            println!("a change took {:?}", started.elapsed());
+        }
+    }
+    let started = Instant::now();
+    let done = lab.program.sync(vec![("wide".into(), Some(wide))], &ranges, false).unwrap();
+    println!("200 endpoints: {} elements in {:?}", done.elements, started.elapsed());
+    lab.set(&service("s", json!({})), &[&a]);
+    assert_eq!(tcp(&client.netns, at(VIP, 80)).unwrap().server, a.ip);
+    let started = Instant::now();
+    lab.restart();
+    println!("adopting took {:?}", started.elapsed());
+    assert!(lab.program.adopted());
+}
