@@ -3,16 +3,18 @@
 //! In: the trait's calls. Out: content, snapshots and tasks in one containerd namespace; logs and records of exits in
 //! files of ours. What containerd knows is never cached across calls, so a restart of either side changes nothing.
 
-pub(crate) use images::architecture;
+pub(crate) use manifest::architecture;
 
 mod archive;
 mod content;
+mod create;
 mod events;
 mod exec;
 mod images;
 mod io;
 mod lifecycle;
 mod logs;
+mod manifest;
 mod record;
 mod registry;
 mod rpc;
@@ -148,7 +150,7 @@ impl Containerd {
 
 impl Inner {
     async fn pull(self: Arc<Self>, reference: String, auth: Option<RegistryAuth>) -> Result<ImageInfo> {
-        let image = images::parse_reference(&reference)?;
+        let image = manifest::parse_reference(&reference)?;
         let fail = |detail: String| RuntimeError::ImagePull { reference: reference.clone(), detail };
         let _turn = self.pulls.acquire().await.map_err(|error| fail(error.to_string()))?;
         let name = image.whole();

@@ -3,7 +3,8 @@
 
 use super::{
     content::{Blob, Descriptor, chain},
-    images::{Manifest, Source, digest_of, parse_reference},
+    images::Source,
+    manifest::{Manifest, digest_of, parse_reference},
 };
 use crate::types::{Result, RuntimeError};
 use async_trait::async_trait;

@@ -149,7 +149,7 @@ async fn pulls_from_a_registry() {
     for tag in ["zstd", "gzip", "plain"] {
         let name = format!("{address}/team/busybox:{tag}");
         let info = house.runtime.pull_image(&name, None).await.unwrap();
-        assert_eq!(info.names, [name.clone()]);
+        assert_eq!(info.names, std::slice::from_ref(&name));
         let id = format!("c-{tag}");
         house.run(&ContainerSpec { image: name.clone(), ..house.spec(&id, "echo hi") }).await;
         assert_eq!(house.exit(&id).await.0, 0);
