@@ -36,6 +36,8 @@ mod probe;
 mod publish;
 pub mod resources;
 mod server;
+#[cfg(test)]
+mod simulation;
 pub mod status;
 mod volumes;
 mod worker;
