@@ -2,7 +2,7 @@
 
 use super::{meta, pod, selector};
 use crate::field::{FieldErrors, Path};
-use crate::json::{at, existing, has, int, list, put, same, text};
+use crate::json::{at, existing, existing_mut, fill, has, int, list, put, same, text};
 use serde_json::{Value, json};
 
 const PERCENT: &str = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', \
@@ -41,7 +41,7 @@ pub(crate) fn replica_set(o: &Value, errors: &mut FieldErrors) {
 
 pub(crate) fn stateful_set(o: &Value, errors: &mut FieldErrors) {
     let (spec, path) = (at(o, "spec"), Path::new("spec"));
-    selector_and_template(spec, "statefulset", &path, errors);
+    selector_and_template(&with_claims(spec), "statefulset", &path, errors);
     not_negative(spec, &["replicas", "minReadySeconds", "revisionHistoryLimit"], &path, errors);
     one_of(spec, "podManagementPolicy", &["OrderedReady", "Parallel"], &path, errors);
     let update = path.child("updateStrategy");
@@ -70,6 +70,27 @@ pub(crate) fn stateful_set(o: &Value, errors: &mut FieldErrors) {
         let path = path.child("ordinals").child("start");
         errors.invalid(&path, at(spec, "ordinals.start").clone(), "must be greater than or equal to 0");
     }
+}
+
+/// The spec with the claim templates among the template's volumes, since mounts may refer to them.
+fn with_claims(spec: &Value) -> Value {
+    let mut spec = spec.clone();
+    let claims: Vec<Value> = list(&spec, "volumeClaimTemplates")
+        .iter()
+        .map(|c| json!({"name": text(c, "metadata.name"), "persistentVolumeClaim": {"claimName": "claim"}}))
+        .collect();
+    if claims.is_empty() {
+        return spec;
+    }
+    if let Some(pods) = existing_mut(&mut spec, "template").and_then(|t| existing_mut(t, "spec")) {
+        fill(pods, "volumes", json!([]));
+        if let Some(volumes) = pods.get_mut("volumes").and_then(Value::as_array_mut) {
+            // The controller puts a claim in the place of a volume of the same name.
+            volumes.retain(|v| claims.iter().all(|c| c["name"] != v["name"]));
+            volumes.extend(claims);
+        }
+    }
+    spec
 }
 
 pub(crate) fn stateful_set_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
@@ -255,6 +276,11 @@ mod tests {
                 "spec.template.metadata.labels: Invalid value: {\"app\":\"web\"}: `selector` does not match template `labels`"
             ]
         );
+        let mut db = web(json!({"matchLabels": {"app": "web"}}));
+        db["spec"]["template"]["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "data", "mountPath": "/d"}]);
+        assert_eq!(words("statefulsets", db.clone()).len(), 1, "the mount's volume is missing");
+        db["spec"]["volumeClaimTemplates"] = json!([{"metadata": {"name": "data"}}]);
+        assert_eq!(words("statefulsets", db), Vec::<String>::new());
         assert_eq!(words("daemonsets", web(Value::Null)), ["spec.selector: Required value"]);
         assert_eq!(
             words("statefulsets", web(json!({}))),
