@@ -44,12 +44,30 @@ impl Admission {
     }
 
     /// For deletes.
-    pub fn delete(&self, call: &Call, name: &str) -> ApiResult<()> {
+    pub fn delete(&self, engine: &Engine, call: &Call, name: &str, object: &Value) -> ApiResult<()> {
         if call.served.is("", "namespaces") && PROTECTED.contains(&name) {
             return Err(ApiError::forbidden("", "namespaces", name, "this namespace may not be deleted"));
         }
+        if call.served.is("networking.k8s.io", "ipaddresses") {
+            return address_in_use(engine, name, object);
+        }
         Ok(())
     }
+}
+
+/// The address of a Service stays taken as long as the Service has it.
+fn address_in_use(engine: &Engine, name: &str, address: &Value) -> ApiResult<()> {
+    let services = engine.served("", "v1", "services")?;
+    let (namespace, service) = (text(address, "/spec/parentRef/namespace"), text(address, "/spec/parentRef/name"));
+    let Some(object) = engine.feed.cache(&services.prefix).get(&services.key(namespace, service)) else {
+        return Ok(());
+    };
+    let used = crate::services::addresses(&object.value()).iter().any(|ip| ip.to_string() == name);
+    if used {
+        let why = format!("the address is in use by the Service {namespace}/{service}");
+        return Err(ApiError::forbidden("networking.k8s.io", "ipaddresses", name, &why));
+    }
+    Ok(())
 }
 
 /// Objects live in namespaces that exist and stay.

@@ -65,12 +65,33 @@ pub async fn ensure(engine: &Engine, advertise: SocketAddr) -> ApiResult<()> {
         },
     });
     create(engine, "", "services", "kube-system", dns).await?;
+    service_range(engine).await?;
     if advertise.ip().is_loopback() {
         // No pod could reach it there, and endpoints must not name it.
         tracing::debug!(%advertise, "a loopback address is not published as an endpoint of the service kubernetes");
         return Ok(());
     }
     endpoints(engine, advertise).await
+}
+
+/// The range of cluster IPs, as an object for those who look.
+async fn service_range(engine: &Engine) -> ApiResult<()> {
+    let cidrs: Vec<String> = engine.cluster.service_cidrs.iter().map(ToString::to_string).collect();
+    let range = json!({ "metadata": { "name": "kubernetes" }, "spec": { "cidrs": cidrs } });
+    create(engine, "networking.k8s.io", "servicecidrs", "", range).await?;
+    let mut call = Call::internal(engine.served("networking.k8s.io", "v1", "servicecidrs")?, "");
+    let ready = |old: &Value| {
+        let mut new = old.clone();
+        let there = old.pointer("/status/conditions/0/status").is_some_and(|s| s == "True");
+        if !there {
+            new["status"] = json!({ "conditions": [{
+                "type": "Ready", "status": "True", "reason": "", "lastTransitionTime": crate::engine::now_text(),
+                "message": "Kubernetes Service CIDR is ready",
+            }] });
+        }
+        Ok(new)
+    };
+    engine.patch(&mut call, "kubernetes", Part::Status, ready).await.map(drop)
 }
 
 async fn endpoints(engine: &Engine, advertise: SocketAddr) -> ApiResult<()> {

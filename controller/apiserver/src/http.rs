@@ -15,7 +15,7 @@ use crate::status::{ApiError, ApiResult, qualified};
 use crate::tokens::Tokens;
 use axum::body::Body;
 use bytes::Bytes;
-use causeway_api::identity::{GROUP_AUTHENTICATED, UserInfo};
+use causeway_api::identity::{GROUP_AUTHENTICATED, GROUP_SERVICE_ACCOUNTS, UserInfo};
 use futures::FutureExt;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
@@ -219,6 +219,7 @@ impl Server {
         let identity = request.extensions().get::<Identity>().cloned();
         let token = bearer(request.headers()).map(str::to_owned);
         let user = self.authenticate(identity, token).await?;
+        let user = self.impersonate(user, request.headers())?;
         let incoming = Incoming::new(request, user);
         match Target::parse(&incoming.path) {
             Some(target) => {
@@ -272,6 +273,40 @@ impl Server {
             }
             (None, None) => Ok(UserInfo::anonymous()),
         }
+    }
+
+    /// `Impersonate-*` headers, for those who may.
+    fn impersonate(&self, user: UserInfo, headers: &HeaderMap) -> ApiResult<UserInfo> {
+        let values = |name: &str| -> Vec<String> {
+            headers.get_all(name).iter().filter_map(|v| v.to_str().ok().map(str::to_owned)).collect()
+        };
+        let groups = values("impersonate-group");
+        let Some(name) = values("impersonate-user").into_iter().next() else {
+            return if groups.is_empty() {
+                Ok(user)
+            } else {
+                Err(ApiError::bad_request("requested groups without impersonating a user"))
+            };
+        };
+        let ask = |resource: &str, name: &str| {
+            let (verb, resource, name) = ("impersonate".to_owned(), resource.to_owned(), name.to_owned());
+            self.authorize(&user, &Attributes { verb, resource, name, ..Attributes::default() })
+        };
+        ask("users", &name)?;
+        for group in &groups {
+            ask("groups", group)?;
+        }
+        let mut other = UserInfo { username: name, groups, ..UserInfo::default() };
+        if let Some((namespace, _)) =
+            other.username.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'))
+            && other.groups.is_empty()
+        {
+            other.groups = vec![GROUP_SERVICE_ACCOUNTS.to_owned(), format!("{GROUP_SERVICE_ACCOUNTS}:{namespace}")];
+        }
+        if !other.groups.iter().any(|g| g == GROUP_AUTHENTICATED) {
+            other.groups.push(GROUP_AUTHENTICATED.to_owned());
+        }
+        Ok(other)
     }
 
     fn authorize(&self, user: &UserInfo, attributes: &Attributes) -> ApiResult<()> {

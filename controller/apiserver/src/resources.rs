@@ -191,7 +191,14 @@ impl Server {
     async fn watch(self: &Arc<Self>, call: Call, incoming: Incoming) -> ApiResult<Reply> {
         let options = ListOptions::parse(&incoming.query)?;
         let form = incoming.form()?;
-        let watcher = self.engine.watch(&call.served, &call.namespace, &options).await?;
+        let watcher = match self.engine.watch(&call.served, &call.namespace, &options).await {
+            Ok(watcher) => watcher,
+            // Clients expect this one as an event, and list again.
+            Err(error) if error.code() == 410 => {
+                return Ok(Reply::stream(form, Body::from(render::error_event(&error))));
+            }
+            Err(error) => return Err(error),
+        };
         let seconds = options.timeout_seconds.unwrap_or_else(|| WATCH_SECONDS + rand::random_range(0..WATCH_SECONDS));
         let deadline = tokio::time::Instant::now() + Duration::from_secs(seconds);
         let shutdown = self.shutdown.clone();

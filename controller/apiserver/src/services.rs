@@ -9,7 +9,7 @@
 mod fields;
 pub mod repair;
 
-pub use fields::carry_over;
+pub use fields::{addresses, carry_over};
 
 use crate::catalog::{Served, prefix};
 use crate::engine::{Call, Engine, now_text, text};
@@ -17,7 +17,7 @@ use crate::feed::INTERNAL;
 use crate::status::{ApiError, ApiResult};
 use causeway_api::config::ClusterConfig;
 use causeway_registry::{FieldErrors, Path};
-use causeway_store::StoreError;
+use causeway_store::{Revision, StoreError};
 use fields::Wish;
 use ipnet::IpNet;
 use rand::Rng;
@@ -40,8 +40,9 @@ pub struct Allocator {
 /// What one write of a Service has taken and will give back.
 #[derive(Default)]
 pub struct Claim {
-    taken: Vec<String>,
-    given_back: Vec<String>,
+    /// Keys and the revisions they were written at: only that very writing is ever undone.
+    taken: Vec<(String, Revision)>,
+    given_back: Vec<(String, Revision)>,
     since: Option<Instant>,
 }
 
@@ -135,22 +136,31 @@ fn held_by(value: &[u8], namespace: &str, name: &str) -> bool {
 impl Claim {
     /// The Service is written: what it no longer uses becomes free.
     pub async fn commit(self, engine: &Engine) {
-        for key in &self.given_back {
-            free(engine, key).await;
+        for (key, revision) in &self.given_back {
+            free(engine, key, *revision).await;
         }
+    }
+
+    async fn will_give_back(&mut self, engine: &Engine, key: String, namespace: &str, name: &str) -> ApiResult<()> {
+        if let (Some(kv), _) = engine.store.get(&key, None).await?
+            && held_by(&kv.value, namespace, name)
+        {
+            self.given_back.push((key, kv.mod_revision));
+        }
+        Ok(())
     }
 
     /// The Service was not written: what was taken for it becomes free.
     pub async fn roll_back(self, engine: &Engine) {
-        for key in &self.taken {
-            free(engine, key).await;
+        for (key, revision) in &self.taken {
+            free(engine, key, *revision).await;
         }
     }
 }
 
-async fn free(engine: &Engine, key: &str) {
-    match engine.store.delete(key, None).await {
-        Ok(_) | Err(StoreError::NotFound { .. }) => {}
+pub(crate) async fn free(engine: &Engine, key: &str, revision: Revision) {
+    match engine.store.delete(key, Some(revision)).await {
+        Ok(_) | Err(StoreError::NotFound { .. } | StoreError::Conflict { .. }) => {}
         Err(error) => tracing::warn!(key, %error, "not given back now; repair will do it"),
     }
 }
@@ -214,7 +224,9 @@ impl Allocator {
             new["spec"]["clusterIP"] = texts[0].as_str().into();
             new["spec"]["clusterIPs"] = json!(texts);
         }
-        claim.given_back.extend(held.iter().filter(|ip| !ips.contains(ip)).map(|ip| ip_key(*ip)));
+        for ip in held.iter().filter(|ip| !ips.contains(ip)) {
+            claim.will_give_back(engine, ip_key(*ip), &namespace, &name).await?;
+        }
         self.fill_ports(engine, claim, new, old, (&namespace, &name)).await
     }
 
@@ -255,7 +267,9 @@ impl Allocator {
             own.insert(port);
             wish.set(new, port);
         }
-        claim.given_back.extend(held.difference(&own).map(|port| port_key(*port)));
+        for port in held.difference(&own) {
+            claim.will_give_back(engine, port_key(*port), namespace, name).await?;
+        }
         Ok(())
     }
 
@@ -263,8 +277,8 @@ impl Allocator {
     async fn take(&self, engine: &Engine, claim: &mut Claim, key: String, value: &Value) -> ApiResult<bool> {
         let bytes = serde_json::to_vec(value).map_err(ApiError::internal)?;
         match engine.store.create(&key, bytes.into()).await {
-            Ok(_) => {
-                claim.taken.push(key);
+            Ok(kv) => {
+                claim.taken.push((key, kv.mod_revision));
                 Ok(true)
             }
             Err(StoreError::AlreadyExists { .. }) => Ok(false),
@@ -333,8 +347,8 @@ impl Allocator {
         Err(ApiError::internal("failed to allocate a nodePort: range is full"))
     }
 
-    /// A Service is gone: what it held becomes free.
-    pub async fn released(&self, engine: &Engine, served: &Served, object: &Value) {
+    /// A Service is gone since `revision`: what it held becomes free. A namesake that came later keeps what it took.
+    pub async fn released(&self, engine: &Engine, served: &Served, object: &Value, revision: Revision) {
         if !served.is("", "services") {
             return;
         }
@@ -342,18 +356,13 @@ impl Allocator {
         let mut keys: Vec<String> = fields::addresses(object).into_iter().map(ip_key).collect();
         keys.extend(fields::node_ports(object).into_iter().map(port_key));
         for key in keys {
-            give_back(engine, &key, namespace, name).await;
+            if let Ok((Some(kv), _)) = engine.store.get(&key, None).await
+                && kv.mod_revision < revision
+                && held_by(&kv.value, namespace, name)
+            {
+                free(engine, &key, kv.mod_revision).await;
+            }
         }
-    }
-}
-
-/// Frees a key when it still belongs to the Service.
-pub(crate) async fn give_back(engine: &Engine, key: &str, namespace: &str, name: &str) {
-    let Ok((Some(kv), _)) = engine.store.get(key, None).await else { return };
-    if held_by(&kv.value, namespace, name)
-        && let Err(error) = engine.store.delete(key, Some(kv.mod_revision)).await
-    {
-        tracing::debug!(key, %error, "not given back now; repair will do it");
     }
 }
 

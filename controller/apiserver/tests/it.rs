@@ -2,5 +2,17 @@
 
 #[path = "it/crud.rs"]
 mod crud;
+#[path = "it/custom.rs"]
+mod custom;
+#[path = "it/identity.rs"]
+mod identity;
+#[path = "it/kubectl.rs"]
+mod kubectl;
+#[path = "it/relay.rs"]
+mod relay;
+#[path = "it/services.rs"]
+mod services;
 #[path = "it/support.rs"]
 mod support;
+#[path = "it/wire.rs"]
+mod wire;

@@ -111,7 +111,7 @@ impl Engine {
         for _ in 0..TRIES {
             let (mut object, kv) = self.current(call, name).await?;
             options.check(call, name, &object)?;
-            self.admission.delete(call, name)?;
+            self.admission.delete(self, call, name, &object)?;
             let step = self.plan_delete(call, name, &mut object, options)?;
             if options.dry_run {
                 return Ok(Deleted { object, gone: matches!(step, Step::Remove) });
@@ -128,7 +128,7 @@ impl Engine {
                 Ok(revision) => {
                     let gone = matches!(step, Step::Remove);
                     if gone {
-                        self.allocator.released(self, &call.served, &object).await;
+                        self.allocator.released(self, &call.served, &object, revision).await;
                     }
                     stamp(&mut object, revision);
                     return Ok(Deleted { object, gone });

@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use causeway_store::{ListRequest, Revision, StoreError};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Changes handed over at once.
 const BATCH: usize = 256;
@@ -197,6 +197,7 @@ impl Engine {
             initial: Some(initial).filter(|_| with_state),
             initial_bookmark: streaming_list,
             bookmarks: options.bookmarks,
+            told: Instant::now(),
         })
     }
 }
@@ -227,6 +228,8 @@ pub struct Watcher {
     initial: Option<Vec<Arc<Object>>>,
     initial_bookmark: bool,
     bookmarks: bool,
+    /// When the client was last told a revision.
+    told: Instant,
 }
 
 impl Watcher {
@@ -256,15 +259,22 @@ impl Watcher {
                 self.cursor = self.cursor.max(fed);
             }
             if !events.is_empty() {
+                self.told = Instant::now();
                 return Ok(events);
+            }
+            // Also while only others' objects change: the client can resume from here.
+            let silence = self.told.elapsed();
+            if silence >= BOOKMARK {
+                self.told = Instant::now();
+                if self.bookmarks {
+                    return Ok(vec![Event::Bookmark(self.cursor, false)]);
+                }
             }
             if !complete {
                 continue;
             }
-            let wait = tokio::time::timeout(BOOKMARK, self.changed.changed()).await;
-            if wait.is_err() && self.bookmarks {
-                return Ok(vec![Event::Bookmark(self.cursor, false)]);
-            }
+            let patience = BOOKMARK.saturating_sub(silence).max(Duration::from_millis(1));
+            let wait = tokio::time::timeout(patience, self.changed.changed()).await;
             if matches!(wait, Ok(Err(_))) {
                 return Err(ApiError::unavailable("the server is shutting down"));
             }

@@ -296,7 +296,7 @@ impl Engine {
             Ok(revision) => {
                 claim.commit(self).await;
                 if deletes_now(&new) {
-                    self.allocator.released(self, &served, &new).await;
+                    self.allocator.released(self, &served, &new, revision).await;
                 }
                 stamp(&mut new, revision);
                 Ok(new)

@@ -1,12 +1,12 @@
 //! Keeps allocations and Services in step: gives back what a crash leaked, takes again what got lost.
 
-use super::{fields, give_back, ip_key, ip_object, port_key, port_object};
+use super::{fields, free, ip_key, ip_object, port_key, port_object};
 use crate::catalog::prefix;
 use crate::engine::{Engine, text};
 use crate::feed::INTERNAL;
 use crate::object::Object;
 use crate::status::ApiResult;
-use causeway_store::{ListRequest, StoreError};
+use causeway_store::{ListRequest, Revision, StoreError};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -38,22 +38,23 @@ pub async fn repair(engine: &Engine, grace: Duration) -> ApiResult<()> {
     engine.feed.catch_up().await?;
     let (services, _) = engine.feed.cache(&prefix("", "services")).list(&prefix("", "services"));
     let wanted = wanted(&services);
-    for (key, value) in addresses.iter().chain(&ports) {
+    for (key, (value, revision)) in addresses.iter().chain(&ports) {
         let holder = value.pointer("/spec/parentRef").unwrap_or(value);
         let (namespace, name) = (text(holder, "/namespace"), text(holder, "/name"));
-        let resource = value.pointer("/spec/parentRef/resource").and_then(Value::as_str).unwrap_or("services");
+        let foreign = value.get("spec").is_some()
+            && value["metadata"]["labels"]["ipaddress.kubernetes.io/managed-by"] != "ipallocator.k8s.io";
         let used = wanted.get(key).is_some_and(|(n, m, _)| n == namespace && m == name);
-        if resource != "services" || used || age(value).is_some_and(|age| age < grace) {
+        if foreign || used || age(value).is_some_and(|age| age < grace) {
             continue;
         }
         tracing::info!(key, namespace, name, "given back: no Service uses it");
-        give_back(engine, key, namespace, name).await;
+        free(engine, key, *revision).await;
     }
     for (key, (namespace, name, object)) in &wanted {
         let held = addresses.get(key).or_else(|| ports.get(key));
         match held {
             None => take_again(engine, key, object).await?,
-            Some(value) => {
+            Some((value, _)) => {
                 let holder = value.pointer("/spec/parentRef").unwrap_or(value);
                 if holder["namespace"] != namespace.as_str() || holder["name"] != name.as_str() {
                     tracing::error!(key, namespace, name, holder = %holder, "two Services claim one address or port");
@@ -64,14 +65,14 @@ pub async fn repair(engine: &Engine, grace: Duration) -> ApiResult<()> {
     Ok(())
 }
 
-async fn keys(engine: &Engine, prefix: &str) -> ApiResult<HashMap<String, Value>> {
+async fn keys(engine: &Engine, prefix: &str) -> ApiResult<HashMap<String, (Value, Revision)>> {
     let mut all = HashMap::new();
     let mut request = ListRequest { prefix: prefix.to_owned(), limit: 1000, ..ListRequest::default() };
     loop {
         let page = engine.store.list(request.clone()).await?;
         for kv in &page.items {
             if let Ok(value) = serde_json::from_slice(&kv.value) {
-                all.insert(kv.key.clone(), value);
+                all.insert(kv.key.clone(), (value, kv.mod_revision));
             }
         }
         let Some(last) = page.items.last().filter(|_| page.remaining > 0) else { return Ok(all) };

@@ -1,6 +1,6 @@
 //! Objects come, change and go as Kubernetes' clients expect.
 
-use crate::support::{eventually, start};
+use crate::support::{eventually, start, start_on};
 use causeway_api::identity::UserInfo;
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -154,10 +154,29 @@ async fn streaming_lists_and_watchers_of_the_runtime() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_watch_is_told_to_list_again() {
-    let running = start().await;
-    let api: Api<ConfigMap> = Api::namespaced(running.admin(), "default");
-    let (c, reason, _) = code(api.watch(&WatchParams::default(), "1").await.map(|_| ()));
-    assert_eq!((c, reason.as_str()), (410, "Expired"));
+    let first = start().await;
+    let api: Api<ConfigMap> = Api::namespaced(first.admin(), "default");
+    api.create(&PostParams::default(), &config_map("a", "1")).await.unwrap();
+    // Another server on the same store does not know what was before it.
+    let second = start_on(tempfile::tempdir().unwrap(), first.store.clone()).await;
+    let api: Api<ConfigMap> = Api::namespaced(second.admin(), "default");
+    let mut events = api.watch(&WatchParams::default(), "1").await.unwrap().boxed();
+    let told = events.try_next().await.unwrap().unwrap();
+    assert!(matches!(told, WatchEvent::Error(e) if e.code == 410 && e.reason == "Expired"));
+    assert!(events.try_next().await.unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_servers_on_one_store_agree() {
+    let first = start().await;
+    let second = start_on(tempfile::tempdir().unwrap(), first.store.clone()).await;
+    let writer: Api<ConfigMap> = Api::namespaced(first.admin(), "default");
+    let reader: Api<ConfigMap> = Api::namespaced(second.admin(), "default");
+    for i in 0..20 {
+        let name = format!("m{i}");
+        writer.create(&PostParams::default(), &config_map(&name, "1")).await.unwrap();
+        assert!(reader.get_opt(&name).await.unwrap().is_some(), "a read sees every acknowledged write");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
