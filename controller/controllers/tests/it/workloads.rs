@@ -179,7 +179,10 @@ async fn a_stateful_set_is_ordered_and_keeps_its_claims() {
         .unwrap();
     eventually("updated", || async {
         let s = sets.get("db").await.unwrap().status.unwrap_or_default();
-        (s.updated_replicas == Some(3) && s.ready_replicas == Some(3) && s.current_revision == s.update_revision)
+        (s.observed_generation == Some(2)
+            && s.updated_replicas == Some(3)
+            && s.ready_replicas == Some(3)
+            && s.current_revision == s.update_revision)
             .then_some(())
     })
     .await;

@@ -70,12 +70,16 @@ pub(crate) fn annotations(map: &Value, path: &Path, errors: &mut FieldErrors) {
     }
 }
 
+/// Finalizers without a domain of their own; the last is on every definition of a custom resource.
+const STANDARD_FINALIZERS: [&str; 4] =
+    ["orphan", "foregroundDeletion", "kubernetes", "customresourcecleanup.apiextensions.k8s.io"];
+
 fn finalizers(metadata: &Value, path: &Path, errors: &mut FieldErrors) {
     let all: Vec<&str> = list(metadata, "finalizers").iter().filter_map(Value::as_str).collect();
     for name in &all {
         if let Err(why) = names::qualified_name(name) {
             errors.invalid(path, *name, why);
-        } else if !name.contains('/') && !matches!(*name, "orphan" | "foregroundDeletion" | "kubernetes") {
+        } else if !name.contains('/') && !STANDARD_FINALIZERS.contains(name) {
             let detail = "name is neither a standard finalizer name nor is it fully qualified";
             errors.invalid(path, *name, detail);
         }
