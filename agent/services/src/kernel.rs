@@ -100,8 +100,7 @@ impl Kernel {
     /// Replaces our tables, with these elements, as one transaction.
     pub fn rebuild(&mut self, timeouts: &Timeouts, elements: &BTreeSet<Element>) -> Result<(), WireError> {
         let mut requests: Vec<Request> = self.families.iter().flat_map(|f| rules::table(*f, timeouts)).collect();
-        let all: Vec<Element> = elements.iter().copied().collect();
-        self.add_elements(&mut requests, message::NEW_ELEMENTS, &all);
+        self.add_elements(&mut requests, message::NEW_ELEMENTS, elements);
         self.socket.transaction(&requests)
     }
 
@@ -141,7 +140,7 @@ impl Kernel {
         Ok(deleted)
     }
 
-    fn add_elements(&self, requests: &mut Vec<Request>, kind: u16, elements: &[Element]) {
+    fn add_elements(&self, requests: &mut Vec<Request>, kind: u16, elements: &BTreeSet<Element>) {
         let deleting = kind == message::DEL_ELEMENTS;
         for family in &self.families {
             for set in DATA_SETS {

@@ -66,32 +66,29 @@ impl Element {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Elements that are there.
-    pub delete: Vec<Element>,
+    pub delete: BTreeSet<Element>,
     /// Elements that are not.
-    pub add: Vec<Element>,
+    pub add: BTreeSet<Element>,
 }
 
 impl Plan {
     /// From one state to another.
     pub fn between(old: &BTreeSet<Element>, new: &BTreeSet<Element>) -> Self {
-        Self { delete: old.difference(new).copied().collect(), add: new.difference(old).copied().collect() }
+        Self { delete: old - new, add: new - old }
     }
 
-    /// This and then another one, as one change.
-    pub fn then(self, next: Self) -> Self {
-        let (mut delete, mut add): (BTreeSet<_>, BTreeSet<_>) =
-            (self.delete.into_iter().collect(), self.add.into_iter().collect());
+    /// This, and then another one, as one change: what the other takes back is not done at all.
+    pub fn extend(&mut self, next: Self) {
         for element in next.delete {
-            if !add.remove(&element) {
-                delete.insert(element);
+            if !self.add.remove(&element) {
+                self.delete.insert(element);
             }
         }
         for element in next.add {
-            if !delete.remove(&element) {
-                add.insert(element);
+            if !self.delete.remove(&element) {
+                self.add.insert(element);
             }
         }
-        Self { delete: delete.into_iter().collect(), add: add.into_iter().collect() }
     }
 
     /// Nothing to do.
@@ -101,7 +98,7 @@ impl Plan {
 
     /// Endpoints that are no more behind a front: (front, endpoint).
     pub fn gone(&self) -> BTreeSet<(Front, Target)> {
-        let pairs = |of: &[Element]| -> BTreeSet<_> {
+        let pairs = |of: &BTreeSet<Element>| -> BTreeSet<_> {
             of.iter().filter_map(|e| if let Element::Endpoint(f, _, t) = e { Some((*f, *t)) } else { None }).collect()
         };
         &pairs(&self.delete) - &pairs(&self.add)
@@ -173,7 +170,7 @@ impl Planner {
             let count = self.addresses.entry(*address).or_default();
             *count += 1;
             if *count == 1 {
-                plan.add.push(*address);
+                plan.add.insert(*address);
             }
         }
         for front in old.fronts.keys().filter(|f| !new.fronts.contains_key(f)) {
@@ -240,7 +237,7 @@ impl Planner {
             *count -= 1;
             if *count == 0 {
                 self.addresses.remove(&address);
-                plan.delete.push(address);
+                plan.delete.insert(address);
             }
         }
     }
@@ -258,8 +255,7 @@ impl Planner {
             placed.map(|p| self.elements_of(&front, p).collect()).unwrap_or_default()
         };
         let change = Plan::between(&of(old), &of(new.as_ref()));
-        plan.delete.extend(change.delete);
-        plan.add.extend(change.add);
+        plan.extend(change);
         match new {
             Some(new) => {
                 self.fronts.insert(front, new);
@@ -474,7 +470,7 @@ mod tests {
                 let m = present.then(|| model(at, &targets, external, affinity));
                 let plan = planner.set(&name, m.clone());
                 apply(&mut kernel, &plan);
-                all = all.then(plan);
+                all.extend(plan);
                 match m { Some(m) => { last.insert(name, m); } None => { last.remove(&name); } }
                 prop_assert_eq!(&kernel, &planner.elements());
                 check_places(&kernel);

@@ -84,7 +84,7 @@ impl Program {
     ) -> Result<Done, WireError> {
         let mut plan = self.planner.set_ranges(&ranges.pods, &ranges.services, &ranges.local);
         for (name, model) in changes {
-            plan = plan.then(self.planner.set(&name, model));
+            plan.extend(self.planner.set(&name, model));
         }
         if first {
             self.planner.forget_unclaimed();

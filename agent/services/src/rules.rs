@@ -83,9 +83,20 @@ impl Rule {
         self.with("lookup", Attributes::default().text(1, set.name()).number(2, register).number(3, to))
     }
 
+    /// Leaves the registers as they are: swaps their bytes twice. Debian's `nft` (1.0.6) cannot print a rule that uses
+    /// what a map gave as a key, or as another map's data, and ends with a failed assertion, also for everybody else on
+    /// the machine who lists rules. What comes out of a conversion, it can.
+    fn as_key(self, register: u32, length: u32) -> Self {
+        let swap = || {
+            let registers = Attributes::default().number(1, register).number(2, register);
+            registers.number(3, 1).number(4, length).number(5, 2)
+        };
+        self.with("byteorder", swap()).with("byteorder", swap())
+    }
+
     /// To the chain that `dispatch` has for the number in the register.
     fn dispatch(self, register: u32) -> Self {
-        self.look_up(SetName::Dispatch, register, 0)
+        self.as_key(register, 4).look_up(SetName::Dispatch, register, 0)
     }
 
     fn random(self, modulus: u32, offset: u32, to: u32) -> Self {
@@ -102,19 +113,21 @@ impl Rule {
         self.with("masq", Attributes::default())
     }
 
-    /// Forgets a client, or remembers its endpoint for so many seconds from now.
-    fn remember(self, key: u32, endpoint: Option<(u32, u32)>) -> Self {
-        let base = Attributes::default().text(1, SetName::Affinity.name());
-        self.with(
-            "dynset",
-            match endpoint {
-                None => base.number(3, 2).number(4, key),
-                Some((register, seconds)) => {
-                    let milliseconds = (u64::from(seconds) * 1000).to_be_bytes();
-                    base.number(3, 1).number(4, key).number(5, register).bytes(6, &milliseconds)
-                }
-            },
-        )
+    /// Remembers a client's endpoint for so many seconds from now, or forgets it. A map's statement names the
+    /// register of the data even where it is not read.
+    fn remember(self, key: u32, endpoint: u32, seconds: Option<u32>) -> Self {
+        const UPDATE: u32 = 1;
+        const DELETE: u32 = 2;
+        let operation = if seconds.is_some() { UPDATE } else { DELETE };
+        let mut data = Attributes::default()
+            .text(1, SetName::Affinity.name())
+            .number(3, operation)
+            .number(4, key)
+            .number(5, endpoint);
+        if let Some(seconds) = seconds {
+            data = data.bytes(6, &(u64::from(seconds) * 1000).to_be_bytes());
+        }
+        self.with("dynset", data)
     }
 
     fn refuse(self, tcp: bool, family: Family) -> Self {
@@ -226,11 +239,14 @@ impl Table {
                 // Client, front, endpoint stand side by side, so that each key is a stretch of them.
                 let at = R0 + width;
                 let (rule, endpoint) = Rule::default().source(family, R0).front(family, at);
-                let known = rule.clone().look_up(SetName::Affinity, R0, endpoint).is_in(SetName::Members, at);
-                self.rule(&name, known.remember(R0, Some((endpoint, seconds))).translate(family, endpoint));
+                let length = family.length() + 4;
+                let known = rule.clone().look_up(SetName::Affinity, R0, endpoint).as_key(endpoint, length);
+                let known = known.is_in(SetName::Members, at);
+                self.rule(&name, known.remember(R0, endpoint, Some(seconds)).translate(family, endpoint));
                 let fresh = rule.random(places, offset, endpoint).look_up(SetName::Endpoints, at, endpoint);
+                let fresh = fresh.as_key(endpoint, length);
                 // An entry whose endpoint is gone is not overwritten by an update.
-                let fresh = fresh.remember(R0, None).remember(R0, Some((endpoint, seconds)));
+                let fresh = fresh.remember(R0, endpoint, None).remember(R0, endpoint, Some(seconds));
                 self.rule(&name, fresh.translate(family, endpoint));
                 // Should there be no room for one more client.
                 let (rule, place) = Rule::default().front(family, R0);

@@ -7,3 +7,5 @@ mod changes;
 mod packets;
 #[path = "it/support.rs"]
 mod support;
+#[path = "it/watch.rs"]
+mod watch;

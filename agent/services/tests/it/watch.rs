@@ -1,0 +1,118 @@
+//! The whole loop, from watch events to packets, against a server that speaks just list and watch.
+
+use crate::support::{Lab, VIP, at, service, slice, tcp};
+use bytes::Bytes;
+use causeway_services::{ServicesConfig, run};
+use futures::StreamExt;
+use http::{Request, Response};
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use serde_json::{Value, json};
+use std::{
+    convert::Infallible,
+    io::{Read, Write},
+    net::TcpStream,
+    sync::{Arc, Mutex},
+};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+type Feed = Arc<Mutex<Vec<mpsc::UnboundedSender<String>>>>;
+type Body = StreamBody<futures::stream::BoxStream<'static, Result<Frame<Bytes>, Infallible>>>;
+
+/// Lists `items` once, then passes on what is fed.
+fn answer(path: &str, query: &str, items: &Value, feed: &Feed) -> Response<Body> {
+    let frame = |text: String| Ok(Frame::data(Bytes::from(text)));
+    let stream = if query.contains("watch=true") {
+        let (to, from) = mpsc::unbounded_channel();
+        if path.ends_with("endpointslices") {
+            feed.lock().unwrap().push(to);
+            tokio_stream(from).map(frame).boxed()
+        } else {
+            // A watch that stays silent.
+            futures::stream::pending().boxed()
+        }
+    } else {
+        let list = json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": items});
+        futures::stream::once(async move { frame(list.to_string()) }).boxed()
+    };
+    Response::new(StreamBody::new(stream))
+}
+
+fn tokio_stream(from: mpsc::UnboundedReceiver<String>) -> impl futures::Stream<Item = String> + Send {
+    futures::stream::unfold(from, |mut from| async { from.recv().await.map(|text| (text, from)) })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watch_events_become_rules_and_health_says_so() {
+    let lab = Lab::new().await;
+    let (client, a, b) = (lab.pod("one", "client").await, lab.pod("one", "a").await, lab.pod("two", "b").await);
+    let labelled = |pods: &[&crate::support::Pod]| {
+        let mut value = serde_json::to_value(slice(pods)).unwrap();
+        value["metadata"]["labels"] = json!({"kubernetes.io/service-name": "s"});
+        value["metadata"]["resourceVersion"] = json!("2");
+        value
+    };
+    let node = json!({"metadata": {"name": "one"}, "spec": {"podCIDRs": ["10.244.1.0/24"]}});
+    let mut svc = serde_json::to_value(service("s", json!({}))).unwrap();
+    svc["metadata"]["resourceVersion"] = json!("1");
+    let items = [("services", json!([svc])), ("endpointslices", json!([labelled(&[&a])])), ("nodes", json!([node]))];
+    let feed = Feed::default();
+    let fed = feed.clone();
+    let api = tower::service_fn(move |request: Request<kube::client::Body>| {
+        let path = request.uri().path().to_owned();
+        let kind = items.iter().find(|(kind, _)| path.ends_with(kind)).unwrap();
+        let response = answer(&path, request.uri().query().unwrap_or(""), &kind.1, &fed);
+        std::future::ready(Ok::<_, Infallible>(response))
+    });
+
+    let listener = lab.one.netns.bind_tcp(at("127.0.0.1", 10256)).unwrap();
+    let (ready, mut is_ready) = watch::channel(false);
+    let config = ServicesConfig {
+        node_name: "one".into(),
+        node_ips: vec![lab.one.ip],
+        cluster: Default::default(),
+        state_dir: lab.dir.path().join("run"),
+        healthz_listener: Some(listener),
+        registry: None,
+        ready: Some(ready),
+    };
+    let shutdown = CancellationToken::new();
+    let runtime = lab.one.netns.runtime("proxy", 2).unwrap();
+    let stop = shutdown.clone();
+    let running = runtime.handle().spawn(async move { run(kube::Client::new(api, "default"), config, stop).await });
+    is_ready.wait_for(|r| *r).await.unwrap();
+    assert_eq!(tcp(&client.netns, at(VIP, 80)).unwrap().server, a.ip);
+
+    let event = json!({"type": "MODIFIED", "object": labelled(&[&b])});
+    let senders = loop {
+        let senders = std::mem::take(&mut *feed.lock().unwrap());
+        if !senders.is_empty() {
+            break senders;
+        }
+        tokio::task::yield_now().await;
+    };
+    senders[0].send(format!("{event}\n")).unwrap();
+    let patience = std::time::Instant::now() + crate::support::PATIENCE * 5;
+    while tcp(&client.netns, at(VIP, 80)).unwrap().server != b.ip {
+        assert!(std::time::Instant::now() < patience, "the change did not arrive");
+    }
+    let get = |path: &str| {
+        lab.one
+            .netns
+            .run(|| {
+                let mut stream = TcpStream::connect("127.0.0.1:10256").unwrap();
+                write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+                let mut text = String::new();
+                stream.read_to_string(&mut text).unwrap();
+                text
+            })
+            .unwrap()
+    };
+    assert!(get("/healthz").starts_with("HTTP/1.1 200"), "{}", get("/healthz"));
+    let metrics = get("/metrics");
+    assert!(metrics.contains("kubeproxy_sync_proxy_rules_duration_seconds_count"), "{metrics}");
+    shutdown.cancel();
+    running.await.unwrap().unwrap();
+    assert_eq!(tcp(&client.netns, at(VIP, 80)).unwrap().server, b.ip, "the rules stay");
+}
