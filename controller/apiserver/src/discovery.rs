@@ -240,6 +240,24 @@ fn aggregated(version: &str, items: Vec<Value>) -> Reply {
     reply
 }
 
+/// OpenAPI v2 without content: kubectl asks for it when v3 does not know a kind, and then looks the kind up.
+fn openapi_v2(incoming: &Incoming) -> ApiResult<Reply> {
+    let protobuf = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+    if !accept_clauses(incoming.header("accept")).iter().any(|(media, _)| media == protobuf) {
+        let info = json!({ "title": "Kubernetes", "version": causeway_api::version::GIT_VERSION });
+        return Ok(Reply::json(StatusCode::OK, &json!({ "swagger": "2.0", "info": info, "paths": {} })));
+    }
+    // Document { swagger = 1, info = 2 { title = 1, version = 2 }, paths = 8 {} }
+    let field = |number: u8, bytes: &[u8]| [&[number << 3 | 2, bytes.len() as u8], bytes].concat();
+    let info = [field(1, b"Kubernetes"), field(2, causeway_api::version::GIT_VERSION.as_bytes())].concat();
+    let body = [field(1, b"2.0"), field(2, &info), field(8, b"")].concat();
+    let mut response = http::Response::new(axum::body::Body::from(body));
+    // What is asked for with "@" is no valid media type: the answer has a dot there, as upstream's.
+    let kind = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+    response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    Ok(Reply(response))
+}
+
 impl Server {
     /// Discovery and OpenAPI paths; everything else is 404.
     pub(crate) fn discovery(&self, parts: &[&str], incoming: &Incoming) -> ApiResult<Reply> {
@@ -287,6 +305,7 @@ impl Server {
                 }
                 ok(resource_list(&table, group, version))
             }
+            (["openapi", "v2"], _) => openapi_v2(incoming),
             (["openapi", "v3"], _) => ok(self.openapi_index(&table)),
             (["openapi", "v3", "api", version], _) => self.openapi_document(&table, "", version, incoming),
             (["openapi", "v3", "apis", group, version], _) => self.openapi_document(&table, group, version, incoming),

@@ -4,13 +4,16 @@
 //! watch streams, or an [`ApiError`]. Reads come from the cache after it has caught up with the store; writes are
 //! compare-and-swap loops on the store itself.
 
+mod apply;
 mod delete;
+mod frame;
 mod read;
 mod write;
 
 pub use delete::{DeleteOptions, Deleted, Propagation};
+pub use frame::name_suffix;
 pub use read::{Event, Page, Watcher};
-pub use write::{Part, name_suffix};
+pub use write::Part;
 
 use crate::admission::Admission;
 use crate::catalog::{Catalog, Served};

@@ -17,7 +17,6 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
@@ -189,7 +188,8 @@ impl Front {
                     if let Some(user) = user {
                         request.extensions_mut().insert(Identity(user));
                     }
-                    Ok::<_, Infallible>(server.handle(request).await)
+                    // On its own task: a client that goes away does not leave a write half done.
+                    tokio::spawn(server.handle(request)).await
                 }
             });
             let mut builder = auto::Builder::new(TokioExecutor::new());

@@ -1,20 +1,17 @@
 //! Create, update and everything that is an update: status, scale, patches, server-side apply.
 
-use super::{Call, Engine, has_finalizers, now_text, text};
+use super::frame::{check_kind, deletes_now, is_same, keep_system_fields, metadata, name_suffix};
+use super::{Call, Engine, now_text, text};
 use crate::object::stamp;
 use crate::status::{ApiError, ApiResult};
 use causeway_registry::{FieldErrorType, FieldErrors, Path, validate_metadata};
-use causeway_schema::apply::FieldManager;
 use causeway_store::{KeyValue, StoreError};
-use rand::Rng;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 /// How often a patch is tried again after somebody else's write.
 const PATCH_TRIES: usize = 5;
 /// How often a generated name is tried again.
 const NAME_TRIES: usize = 8;
-/// Letters of generated names: no vowels, nothing that reads as another sign.
-const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 
 /// Which part of an object a write is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +29,7 @@ pub enum Part {
 }
 
 impl Part {
-    fn subresource(self) -> &'static str {
+    pub(super) fn subresource(self) -> &'static str {
         match self {
             Self::Main => "",
             Self::Status => "status",
@@ -41,21 +38,6 @@ impl Part {
             Self::Binding => "binding",
         }
     }
-}
-
-/// A random suffix for generated names.
-pub fn name_suffix() -> String {
-    let mut rng = rand::rng();
-    (0..5).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())])).collect()
-}
-
-fn metadata(object: &mut Value) -> ApiResult<&mut Map<String, Value>> {
-    let map = object.as_object_mut().ok_or_else(|| ApiError::bad_request("the object must be a JSON object"))?;
-    let entry = map.entry("metadata").or_insert_with(|| Value::Object(Map::new()));
-    if entry.is_null() {
-        *entry = Value::Object(Map::new());
-    }
-    entry.as_object_mut().ok_or_else(|| ApiError::bad_request("metadata must be a JSON object"))
 }
 
 impl Engine {
@@ -80,7 +62,7 @@ impl Engine {
     /// Checks the frame of a new object and sets what the server sets. Returns the prefix of a name to generate.
     fn begin_create(&self, call: &Call, object: &mut Value) -> ApiResult<Option<String>> {
         let served = call.served.clone();
-        self.check_kind(call, object)?;
+        check_kind(call, object)?;
         let given_namespace = text(object, "/metadata/namespace").to_owned();
         if served.namespaced() {
             if !given_namespace.is_empty() && given_namespace != call.namespace {
@@ -104,35 +86,6 @@ impl Engine {
         let generate = text(object, "/metadata/generateName").to_owned();
         let named = !text(object, "/metadata/name").is_empty();
         Ok((!named && !generate.is_empty()).then_some(generate))
-    }
-
-    /// `apiVersion` and `kind` must be those of the path; they are filled in where they are missing.
-    fn check_kind(&self, call: &Call, object: &mut Value) -> ApiResult<()> {
-        let served = &call.served;
-        let (version, kind) = (text(object, "/apiVersion"), text(object, "/kind"));
-        if !version.is_empty() && version != served.api_version {
-            return Err(ApiError::bad_request(format!(
-                "the API version in the data ({version}) does not match the expected API version ({})",
-                served.api_version
-            )));
-        }
-        if !kind.is_empty() && kind != served.resource.kind {
-            return Err(ApiError::bad_request(format!(
-                "{kind} in version {:?} cannot be handled as a {}: converting ({kind}) to ({}): unknown conversion",
-                served.resource.version, served.resource.kind, served.resource.kind
-            )));
-        }
-        let map = object.as_object_mut().ok_or_else(|| ApiError::bad_request("the object must be a JSON object"))?;
-        let mut ordered = Map::new();
-        ordered.insert("apiVersion".to_owned(), served.api_version.as_str().into());
-        ordered.insert("kind".to_owned(), served.resource.kind.as_str().into());
-        let meta = map.remove("metadata").filter(|m| !m.is_null()).unwrap_or_else(|| Value::Object(Map::new()));
-        ordered.insert("metadata".to_owned(), meta);
-        map.remove("apiVersion");
-        map.remove("kind");
-        ordered.append(map);
-        *map = ordered;
-        Ok(())
     }
 
     async fn create_named(&self, call: &mut Call, mut object: Value) -> ApiResult<Value> {
@@ -189,7 +142,7 @@ impl Engine {
 
     /// Replaces an object, or a part of it. `true` when it was created by the update.
     pub async fn update(&self, call: &mut Call, name: &str, part: Part, mut object: Value) -> ApiResult<(Value, bool)> {
-        self.check_kind(call, &mut object)?;
+        check_kind(call, &mut object)?;
         let in_body = text(&object, "/metadata/name");
         if in_body.is_empty() {
             metadata(&mut object)?.insert("name".to_owned(), name.into());
@@ -264,7 +217,7 @@ impl Engine {
         mut new: Value,
     ) -> Result<Value, Replace> {
         let served = call.served.clone();
-        self.check_kind(call, &mut new)?;
+        check_kind(call, &mut new)?;
         let wanted = text(&new, "/metadata/resourceVersion");
         if !wanted.is_empty() && wanted != kv.mod_revision.to_string() {
             return Err(ApiError::conflict(&served.resource, name).into());
@@ -360,65 +313,6 @@ impl Engine {
         }
         Ok(())
     }
-
-    /// Server-side apply: merges, or creates.
-    pub async fn apply(&self, call: &mut Call, name: &str, part: Part, applied: &Value) -> ApiResult<(Value, bool)> {
-        let mut applied = applied.clone();
-        self.check_kind(call, &mut applied)?;
-        let in_body = text(&applied, "/metadata/name");
-        if !in_body.is_empty() && in_body != name {
-            return Err(ApiError::bad_request(format!(
-                "the name of the object ({in_body}) does not match the name on the URL ({name})"
-            )));
-        }
-        if applied.pointer("/metadata/managedFields").is_some_and(|m| !m.is_null()) {
-            return Err(ApiError::bad_request("metadata.managedFields must be nil"));
-        }
-        metadata(&mut applied)?.insert("name".to_owned(), name.into());
-        if call.served.namespaced() {
-            let namespace = call.namespace.clone();
-            metadata(&mut applied)?.insert("namespace".to_owned(), namespace.into());
-        }
-        call.tracked = true;
-        let (served, manager, force) = (call.served.clone(), call.options.field_manager.clone(), call.options.force);
-        let now = now_text();
-        let merge = move |live: Option<&Value>| {
-            let manager = FieldManager {
-                name: &manager,
-                api_version: &served.api_version,
-                subresource: part.subresource(),
-                now: &now,
-                force,
-            };
-            causeway_schema::apply::apply(live, &applied, &served.schema, &manager).map_err(crate::codec::apply_error)
-        };
-        let changed = self.patch(call, name, part, |old| merge(Some(old))).await;
-        match changed {
-            Err(e) if e.code() == 404 && part == Part::Main => {
-                let object = merge(None)?;
-                match self.create(call, object).await {
-                    Err(e) if e.failure().reason == "AlreadyExists" => {
-                        self.patch(call, name, part, |old| merge(Some(old))).await.map(|object| (object, false))
-                    }
-                    other => other.map(|object| (object, true)),
-                }
-            }
-            other => other.map(|object| (object, false)),
-        }
-    }
-
-    /// Keeps `managedFields` for a manager that does not apply.
-    fn track(&self, call: &Call, old: Option<&Value>, new: &mut Value, part: Part) {
-        let now = now_text();
-        let manager = FieldManager {
-            name: &call.options.field_manager,
-            api_version: &call.served.api_version,
-            subresource: part.subresource(),
-            now: &now,
-            force: false,
-        };
-        causeway_schema::apply::track(old, new, &call.served.schema, &manager);
-    }
 }
 
 /// Why an attempt did not replace the object.
@@ -443,69 +337,4 @@ fn creates_on_update(call: &Call) -> bool {
             | ("events.k8s.io", "events")
             | ("rbac.authorization.k8s.io", _)
     )
-}
-
-/// Identity and life-cycle fields belong to the server.
-fn keep_system_fields(resource: &causeway_registry::Resource, old: &Value, new: &mut Value) -> ApiResult<()> {
-    let name = text(old, "/metadata/name").to_owned();
-    let (given, actual) = (text(new, "/metadata/uid").to_owned(), text(old, "/metadata/uid").to_owned());
-    if !given.is_empty() && given != actual {
-        let why = format!("Precondition failed: UID in precondition: {given}, UID in object meta: {actual}");
-        return Err(ApiError::conflict_because(resource, &name, &why));
-    }
-    let old_meta = old.get("metadata").and_then(Value::as_object);
-    let meta = metadata(new)?;
-    for field in [
-        "name",
-        "namespace",
-        "uid",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "generation",
-    ] {
-        match old_meta.and_then(|m| m.get(field)) {
-            Some(value) => meta.insert(field.to_owned(), value.clone()),
-            None => meta.remove(field),
-        };
-    }
-    meta.remove("selfLink");
-    if let Some(version) = old_meta.and_then(|m| m.get("resourceVersion")) {
-        meta.insert("resourceVersion".to_owned(), version.clone());
-    }
-    if !meta.contains_key("managedFields")
-        && let Some(fields) = old_meta.and_then(|m| m.get("managedFields"))
-    {
-        meta.insert("managedFields".to_owned(), fields.clone());
-    }
-    Ok(())
-}
-
-/// Nothing changed but the times of managed fields.
-fn is_same(old: &Value, new: &Value) -> bool {
-    let strip = |object: &Value| {
-        let mut object = object.clone();
-        for entry in object.pointer_mut("/metadata/managedFields").and_then(Value::as_array_mut).into_iter().flatten() {
-            if let Some(entry) = entry.as_object_mut() {
-                entry.remove("time");
-            }
-        }
-        object
-    };
-    // The cheap part first: most updates change something outside the metadata.
-    let (Some(a), Some(b)) = (old.as_object(), new.as_object()) else { return old == new };
-    let rest_differs = a.len() != b.len() || a.iter().any(|(k, v)| k != "metadata" && b.get(k) != Some(v));
-    !rest_differs && strip(old) == strip(new)
-}
-
-/// Whether an object that is being deleted has nothing to wait for any more.
-fn deletes_now(object: &Value) -> bool {
-    let deleting = object.pointer("/metadata/deletionTimestamp").is_some_and(|t| !t.is_null());
-    if !deleting || has_finalizers(object) {
-        return false;
-    }
-    if object["kind"] == "Namespace" && object["apiVersion"] == "v1" {
-        return object.pointer("/spec/finalizers").and_then(Value::as_array).is_none_or(Vec::is_empty);
-    }
-    object.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(0) == 0
 }

@@ -131,11 +131,12 @@ pub fn address_wishes(service: &mut Value, families: &[&str], errors: &mut Field
     let selectorless = spec.get("selector").and_then(Value::as_object).is_none_or(serde_json::Map::is_empty);
     let own = |v: &Value| v.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
     let mut ips: Vec<String> = own(&spec["clusterIPs"]);
+    let mut wanted: Vec<String> = own(&spec["ipFamilies"]);
     let single = text(service, "/spec/clusterIP").to_owned();
     if ips.is_empty() && !single.is_empty() {
         ips.push(single);
+        service["spec"]["clusterIPs"] = json!(ips);
     }
-    let mut wanted: Vec<String> = own(&spec["ipFamilies"]);
     let policy = text(service, "/spec/ipFamilyPolicy").to_owned();
     if headless && selectorless && policy.is_empty() && wanted.is_empty() {
         // Nobody knows which families its hand-made endpoints will have.
