@@ -21,7 +21,6 @@ use causeway_store::{SledOptions, SledStore, Store};
 use ipnet::IpNet;
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,7 +82,6 @@ fn detach(paths: &Paths) -> Result<()> {
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
-        .process_group(0)
         .spawn()
         .context("starting the background process")?;
     let mut progress = Progress::new();

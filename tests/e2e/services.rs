@@ -1,0 +1,158 @@
+//! Stable addresses: real packets from pods and nodes through the kernel's rules.
+
+use crate::Test;
+use crate::images::BUSYBOX;
+use crate::kubectl::deployment;
+use crate::pods::pod;
+use anyhow::{Context, Result, ensure};
+use causeway_tests::{Cluster, eventually};
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+pub fn tests() -> Vec<(&'static str, Test)> {
+    vec![
+        ("services::cluster_ip_spreads_and_stays", cluster_ip_spreads_and_stays),
+        ("services::udp_reaches_its_pods", udp_reaches_its_pods),
+        ("services::without_endpoints_it_refuses_at_once", without_endpoints_it_refuses_at_once),
+        ("services::a_rollout_refuses_nobody", a_rollout_refuses_nobody),
+        ("services::node_ports", node_ports),
+        ("services::addresses_are_never_given_twice", addresses_are_never_given_twice),
+        ("services::a_pod_reaches_itself", a_pod_reaches_itself),
+    ]
+}
+
+/// A deployment `web` with a Service of the same name; returns the Service's address.
+pub fn web(c: &Cluster, ns: &str, replicas: u32) -> Result<String> {
+    c.kubectl_in(&format!("-n {ns} apply -f -"), &deployment("web", replicas)).ok()?;
+    c.kubectl(&format!("-n {ns} expose deployment web --port=80 --target-port=http")).ok()?;
+    c.kubectl(&format!("-n {ns} rollout status deployment/web --timeout=60s")).ok()?;
+    let ip = c.kubectl(&format!("-n {ns} get service web -o jsonpath={{.spec.clusterIP}}")).ok()?;
+    eventually("the service answers", || c.on_node("node-1", &format!("curl -sS --max-time 2 http://{ip}/")).ok())?;
+    Ok(ip)
+}
+
+fn cluster_ip_spreads_and_stays(c: &Cluster, ns: &str) -> Result<()> {
+    let ip = web(c, ns, 3)?;
+    let script = format!("for i in $(seq 60); do curl -sS --max-time 5 http://{ip}/ || exit 1; done");
+    let answers = c.on_node("node-1", &script).ok()?;
+    ensure!(answers.lines().collect::<BTreeSet<_>>().len() == 3, "{answers}");
+    // From a pod, by name.
+    let pod = c.kubectl(&format!("-n {ns} get pods -o name")).ok()?;
+    let pod = pod.lines().next().context("no pod")?;
+    let named = c.kubectl_args(&["-n", ns, "exec", pod, "--", "wget", "-qO-", "-T", "5", "http://web/"], "").ok()?;
+    ensure!(named.starts_with("web-"), "{named}");
+    // The address is the Service's for life.
+    c.kubectl(&format!("-n {ns} scale deployment web --replicas=1")).ok()?;
+    c.kubectl(&format!("-n {ns} label service web again=1")).ok()?;
+    ensure!(c.kubectl(&format!("-n {ns} get service web -o jsonpath={{.spec.clusterIP}}")).ok()? == ip);
+    let change =
+        c.kubectl_args(&["-n", ns, "patch", "service", "web", "-p", r#"{"spec":{"clusterIP":"10.96.77.77"}}"#], "");
+    ensure!(change.fails()?.contains("immutable"));
+    Ok(())
+}
+
+fn udp_reaches_its_pods(c: &Cluster, ns: &str) -> Result<()> {
+    let server = format!(
+        "containers: [{{name: main, image: '{BUSYBOX}', imagePullPolicy: Never, command: [udpsvd, -E, 0.0.0.0, '5000', sh, -c, 'read x; echo heard $x']}}]"
+    );
+    c.apply(&pod(ns, "udp", &server))?;
+    c.kubectl(&format!("-n {ns} wait pod/udp --for=condition=Ready --timeout=60s")).ok()?;
+    c.kubectl(&format!("-n {ns} expose pod udp --port=53 --target-port=5000 --protocol=UDP")).ok()?;
+    let ip = c.kubectl(&format!("-n {ns} get service udp -o jsonpath={{.spec.clusterIP}}")).ok()?;
+    eventually("a datagram comes back", || {
+        let said = c
+            .kubectl_args(&["-n", ns, "exec", "udp", "--", "sh", "-c", &format!("echo me | nc -u -w 2 {ip} 53")], "")
+            .ok()?;
+        ensure!(said.contains("heard me"), "{said}");
+        Ok(())
+    })
+}
+
+fn without_endpoints_it_refuses_at_once(c: &Cluster, ns: &str) -> Result<()> {
+    c.kubectl(&format!("-n {ns} create service clusterip empty --tcp=80")).ok()?;
+    let ip = c.kubectl(&format!("-n {ns} get service empty -o jsonpath={{.spec.clusterIP}}")).ok()?;
+    eventually("the connection is refused, not dropped", || {
+        let said = c.on_node("node-1", &format!("curl -sS --max-time 5 http://{ip}/")).fails()?;
+        // 7: could not connect; a drop would be 28, a time-out.
+        ensure!(said.contains("(7)") && !said.contains("timed out"), "{said}");
+        Ok(())
+    })
+}
+
+fn a_rollout_refuses_nobody(c: &Cluster, ns: &str) -> Result<()> {
+    let ip = web(c, ns, 2)?;
+    let patch = r#"{"spec":{"template":{"spec":{"terminationGracePeriodSeconds":10,"containers":[{"name":"web","lifecycle":{"preStop":{"sleep":{"seconds":3}}}}]}}}}"#;
+    c.kubectl_args(&["-n", ns, "patch", "deployment", "web", "-p", patch], "").ok()?;
+    c.kubectl(&format!("-n {ns} rollout status deployment/web --timeout=60s")).ok()?;
+    let stop = &std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let load = scope.spawn(move || -> Result<usize> {
+            let mut count = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let script =
+                    format!("for i in $(seq 20); do curl -sS --max-time 5 -o /dev/null http://{ip}/ || exit 1; done");
+                c.on_node("node-1", &script).ok()?;
+                count += 20;
+            }
+            Ok(count)
+        });
+        let rolled = c
+            .kubectl(&format!("-n {ns} rollout restart deployment/web"))
+            .ok()
+            .and_then(|_| c.kubectl(&format!("-n {ns} rollout status deployment/web --timeout=90s")).ok());
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let count = load.join().map_err(|_| anyhow::anyhow!("the load panicked"))??;
+        rolled?;
+        ensure!(count > 20, "only {count} requests: the test says nothing");
+        Ok(())
+    })
+}
+
+fn node_ports(c: &Cluster, ns: &str) -> Result<()> {
+    web(c, ns, 1)?;
+    c.kubectl(&format!("-n {ns} expose deployment web --name=outside --type=NodePort --port=80 --target-port=http"))
+        .ok()?;
+    let port: u16 =
+        c.kubectl(&format!("-n {ns} get service outside -o jsonpath={{.spec.ports[0].nodePort}}")).ok()?.parse()?;
+    ensure!((30000..=32767).contains(&port), "{port}");
+    eventually("the node port answers from the nodes' segment", || {
+        let said = c.on_node("lan", &format!("curl -sS --max-time 2 http://10.90.0.11:{port}/")).ok()?;
+        ensure!(said.starts_with("web-"), "{said}");
+        Ok(())
+    })?;
+    let twice = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: twice, namespace: {ns}}}\nspec: {{type: NodePort, ports: [{{port: 80, nodePort: {port}}}]}}"
+    );
+    let said = c.kubectl_in("apply -f -", &twice).fails()?;
+    ensure!(said.contains("provided port is already allocated"), "{said}");
+    Ok(())
+}
+
+fn addresses_are_never_given_twice(c: &Cluster, ns: &str) -> Result<()> {
+    let services: String = (0..40)
+        .map(|i| format!("---\napiVersion: v1\nkind: Service\nmetadata: {{name: s{i}, namespace: {ns}}}\nspec: {{type: NodePort, ports: [{{port: 80}}]}}\n"))
+        .collect();
+    std::thread::scope(|scope| {
+        let halves = [services.replace("name: s", "name: a"), services.replace("name: s", "name: b")];
+        let all: Vec<_> = halves.map(|half| scope.spawn(move || c.apply(&half))).into();
+        all.into_iter().try_for_each(|t| t.join().map_err(|_| anyhow::anyhow!("panicked"))?.map(drop))
+    })?;
+    for path in
+        ["{range .items[*]}{.spec.clusterIP}{\"\\n\"}{end}", "{range .items[*]}{.spec.ports[*].nodePort}{\"\\n\"}{end}"]
+    {
+        let given = c.kubectl_args(&["get", "services", "-A", "-o", &format!("jsonpath={path}")], "").ok()?;
+        let given: Vec<&str> = given.lines().filter(|l| !l.is_empty() && *l != "None").collect();
+        ensure!(given.len() >= 80 && given.iter().collect::<BTreeSet<_>>().len() == given.len(), "{given:?}");
+    }
+    Ok(())
+}
+
+fn a_pod_reaches_itself(c: &Cluster, ns: &str) -> Result<()> {
+    web(c, ns, 1)?;
+    let begin = Instant::now();
+    let said = c
+        .kubectl_args(&["-n", ns, "exec", "deployment/web", "--", "wget", "-qO-", "-T", "5", "http://web/"], "")
+        .ok()?;
+    ensure!(said.starts_with("web-") && begin.elapsed() < Duration::from_secs(60), "{said}");
+    Ok(())
+}
