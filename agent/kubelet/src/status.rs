@@ -87,7 +87,8 @@ fn crash_loop(m: &PodModel, kind: Kind, record: &Record, now: Timestamp) -> Opti
     if m.terminating() || m.failure.is_some() || !m.restarts(kind, code) {
         return None;
     }
-    let life = m.life(&record.name)?;
+    // While the next one is being started the back-off counts for the one after it.
+    let life = m.life(&record.name).filter(|l| l.op.is_none())?;
     (life.backoff.ready_at(finished) > now).then(|| {
         let delay = go_duration(life.backoff.delay());
         format!("back-off {delay} restarting failed container={} pod={}", record.name, format_pod(&m.pod))

@@ -42,7 +42,9 @@ pub struct House {
     pub client: Client,
     pub dir: tempfile::TempDir,
     pub runtime: Arc<Containerd>,
-    api: ApiServer,
+    api: Arc<ApiServer>,
+    address: SocketAddr,
+    serving: CancellationToken,
     segment: Option<LocalSegment>,
     netns: NetNs,
     ip: std::net::IpAddr,
@@ -53,6 +55,7 @@ pub struct House {
 impl Drop for House {
     fn drop(&mut self) {
         self.stop_kubelet();
+        self.serving.cancel();
         self.daemon = None;
         self.segment = None;
         let (dir, name) = (self.dir.path().to_path_buf(), self.name.clone());
@@ -60,14 +63,15 @@ impl Drop for House {
         let cleaned = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let containers = ContainerdDaemon::clean_up(&dir, &name).await;
+                let containers = ContainerdDaemon::clean_up(&dir.join("containerd"), &name).await;
                 let segment = LocalSegment::delete(&name).await;
                 let mounts = causeway_kubelet::unmount_below(&dir);
-                (containers.is_ok(), segment.is_ok(), mounts.is_ok())
+                (containers, segment, mounts)
             })
         });
-        if !matches!(cleaned.join(), Ok((true, true, true))) {
-            eprintln!("cleaning up {} failed", self.name);
+        match cleaned.join() {
+            Ok((Ok(_), Ok(()), Ok(()))) => {}
+            other => eprintln!("cleaning up {} failed: {other:?}", self.name),
         }
         causeway_runtime::cgroup::kill_and_remove(&format!("/causeway/{}", self.name));
     }
@@ -119,7 +123,11 @@ impl House {
             extra_sans: Vec::new(),
             kubelet_dialer: Arc::new(LanDialer(segment.lan().clone())),
         };
-        let api = ApiServer::start(config, store).await.unwrap();
+        let api = Arc::new(ApiServer::start(config, store).await.unwrap());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let (address, serving) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let (server, stop) = (api.clone(), serving.clone());
+        tokio::spawn(async move { server.serve(vec![listener], stop).await });
         let daemon = ContainerdDaemon::start(&dir.path().join("containerd"), &name).await.unwrap();
         let mut config = ContainerdConfig::new(daemon.socket(), "causeway-n1", dir.path().join("runtime"));
         config.node_network = Some(node.netns.path().to_owned());
@@ -134,6 +142,8 @@ impl House {
             dir,
             runtime,
             api,
+            address,
+            serving,
             segment: Some(segment),
             netns: node.netns,
             ip: node.ip,
@@ -214,6 +224,14 @@ impl House {
             shutdown.cancel();
             std::thread::spawn(move || runtime.shutdown(Duration::from_secs(5))).join().unwrap();
         }
+    }
+
+    /// As an administrator would come, over TLS: exec needs a connection that can be upgraded.
+    pub async fn remote_pods(&self) -> Api<Pod> {
+        let text = self.api.kubeconfig(&format!("https://{}", self.address), &self.name, &UserInfo::admin()).unwrap();
+        let kubeconfig = kube::config::Kubeconfig::from_yaml(&text).unwrap();
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.unwrap();
+        Api::namespaced(Client::try_from(config).unwrap(), "default")
     }
 
     pub fn pods(&self) -> Api<Pod> {
