@@ -4,7 +4,6 @@ use crate::ControllersConfig;
 use crate::cache::{Cache, Cached};
 use causeway_api::events::{EventType, Recorder};
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
-use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service, ServiceAccount,
@@ -33,7 +32,6 @@ pub struct Caches {
     pub stateful_sets: Cache<StatefulSet>,
     pub daemon_sets: Cache<DaemonSet>,
     pub revisions: Cache<ControllerRevision>,
-    pub jobs: Cache<Job>,
     pub claims: Cache<PersistentVolumeClaim>,
     pub volumes: Cache<PersistentVolume>,
     pub classes: Cache<StorageClass>,
@@ -88,7 +86,6 @@ impl Context {
         self.start(&c.stateful_sets, tasks, shutdown);
         self.start(&c.daemon_sets, tasks, shutdown);
         self.start(&c.revisions, tasks, shutdown);
-        self.start(&c.jobs, tasks, shutdown);
         self.start(&c.claims, tasks, shutdown);
         self.start(&c.volumes, tasks, shutdown);
         self.start(&c.classes, tasks, shutdown);

@@ -68,8 +68,7 @@ pub fn replica_set(name: &str, replicas: i32) -> ReplicaSet {
 }
 
 pub fn node(name: &str) -> Node {
-    let mut node = Node::default();
-    node.metadata = ObjectMeta { namespace: None, ..meta(name) };
+    let mut node = Node { metadata: ObjectMeta { namespace: None, ..meta(name) }, ..Node::default() };
     node.metadata.labels = Some([("kubernetes.io/hostname".to_owned(), name.to_owned())].into());
     node
 }

@@ -188,7 +188,10 @@ impl Volumes {
             ClaimStep::Bind(volume) => self.bind(claim, &volume).await?,
             ClaimStep::Provision(class) => self.provision(claim, &class).await?,
             ClaimStep::Wait { reason, message } => {
-                self.events.normal(claim, reason, message);
+                match reason {
+                    "ProvisioningFailed" => self.events.warning(claim, reason, message),
+                    _ => self.events.normal(claim, reason, message),
+                }
                 // A pending claim shows its phase.
                 if claim.status.as_ref().and_then(|s| s.phase.as_deref()).is_none() {
                     self.write_claim_status(claim, binding::claim_status("Pending", None)).await?;

@@ -332,13 +332,13 @@ mod tests {
         let mut v = volume("v", None, "1Gi");
         v.spec.as_mut().unwrap().claim_ref = Some(reference(&c));
         let reserved = Arc::new(v.clone());
-        assert_eq!(claim_step(&c, None, &[reserved.clone()]), ClaimStep::Bind(reserved.clone()));
+        assert_eq!(claim_step(&c, None, std::slice::from_ref(&reserved)), ClaimStep::Bind(reserved.clone()));
         assert_eq!(volume_step(&v, Some(&c), true), VolumeStep::Phase("Available", None));
         c.spec.as_mut().unwrap().volume_name = Some("v".to_owned());
         c.metadata.annotations = Some([("pv.kubernetes.io/bind-completed".to_owned(), "yes".to_owned())].into());
         assert_eq!(volume_step(&v, Some(&c), true), VolumeStep::Phase("Bound", None));
         let status = claim_status("Bound", Some(&v));
-        assert_eq!(claim_step(&c, None, &[reserved.clone()]), ClaimStep::Status(status.clone()));
+        assert_eq!(claim_step(&c, None, std::slice::from_ref(&reserved)), ClaimStep::Status(status.clone()));
         c.status = Some(status);
         assert_eq!(claim_step(&c, None, &[reserved]), ClaimStep::Nothing);
         assert_eq!(claim_step(&c, None, &[]), ClaimStep::Status(claim_status("Lost", None)));

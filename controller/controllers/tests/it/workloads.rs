@@ -201,7 +201,6 @@ async fn a_stateful_set_is_ordered_and_keeps_its_claims() {
     eventually("its volume waits for the node", || async {
         let all = c.all::<PersistentVolume>().list(&ListParams::default()).await.unwrap().items;
         let leaving: Vec<_> = all.iter().filter(|v| v.metadata.deletion_timestamp.is_some()).collect();
-        println!("{}", serde_json::to_string(&all).unwrap());
         (leaving.len() == 1 && leaving[0].finalizers() == ["causeway.dev/local-path"]).then_some(())
     })
     .await;
