@@ -131,7 +131,7 @@ impl Keeper {
         let config = self.settings();
         let c = self.capacity;
         let resources = json!({
-            "cpu": if c.cpu_milli % 1000 == 0 { (c.cpu_milli / 1000).to_string() } else { format!("{}m", c.cpu_milli) },
+            "cpu": if c.cpu_milli.is_multiple_of(1000) { (c.cpu_milli / 1000).to_string() } else { format!("{}m", c.cpu_milli) },
             "memory": format!("{}Ki", c.memory_bytes >> 10),
             "ephemeral-storage": format!("{}Ki", c.disk_bytes >> 10),
             "pods": c.pods.to_string(),

@@ -114,7 +114,8 @@ fn init(m: &PodModel, now: Timestamp, p: &mut Plan) -> bool {
             Kind::Sidecar => {
                 keep(m, kind, c, now, p);
                 let up = m.current(&c.name).is_some_and(Record::running);
-                if !begun && !(up && m.life(&c.name).is_some_and(|l| l.started)) {
+                let started = up && m.life(&c.name).is_some_and(|l| l.started);
+                if !(begun || started) {
                     return false;
                 }
             }

@@ -61,7 +61,7 @@ fn phase(m: &PodModel, before: &PodStatus, main: &[ContainerStatus]) -> &'static
         _ => {}
     }
     let ended = m.quiet();
-    if m.failure.is_some() && ended || m.init_failed() && ended {
+    if ended && (m.failure.is_some() || m.init_failed()) {
         return "Failed";
     }
     let terminated = |s: &ContainerStatus| s.state.as_ref().and_then(|s| s.terminated.as_ref().map(|t| t.exit_code));

@@ -2,22 +2,22 @@
 //! the mailbox, ends of operations, the clock. It never waits for anything but these, so a slow image never holds up
 //! a deletion.
 
+mod outcomes;
+mod probing;
+
 use crate::backoff::Backoff;
 use crate::context::Context;
-use crate::inbox::{Inbox, Mail, Verdicts};
-use crate::model::{Failure, Kind, Op, PodModel, Record, Sandbox, Unhealthy};
+use crate::inbox::{Inbox, Mail};
+use crate::model::{Failure, Op, PodModel, Record, Sandbox};
 use crate::observe;
-use crate::operations::{self, Outcome, Ready, Start};
+use crate::operations::{self, Outcome, Ready};
 use crate::plan::{Action, plan};
-use crate::probe;
 use crate::publish::Publisher;
 use crate::status::{OWN_CONDITIONS, status};
 use crate::volumes::Volumes;
 use causeway_api::events::EventType;
-use causeway_runtime::ContainerState;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
-use kube::api::{Api, DeleteParams, Preconditions};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -170,36 +170,6 @@ impl Worker {
         }
     }
 
-    fn judge(&mut self, id: &str, verdicts: Verdicts) {
-        let Some(life) = self.model.lives.values_mut().find(|l| l.probed == id) else { return };
-        life.started |= verdicts.started;
-        if let Some(ready) = verdicts.ready {
-            life.ready = ready;
-        }
-        if verdicts.unhealthy.is_some() {
-            life.unhealthy = verdicts.unhealthy;
-            life.ready = false;
-        }
-        if verdicts.started && !self.has_readiness(id) {
-            self.set_ready(id, true);
-        }
-    }
-
-    fn container_of(&self, id: &str) -> Option<&Container> {
-        let name = &self.model.records.iter().find(|r| r.id == id)?.name;
-        self.model.containers().find(|(_, c)| c.name == *name).map(|(_, c)| c)
-    }
-
-    fn has_readiness(&self, id: &str) -> bool {
-        self.container_of(id).is_some_and(|c| c.readiness_probe.is_some())
-    }
-
-    fn set_ready(&mut self, id: &str, ready: bool) {
-        if let Some(life) = self.model.lives.values_mut().find(|l| l.probed == id) {
-            life.ready = ready;
-        }
-    }
-
     /// Looks at the runtime; `false` when it does not answer.
     async fn observe(&mut self) -> bool {
         let snapshot = match self.ctx.observer.fresh().await {
@@ -257,62 +227,6 @@ impl Worker {
         let message = crate::logs::termination_message(&file, (fallback && failed).then_some(log.as_path()));
         self.messages.insert(record.id.clone(), message.clone());
         message
-    }
-
-    /// Starts probes of what runs now and ends those of what does not.
-    fn probe(&mut self) {
-        let current: Vec<(Kind, Container, Record)> = self
-            .model
-            .containers()
-            .filter_map(|(k, c)| Some((k, c.clone(), self.model.current(&c.name)?.clone())))
-            .filter(|(_, _, r)| r.running())
-            .collect();
-        self.probes.retain(|id, task| {
-            let keep = current.iter().any(|(_, _, r)| r.id == *id);
-            if !keep {
-                task.abort();
-            }
-            keep
-        });
-        for (kind, c, record) in current {
-            let life = self.model.lives.entry(c.name.clone()).or_default();
-            // A container that is still being started is probed after its postStart hook.
-            if life.probed == record.id || life.op == Some(Op::Starting) {
-                continue;
-            }
-            let ContainerState::Running { started_at, .. } = record.state else { continue };
-            let told = format!("containerd://{}", record.id);
-            let old = self.model.api_status(&c.name).filter(|s| s.container_id.as_deref() == Some(&told)).cloned();
-            let started = c.startup_probe.is_none() || old.as_ref().is_some_and(|s| s.started == Some(true));
-            let ready = match &c.readiness_probe {
-                None => started,
-                Some(_) => old.is_some_and(|s| s.ready),
-            };
-            let life = self.model.life_mut(&c.name);
-            life.probed = record.id.clone();
-            life.started = started;
-            life.ready = ready;
-            life.unhealthy = None;
-            life.waiting = None;
-            let any = c.startup_probe.is_some() || c.liveness_probe.is_some() || c.readiness_probe.is_some();
-            if any && kind != Kind::Init {
-                let target = probe::Target {
-                    pod: self.model.pod.clone(),
-                    container: c,
-                    id: record.id.clone(),
-                    ip: self.ready.as_ref().and_then(|r| r.ips.first().copied()),
-                    started_at,
-                    started,
-                };
-                // Adopted containers are probed once their sandbox is known again.
-                if self.ready.is_none() {
-                    self.model.life_mut(&record.name).probed.clear();
-                    continue;
-                }
-                let task = tokio::spawn(probe::run(self.ctx.clone(), self.inbox.clone(), target));
-                self.probes.insert(record.id, task);
-            }
-        }
     }
 
     fn spawn(&mut self, key: &str, work: impl Future<Output = Outcome> + Send + 'static) {
@@ -392,112 +306,6 @@ impl Worker {
         self.spawn("sandbox/", operations::clean(self.ctx.clone(), self.model.pod.clone()));
     }
 
-    fn ended(&mut self, outcome: Outcome) {
-        let now = Timestamp::now();
-        let later = |d| now.saturating_add(d).unwrap_or(now);
-        match outcome {
-            Outcome::SetUp(Ok(ready)) => {
-                self.model.sandbox = Sandbox::Ready(ready.ips.clone());
-                self.ready = Some(ready);
-                self.refreshed_at = now;
-            }
-            Outcome::SetUp(Err(error)) => {
-                tracing::debug!(pod = crate::names::format_pod(&self.model.pod), error, "sandbox not ready");
-                self.model.sandbox = Sandbox::Absent { retry_at: Some(later(SANDBOX_RETRY)) };
-            }
-            Outcome::Started { name, result } => self.started(&name, result),
-            Outcome::Stopped { name, error } => {
-                self.running.remove(&name);
-                let life = self.model.life_mut(&name);
-                life.op = None;
-                life.unhealthy = None;
-                self.look = true;
-                if let Some(error) = error {
-                    tracing::warn!(
-                        pod = crate::names::format_pod(&self.model.pod),
-                        container = name,
-                        error,
-                        "stop failed"
-                    );
-                }
-            }
-            Outcome::TornDown(result) => {
-                if let Err(error) = result {
-                    tracing::warn!(pod = crate::names::format_pod(&self.model.pod), error, "network not removed");
-                }
-                let ips = self.ready.take().map(|r| r.ips).unwrap_or_default();
-                self.model.sandbox = Sandbox::Gone(ips);
-            }
-            Outcome::Cleaned(Ok(())) => {
-                self.model.sandbox = Sandbox::Cleaned;
-                self.model.records.clear();
-                if !self.orphan && !self.model.vanished {
-                    self.operations.spawn(delete(self.ctx.clone(), self.model.pod.clone(), self.publisher.flushed()));
-                }
-            }
-            Outcome::Cleaned(Err(error)) => {
-                tracing::warn!(pod = crate::names::format_pod(&self.model.pod), error, "pod not removed yet");
-                self.retry_clean = Some(later(CLEAN_RETRY));
-                self.model.sandbox = Sandbox::Gone(Vec::new());
-                self.look = true;
-            }
-            Outcome::Refreshed | Outcome::Done => {}
-        }
-    }
-
-    /// An operation was cut off, or broke by a defect of ours: it is asked for again.
-    fn broken(&mut self, error: &tokio::task::JoinError) {
-        if error.is_cancelled() {
-            return;
-        }
-        tracing::error!(pod = crate::names::format_pod(&self.model.pod), %error, "an operation broke");
-        let keys: Vec<String> =
-            self.running.iter().filter(|(_, h)| h.id() == error.id()).map(|(key, _)| key.clone()).collect();
-        for key in keys {
-            self.running.remove(&key);
-            if key == "sandbox/" {
-                let retry_at = Timestamp::now().saturating_add(SANDBOX_RETRY).ok();
-                self.model.sandbox = Sandbox::Absent { retry_at };
-            } else if let Some(life) = self.model.lives.get_mut(&key) {
-                life.op = None;
-            }
-        }
-        self.look = true;
-    }
-
-    fn started(&mut self, name: &str, result: Start) {
-        self.running.remove(name);
-        self.look = true;
-        let life = self.model.life_mut(name);
-        life.op = None;
-        match result {
-            Start::Running => {
-                life.waiting = None;
-                life.failed_start = None;
-            }
-            Start::Refused(refused) => {
-                life.waiting = Some(refused.waiting);
-                life.retry_at = Some(refused.retry_at);
-            }
-            Start::Failed(record, waiting) => {
-                life.waiting = Some(waiting);
-                life.failed_start = Some(*record);
-            }
-            Start::HookFailed(message) => {
-                life.waiting = None;
-                life.failed_start = None;
-                life.unhealthy = Some(Unhealthy { message, grace: None });
-                // Not to be probed: it is stopped next.
-                let id = self.model.current(name).map(|r| r.id.clone());
-                let fallback = crate::names::container_id(self.model.uid(), name, self.model.next_attempt(name));
-                let life = self.model.life_mut(name);
-                life.probed = id.unwrap_or(fallback);
-                life.started = false;
-                life.ready = false;
-            }
-        }
-    }
-
     fn report(&mut self, now: Timestamp) {
         // While everything is being removed the last report stands.
         let cleaning = self.model.terminating() && self.model.sandbox == Sandbox::TearingDown;
@@ -527,26 +335,5 @@ impl Worker {
         self.refreshed_at = now;
         let ips = ready.ips.clone();
         self.spawn("volumes/", operations::refresh(self.ctx.clone(), self.model.pod.clone(), ips));
-    }
-}
-
-/// Tells the API that the pod has left the node.
-async fn delete(ctx: Arc<Context>, pod: Arc<Pod>, flushed: impl Future<Output = ()> + Send) -> Outcome {
-    flushed.await;
-    let api: Api<Pod> = Api::namespaced(ctx.client.clone(), pod.metadata.namespace.as_deref().unwrap_or(""));
-    let name = pod.metadata.name.clone().unwrap_or_default();
-    let preconditions = Preconditions { uid: pod.metadata.uid.clone(), ..Preconditions::default() };
-    let params = DeleteParams::default().grace_period(0).preconditions(preconditions);
-    let mut delay = Duration::from_millis(200);
-    loop {
-        match api.delete(&name, &params).await {
-            Ok(_) => return Outcome::Done,
-            Err(kube::Error::Api(s)) if s.is_not_found() || s.is_conflict() => return Outcome::Done,
-            Err(error) => {
-                tracing::debug!(pod = name, %error, "pod not deleted from the API yet");
-                tokio::time::sleep(delay).await;
-                delay = (delay * 2).min(Duration::from_secs(10));
-            }
-        }
     }
 }
