@@ -233,6 +233,7 @@ impl Feed {
     }
 
     async fn follow(&self, mut after: Revision) {
+        let mut resumed = None;
         loop {
             let lost = match self.store.watch(ROOT, after).await {
                 Ok(mut events) => loop {
@@ -248,7 +249,12 @@ impl Feed {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             };
-            tracing::warn!(%error, "the watch on the store ended; reading all again");
+            // One that fell behind can go on from where it is, as long as the log reaches back that far.
+            if resumed.replace(after) != Some(after) {
+                tracing::debug!(%error, after, "the watch on the store ended; watching again from there");
+                continue;
+            }
+            tracing::warn!(%error, "the store's log does not reach back far enough; reading all again");
             after = loop {
                 match self.load().await {
                     Ok(revision) => break revision,

@@ -160,12 +160,14 @@ pub fn address_wishes(service: &mut Value, families: &[&str], errors: &mut Field
         _ => policy,
     };
     let path = Path::new("spec");
-    if policy == "RequireDualStack" && families.len() < 2 && !(headless && selectorless) {
+    // Nobody has to route to a headless Service without a selector: any family will do.
+    let open = headless && selectorless;
+    if policy == "RequireDualStack" && families.len() < 2 && !open {
         let why = "this cluster is not configured for dual-stack services";
         errors.invalid(&path.child("ipFamilyPolicy"), policy.as_str(), why);
     }
     for (i, family) in wanted.iter().enumerate() {
-        if !families.contains(&family.as_str()) && !(headless && selectorless) {
+        if !open && !families.contains(&family.as_str()) {
             errors.invalid(&path.child("ipFamilies").index(i), family.as_str(), "not configured on this cluster");
         }
     }

@@ -11,6 +11,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
+/// From the Scale as it is to the Scale as it shall be.
+type Change = Box<dyn Fn(&Value) -> ApiResult<Value> + Send + Sync>;
+
 /// Get, update and patch.
 pub async fn serve(
     server: &Arc<Server>,
@@ -27,7 +30,7 @@ pub async fn serve(
     }
     let body = incoming.body().await?;
     let media = codec::media_type(&incoming.content_type);
-    let change: Box<dyn Fn(&Value) -> ApiResult<Value> + Send + Sync> = match (verb, media.as_str()) {
+    let change: Change = match (verb, media.as_str()) {
         ("update", _) => {
             let (scale, _) = codec::decode(&incoming.content_type, &body)?;
             Box::new(move |_| Ok(scale.clone()))

@@ -275,3 +275,59 @@ async fn authorisation_is_asked() {
     nodes.create(&PostParams::default(), &node).await.unwrap();
     eventually("the node is listed", || async { nodes.get_opt("n1").await.unwrap() }).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_update_is_lost() {
+    let running = start().await;
+    let api: Api<ConfigMap> = Api::namespaced(running.admin(), "default");
+    api.create(&PostParams::default(), &config_map("n", "0")).await.unwrap();
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let api = api.clone();
+        tasks.spawn(async move {
+            let mut done = 0;
+            while done < 10 {
+                let mut now = api.get("n").await.unwrap();
+                let value = now.data.as_mut().unwrap().get_mut("key").unwrap();
+                *value = (value.parse::<u32>().unwrap() + 1).to_string();
+                match api.replace("n", &PostParams::default(), &now).await {
+                    Ok(_) => done += 1,
+                    Err(kube::Error::Api(status)) if status.code == 409 => {}
+                    Err(other) => panic!("{other}"),
+                }
+            }
+        });
+    }
+    tasks.join_all().await;
+    assert_eq!(api.get("n").await.unwrap().data.unwrap()["key"], "80");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_watcher_is_sent_away() {
+    let running = start().await;
+    let api: Api<ConfigMap> = Api::namespaced(running.admin(), "default");
+    let created = api.create(&PostParams::default(), &config_map("busy", "0")).await.unwrap();
+    let version = created.resource_version().unwrap();
+    let mut slow = api.watch(&WatchParams::default(), &version).await.unwrap().boxed();
+    let mut tasks = tokio::task::JoinSet::new();
+    for i in 0..24 {
+        let api = api.clone();
+        tasks.spawn(async move {
+            let name = format!("b{i}");
+            api.create(&PostParams::default(), &config_map(&name, "0")).await.unwrap();
+            for n in 0..90 {
+                let patch = Patch::Merge(json!({ "data": { "key": n.to_string() } }));
+                api.patch(&name, &PatchParams::default(), &patch).await.unwrap();
+            }
+        });
+    }
+    tasks.join_all().await;
+    let mut seen = 0;
+    loop {
+        match slow.try_next().await.unwrap().unwrap() {
+            WatchEvent::Error(e) => break assert_eq!(e.code, 410),
+            _ => seen += 1,
+        }
+    }
+    assert!(seen < 1000, "only what was already under way: {seen}");
+}

@@ -43,7 +43,7 @@ async fn a_token_is_good_while_its_pod_is() {
     assert_eq!(extra["authentication.kubernetes.io/pod-name"], ["p"]);
     let forged = format!("{}x", &token[..token.len() - 1]);
     let bad = reviews.create(&PostParams::default(), &review(&forged)).await.unwrap().status.unwrap();
-    assert_eq!(bad.authenticated.unwrap_or(false), false);
+    assert!(!bad.authenticated.unwrap_or(false));
     pods.delete("p", &DeleteParams::default()).await.unwrap();
     let late = mine.list(&ListParams::default()).await.unwrap_err();
     assert!(matches!(late, kube::Error::Api(s) if s.code == 401));

@@ -66,6 +66,7 @@ async fn kubelet(running: &Running) -> (u16, tokio::sync::mpsc::UnboundedReceive
                 )]));
                 let (reader, writer) = tokio::io::split(tls);
                 let stream = tokio::io::join(whole.chain(reader), writer);
+                #[expect(clippy::result_large_err, reason = "the callback's type is tungstenite's")]
                 let check = |request: &Request, mut response: Response| {
                     asked.send(format!("{who} {}", request.uri())).unwrap();
                     let protocol = "v5.channel.k8s.io".parse().unwrap();

@@ -36,6 +36,9 @@ async fn ask(
     Answer { code, text: String::from_utf8_lossy(&bytes).into_owned(), warnings }
 }
 
+/// Method, path, headers, body; code and reason.
+type Case = (Method, &'static str, &'static [(&'static str, &'static str)], &'static str, u16, &'static str);
+
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const JSON: (&str, &str) = ("content-type", "application/json");
 
@@ -62,7 +65,7 @@ async fn refused(
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_requests_get_a_status() {
     let running = start().await;
-    let cases: &[(Method, &str, &[(&str, &str)], &str, u16, &str)] = &[
+    let cases: &[Case] = &[
         (Method::POST, MAPS, &[JSON], "{\"kind\":", 400, "BadRequest"),
         (Method::POST, MAPS, &[JSON], "[]", 400, "BadRequest"),
         (Method::POST, MAPS, &[JSON], "{\"kind\":\"Pod\",\"apiVersion\":\"v1\"}", 400, "BadRequest"),
