@@ -102,7 +102,7 @@ impl Part {
 /// One of our sets and maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SetName {
-    /// Front → number of places and class.
+    /// Front → zero and the number of places and class.
     Services,
     /// The same for sources outside of the cluster.
     External,
@@ -185,7 +185,7 @@ impl SetName {
     fn parts(self) -> (&'static [Part], &'static [Part], u32) {
         use Part::{Address, Mark, Port, Protocol, Verdict};
         match self {
-            Self::Services | Self::External => (&[Address, Protocol, Port], &[Mark], MAP),
+            Self::Services | Self::External => (&[Address, Protocol, Port], &[Mark, Mark], MAP),
             Self::Endpoints => (&[Address, Protocol, Port, Mark], &[Address, Port], MAP),
             Self::Members => (&[Address, Protocol, Port, Address, Port], &[], 0),
             Self::ClusterIps => (&[Address], &[], 0),

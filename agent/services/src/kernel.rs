@@ -210,6 +210,7 @@ fn encode(element: &Element, with_data: bool) -> Attributes {
     match element {
         Element::Service(front, value) | Element::External(front, value) => {
             put_front(&mut key, front);
+            data.extend([0; 4]);
             data.extend(value.to_ne_bytes());
         }
         Element::Endpoint(front, place, target) => {
@@ -267,6 +268,12 @@ impl Parts<'_> {
         Some(u32::from_ne_bytes(self.take()?))
     }
 
+    /// What a front's maps give.
+    fn number(&mut self) -> Option<u32> {
+        self.value()?;
+        self.value()
+    }
+
     fn front(&mut self) -> Option<Front> {
         let ip = self.ip()?;
         let [protocol, ..] = self.take::<4>()?;
@@ -283,8 +290,8 @@ fn decode(family: Family, set: SetName, element: &[u8]) -> Option<Element> {
     let mut key = part(1)?;
     let start = attribute(element, 3).and_then(number).unwrap_or_default() & 1 == 0;
     Some(match set {
-        SetName::Services => Element::Service(key.front()?, part(2)?.value()?),
-        SetName::External => Element::External(key.front()?, part(2)?.value()?),
+        SetName::Services => Element::Service(key.front()?, part(2)?.number()?),
+        SetName::External => Element::External(key.front()?, part(2)?.number()?),
         SetName::Endpoints => Element::Endpoint(key.front()?, key.value()?, part(2)?.target()?),
         SetName::Members => Element::Member(key.front()?, key.target()?),
         SetName::ClusterIps => Element::ClusterIp(key.ip()?),

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// To be raised when anything below changes: a table of another version is made anew.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 const VERDICT_DROP: i32 = 0;
 const VERDICT_JUMP: i32 = -3;
@@ -83,20 +83,18 @@ impl Rule {
         self.with("lookup", Attributes::default().text(1, set.name()).number(2, register).number(3, to))
     }
 
-    /// Leaves the registers as they are: swaps their bytes twice. Debian's `nft` (1.0.6) cannot print a rule that uses
-    /// what a map gave as a key, or as another map's data, and ends with a failed assertion, also for everybody else on
-    /// the machine who lists rules. What comes out of a conversion, it can.
-    fn as_key(self, register: u32, length: u32) -> Self {
-        let swap = || {
-            let registers = Attributes::default().number(1, register).number(2, register);
-            registers.number(3, 1).number(4, length).number(5, 2)
-        };
-        self.with("byteorder", swap()).with("byteorder", swap())
+    /// Looks the front in register 0 up, and goes to the chain that `dispatch` has for the number found. `number` is a
+    /// register with another one after it.
+    ///
+    /// The number is the second half of what the map gives, and lands where a mark was loaded before. Debian's `nft`
+    /// (1.0.6) knows no length for what a map gives and, should that be a key, ends with a failed assertion, also for
+    /// everybody else on the machine who lists rules. This way it takes the number for the mark, and prints that.
+    fn dispatch(self, set: SetName, number: u32) -> Self {
+        self.mark(number + 1).look_up(set, R0, number).look_up(SetName::Dispatch, number + 1, 0)
     }
 
-    /// To the chain that `dispatch` has for the number in the register.
-    fn dispatch(self, register: u32) -> Self {
-        self.as_key(register, 4).look_up(SetName::Dispatch, register, 0)
+    fn mark(self, to: u32) -> Self {
+        self.with("meta", Attributes::default().number(1, to).number(2, 3))
     }
 
     fn random(self, modulus: u32, offset: u32, to: u32) -> Self {
@@ -174,7 +172,7 @@ pub fn table(family: Family, timeouts: &Timeouts) -> Vec<Request> {
     for (id, set) in SetName::all().enumerate() {
         t.requests.push(set.create(family, id as u32 + 1));
     }
-    for chain in ["refuse", "services", "masquerade"] {
+    for chain in ["refuse", "services", "new-source"] {
         t.chain(chain);
     }
     t.refuse();
@@ -239,12 +237,10 @@ impl Table {
                 // Client, front, endpoint stand side by side, so that each key is a stretch of them.
                 let at = R0 + width;
                 let (rule, endpoint) = Rule::default().source(family, R0).front(family, at);
-                let length = family.length() + 4;
-                let known = rule.clone().look_up(SetName::Affinity, R0, endpoint).as_key(endpoint, length);
+                let known = rule.clone().look_up(SetName::Affinity, R0, endpoint);
                 let known = known.is_in(SetName::Members, at);
                 self.rule(&name, known.remember(R0, endpoint, Some(seconds)).translate(family, endpoint));
                 let fresh = rule.random(places, offset, endpoint).look_up(SetName::Endpoints, at, endpoint);
-                let fresh = fresh.as_key(endpoint, length);
                 // An entry whose endpoint is gone is not overwritten by an update.
                 let fresh = fresh.remember(R0, endpoint, None).remember(R0, endpoint, Some(seconds));
                 self.rule(&name, fresh.translate(family, endpoint));
@@ -270,7 +266,7 @@ impl Table {
         let family = self.family;
         for _ in 0..2 {
             let (rule, number) = Rule::default().front(family, R0);
-            self.rule("services", rule.look_up(SetName::Services, R0, number).dispatch(number));
+            self.rule("services", rule.dispatch(SetName::Services, number));
         }
         let to = Rule::default().destination(family, R0);
         self.rule("services", to.clone().is_in(SetName::ClusterIps, R0).verdict(VERDICT_GOTO, Some("refuse")));
@@ -281,12 +277,12 @@ impl Table {
         let family = self.family;
         let width = family.length() / 4;
         let both = Rule::default().source(family, R0).destination(family, R0 + width);
-        self.rule("masquerade", both.is_in(SetName::Hairpin, R0).masquerade());
+        self.rule("new-source", both.is_in(SetName::Hairpin, R0).masquerade());
         // Answers to and from this node's own come by here anyway.
         let own = |rule: Rule| rule.is_in(SetName::Local, R0).verdict(VERDICT_RETURN, None);
-        self.rule("masquerade", own(Rule::default().source(family, R0)));
-        self.rule("masquerade", own(Rule::default().destination(family, R0)));
-        self.rule("masquerade", Rule::default().masquerade());
+        self.rule("new-source", own(Rule::default().source(family, R0)));
+        self.rule("new-source", own(Rule::default().destination(family, R0)));
+        self.rule("new-source", Rule::default().masquerade());
     }
 
     fn hooks(&mut self) {
@@ -294,7 +290,7 @@ impl Table {
         self.base("prerouting", "nat", 0, -100);
         for _ in 0..2 {
             let (rule, number) = Rule::default().source(family, R0).is_not_in(SetName::Pods, R0).front(family, R0);
-            self.rule("prerouting", rule.look_up(SetName::External, R0, number).dispatch(number));
+            self.rule("prerouting", rule.dispatch(SetName::External, number));
         }
         self.rule("prerouting", Rule::default().jump("services"));
         self.base("output", "nat", 3, -100);
@@ -304,7 +300,7 @@ impl Table {
         for set in [SetName::Services, SetName::External] {
             let to = R0 + family.length() / 4 + 2;
             let ours = Rule::default().original_front(family, R0).look_up(set, R0, to);
-            self.rule("postrouting", ours.verdict(VERDICT_GOTO, Some("masquerade")));
+            self.rule("postrouting", ours.verdict(VERDICT_GOTO, Some("new-source")));
         }
         // What connection tracking finds invalid is not translated, and must not wander about with a service address.
         self.base("forward", "filter", 2, 0);

@@ -66,12 +66,16 @@ async fn a_restart_adopts_and_meddling_is_mended() {
     let affine = service("s", json!({"sessionAffinity": "ClientIP"}));
     assert!(lab.set(&affine, &[&a, &b]).rebuilt);
     let first = tcp(&client.netns, at(VIP, 80)).unwrap().server;
-    let before = lab.nft("-a list table ip causeway");
+    let list = |lab: &Lab| {
+        let sets = ["services", "endpoints", "affinity"].map(|m| lab.nft(&format!("list map ip causeway {m}")));
+        sets.concat() + &lab.nft("-a list chain ip causeway services")
+    };
+    let before = list(&lab);
 
     lab.restart();
     assert!(lab.program.adopted());
     assert_eq!(lab.set(&affine, &[&a, &b]), Done::default(), "nothing to do");
-    let after = lab.nft("-a list table ip causeway");
+    let after = list(&lab);
     let still = |text: &str| text.lines().filter(|l| !l.contains("expires")).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(still(&after), still(&before));
     assert_eq!(tcp(&client.netns, at(VIP, 80)).unwrap().server, first, "affinity outlives the process");

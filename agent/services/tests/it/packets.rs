@@ -22,6 +22,10 @@ async fn cluster_ip_from_pod_and_node_is_spread_over_endpoints() {
         let answer = udp(from, at(VIP, 80)).unwrap();
         assert_eq!(answer.client, source);
     }
+    // Others on the machine must be able to list rules with what Debian has.
+    let all = lab.nft("list ruleset");
+    assert!(all.contains("map @endpoints") && all.contains("@dispatch"), "{all}");
+    lab.nft("-j list ruleset");
 }
 
 #[tokio::test(flavor = "multi_thread")]
