@@ -71,7 +71,12 @@ pub enum Start {
     /// It was attempted and failed: counts as a run that ended.
     Failed(Box<Record>, Waiting),
     /// It runs, but its postStart hook failed.
-    HookFailed(String),
+    HookFailed {
+        /// The runtime's id.
+        id: String,
+        /// For the event that tells of its end.
+        message: String,
+    },
 }
 
 fn host_network(pod: &Pod) -> bool {
@@ -204,7 +209,7 @@ async fn try_start(ctx: &Context, pod: &Pod, c: &Container, attempt: u32, ready:
                 "FailedPostStartHook",
                 format!("PostStartHook failed: {text}"),
             );
-            Ok(Start::HookFailed("FailedPostStartHook".to_owned()))
+            Ok(Start::HookFailed { id: spec.id, message: "FailedPostStartHook".to_owned() })
         }
     }
 }
@@ -315,6 +320,10 @@ pub async fn stop(
     let least = Duration::from_secs(2).min(whole);
     let left = whole.saturating_sub(began.elapsed()).max(least);
     let error = ctx.runtime.stop_container(&id, None, left).await.err().map(|e| e.to_string());
+    if error.is_some() {
+        // It will be asked for again at once.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
     Outcome::Stopped { name, error }
 }
 

@@ -3,7 +3,7 @@
 
 use super::Api;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::extract::{Path, RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -42,9 +42,6 @@ async fn upgrade(
     ws: Upgrade,
     exec: bool,
 ) -> Response {
-    let Ok(ws) = ws else {
-        return (StatusCode::BAD_REQUEST, "this server streams over WebSocket only").into_response();
-    };
     let spec = spec(query.as_deref().unwrap_or(""));
     if exec && spec.command.is_empty() {
         return (StatusCode::BAD_REQUEST, "you must specify at least one command for the container").into_response();
@@ -55,6 +52,11 @@ async fn upgrade(
     };
     let Some(running) = all.iter().rev().find(|i| matches!(i.state, ContainerState::Running { .. })) else {
         let text = format!("container {container} of pod {pod} is not running");
+        return (StatusCode::BAD_REQUEST, text).into_response();
+    };
+    // Last: clients that fall back to SPDY show only what their second attempt is told, which must be the real trouble.
+    let Ok(ws) = ws else {
+        let text = "this server streams over WebSocket only: use a client that offers it (kubectl 1.31 or newer does)";
         return (StatusCode::BAD_REQUEST, text).into_response();
     };
     let id = running.id.clone();
@@ -137,7 +139,9 @@ impl Sender {
     async fn finish(&self, status: Value) {
         self.send(ERROR, status.to_string().as_bytes()).await;
         let mut sink = self.0.lock().await;
-        let _ = sink.send(Message::Close(None)).await;
+        // Without the code of a normal end, clients take the end of the stream for a failure.
+        let normal = CloseFrame { code: close_code::NORMAL, reason: "".into() };
+        let _ = sink.send(Message::Close(Some(normal))).await;
         let _ = sink.close().await;
     }
 }

@@ -102,15 +102,12 @@ impl Worker {
                 life.waiting = Some(waiting);
                 life.failed_start = Some(*record);
             }
-            Start::HookFailed(message) => {
+            Start::HookFailed { id, message } => {
                 life.waiting = None;
                 life.failed_start = None;
                 life.unhealthy = Some(Unhealthy { message, grace: None });
                 // Not to be probed: it is stopped next.
-                let id = self.model.current(name).map(|r| r.id.clone());
-                let fallback = crate::names::container_id(self.model.uid(), name, self.model.next_attempt(name));
-                let life = self.model.life_mut(name);
-                life.probed = id.unwrap_or(fallback);
+                life.probed = id;
                 life.started = false;
                 life.ready = false;
             }

@@ -102,4 +102,32 @@ async fn containers_that_fail() {
     assert_eq!(pod["status"]["reason"], "NodeAffinity");
     let pod = house.until("big", "is refused", |s| s["phase"] == "Failed").await;
     assert_eq!(pod["status"]["reason"], "OutOfcpu");
+
+    // A failing postStart hook ends the container; a hook before the stop is waited for.
+    house
+        .create(
+            "hooks",
+            json!({"containers": [{"command": sh("echo up; sleep 100"),
+            "lifecycle": {"postStart": {"exec": {"command": ["/bin/sh", "-c", "exit 9"]}}}}]}),
+        )
+        .await;
+    house.until_event("hooks", "FailedPostStartHook", "exited with 9").await;
+    house.until_event("hooks", "Killing", "FailedPostStartHook").await;
+    house.until("hooks", "is started again", |s| s["containerStatuses"][0]["restartCount"] == 1).await;
+    let left = house.dir.path().join("left");
+    std::fs::create_dir(&left).unwrap();
+    house
+        .create(
+            "node",
+            json!({"hostNetwork": true, "terminationGracePeriodSeconds": 10,
+            "volumes": [{"name": "l", "hostPath": {"path": left}}],
+            "containers": [{"command": sh("hostname; sleep 100"), "volumeMounts": [{"name": "l", "mountPath": "/l"}],
+                "lifecycle": {"preStop": {"exec": {"command": ["/bin/sh", "-c", "sleep 0.5; touch /l/stopped"]}}}}]}),
+        )
+        .await;
+    let pod = house.until_ready("node").await;
+    assert_eq!(pod["status"]["podIP"], "10.90.0.11");
+    house.until_logged("node", "n1").await;
+    house.delete("node").await;
+    assert!(left.join("stopped").exists());
 }
