@@ -124,9 +124,8 @@ impl NodeRelay {
     pub async fn upgrade(&self, engine: &Engine, pod: &Value, path: &str, incoming: &Incoming) -> ApiResult<Reply> {
         let websocket = incoming.header("upgrade").eq_ignore_ascii_case("websocket");
         if !websocket {
-            return Err(ApiError::bad_request(
-                "this server streams over WebSocket only: use a client that offers it (kubectl 1.31 or newer does)",
-            ));
+            // The kubelet says what is wrong, be it the container or, last, the protocol.
+            return self.get(engine, pod, path).await;
         }
         let Some(client) = incoming.upgrade.lock().take() else {
             return Err(ApiError::bad_request("this connection cannot be upgraded: use HTTP/1.1"));

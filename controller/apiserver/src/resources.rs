@@ -189,6 +189,10 @@ impl Server {
     }
 
     async fn watch(self: &Arc<Self>, call: Call, incoming: Incoming) -> ApiResult<Reply> {
+        if self.shutdown.is_cancelled() {
+            // Otherwise clients would open one watch after the other, each ended at once.
+            return Err(ApiError::unavailable("the server is shutting down"));
+        }
         let options = ListOptions::parse(&incoming.query)?;
         let form = incoming.form()?;
         let watcher = match self.engine.watch(&call.served, &call.namespace, &options).await {

@@ -13,7 +13,7 @@ pub async fn admit(engine: &Engine, call: &Call, pod: &mut Value) -> ApiResult<(
         return Ok(());
     }
     causeway_registry::admission_pod_defaults(pod);
-    priority(engine, call, pod)?;
+    priority(engine, pod)?;
     if pod["metadata"]["annotations"].get(MIRROR).is_some() {
         return Ok(());
     }
@@ -125,7 +125,7 @@ fn token_volume(name: &str) -> Value {
 }
 
 /// Resolves the priority class to a number.
-fn priority(engine: &Engine, call: &Call, pod: &mut Value) -> ApiResult<()> {
+fn priority(engine: &Engine, pod: &mut Value) -> ApiResult<()> {
     let served = engine.served("scheduling.k8s.io", "v1", "priorityclasses")?;
     let (classes, _) = engine.feed.cache(&served.prefix).list(&served.prefix);
     let name = text(pod, "/spec/priorityClassName").to_owned();
@@ -138,10 +138,6 @@ fn priority(engine: &Engine, call: &Call, pod: &mut Value) -> ApiResult<()> {
         }
         class
     };
-    let critical = name.starts_with("system-") && call.namespace != "kube-system";
-    if critical && name == "system-node-critical" && !call.user.groups.iter().any(|g| g == "system:masters") {
-        return Err(refuse(pod, "pods with system-node-critical priorityClass is not permitted in this namespace"));
-    }
     let (value, policy) = match &class {
         Some(class) => (
             class["value"].as_i64().unwrap_or(0),
