@@ -309,11 +309,23 @@ impl House {
             self.runtime.containers().await.unwrap().is_empty().then_some(())
         })
         .await;
-        assert!(!self.dir.path().join("kubelet/pods").join(uid).exists());
-        let logs = std::fs::read_dir(self.dir.path().join("kubelet/logs/pods")).into_iter().flatten().flatten();
-        assert_eq!(logs.filter(|e| e.file_name().to_string_lossy().contains(uid)).count(), 0);
+        // An ended pod leaves the API at once; the node follows.
+        let kubelet = self.dir.path().join("kubelet");
+        eventually("the pod's folders are removed", async || {
+            let logs = std::fs::read_dir(kubelet.join("logs/pods")).into_iter().flatten().flatten();
+            let left = logs.filter(|e| e.file_name().to_string_lossy().contains(uid)).count();
+            (left == 0 && !kubelet.join("pods").join(uid).exists()).then_some(())
+        })
+        .await;
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(uid), "mounts of the pod are left");
+        eventually("the pod's cgroups are removed", async || {
+            let hierarchies = std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten();
+            let parents = ["n1", "n1/burstable", "n1/besteffort"];
+            let left = hierarchies.flat_map(|h| parents.map(|p| h.path().join("causeway").join(&self.name).join(p)));
+            (!left.into_iter().any(|p| p.join(format!("pod{uid}")).exists())).then_some(())
+        })
+        .await;
     }
 }
 
