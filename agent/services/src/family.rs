@@ -63,7 +63,7 @@ impl Family {
     }
 
     /// A request that makes something.
-    pub fn new(self, message: u16, attributes: Attributes, what: impl Into<String>) -> Request {
+    pub fn make(self, message: u16, attributes: Attributes, what: impl Into<String>) -> Request {
         self.request(message, CREATE, attributes, what)
     }
 }
@@ -108,8 +108,10 @@ pub enum SetName {
     External,
     /// Front and place → endpoint.
     Endpoints,
-    /// Fronts with affinity and their endpoints.
-    Members,
+    /// Fronts with affinity and place → zero and the endpoint's number.
+    Ids,
+    /// Fronts with affinity and endpoint's number → endpoint.
+    Sticky,
     /// Addresses of services.
     ClusterIps,
     /// Endpoints on this node, each with itself.
@@ -120,7 +122,7 @@ pub enum SetName {
     Ranges,
     /// The node's addresses and pods.
     Local,
-    /// Client and front → endpoint: written by the packets themselves.
+    /// Client and front → anything and the endpoint's number: written by the packets themselves.
     Affinity,
     /// Number of places and class → chain. Fixed.
     Dispatch,
@@ -132,11 +134,12 @@ const TIMEOUT: u32 = 0x10;
 const DYNAMIC: u32 = 0x20;
 
 /// Those whose elements are data, and planned.
-pub const DATA_SETS: [SetName; 9] = [
+pub const DATA_SETS: [SetName; 10] = [
     SetName::Services,
     SetName::External,
     SetName::Endpoints,
-    SetName::Members,
+    SetName::Ids,
+    SetName::Sticky,
     SetName::ClusterIps,
     SetName::Hairpin,
     SetName::Pods,
@@ -156,7 +159,8 @@ impl SetName {
             Self::Services => "services",
             Self::External => "external",
             Self::Endpoints => "endpoints",
-            Self::Members => "members",
+            Self::Ids => "ids",
+            Self::Sticky => "sticky",
             Self::ClusterIps => "cluster-ips",
             Self::Hairpin => "hairpin",
             Self::Pods => "pods",
@@ -173,7 +177,8 @@ impl SetName {
             Element::Service(..) => Self::Services,
             Element::External(..) => Self::External,
             Element::Endpoint(..) => Self::Endpoints,
-            Element::Member(..) => Self::Members,
+            Element::Id(..) => Self::Ids,
+            Element::Sticky(..) => Self::Sticky,
             Element::ClusterIp(_) => Self::ClusterIps,
             Element::Hairpin(_) => Self::Hairpin,
             Element::Bound(RangeSet::Pods, ..) => Self::Pods,
@@ -187,11 +192,12 @@ impl SetName {
         match self {
             Self::Services | Self::External => (&[Address, Protocol, Port], &[Mark, Mark], MAP),
             Self::Endpoints => (&[Address, Protocol, Port, Mark], &[Address, Port], MAP),
-            Self::Members => (&[Address, Protocol, Port, Address, Port], &[], 0),
+            Self::Ids => (&[Address, Protocol, Port, Mark], &[Mark, Mark], MAP),
+            Self::Sticky => (&[Address, Protocol, Port, Mark], &[Address, Port], MAP),
             Self::ClusterIps => (&[Address], &[], 0),
             Self::Hairpin => (&[Address, Address], &[], 0),
             Self::Pods | Self::Ranges | Self::Local => (&[Address], &[], INTERVAL),
-            Self::Affinity => (&[Address, Address, Protocol, Port], &[Address, Port], MAP | TIMEOUT | DYNAMIC),
+            Self::Affinity => (&[Address, Address, Protocol, Port], &[Mark, Mark], MAP | TIMEOUT | DYNAMIC),
             Self::Dispatch => (&[Mark], &[Verdict], MAP),
         }
     }
@@ -218,6 +224,6 @@ impl SetName {
         if flags & DYNAMIC != 0 {
             attributes = attributes.nest(9, Attributes::default().number(1, CLIENTS));
         }
-        family.new(message::NEW_SET, attributes.number(10, id), format!("the set {}", self.name()))
+        family.make(message::NEW_SET, attributes.number(10, id), format!("the set {}", self.name()))
     }
 }

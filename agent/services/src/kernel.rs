@@ -218,9 +218,16 @@ fn encode(element: &Element, with_data: bool) -> Attributes {
             key.extend(place.to_ne_bytes());
             put_target(&mut data, target);
         }
-        Element::Member(front, target) => {
+        Element::Id(front, place, id) => {
             put_front(&mut key, front);
-            put_target(&mut key, target);
+            key.extend(place.to_ne_bytes());
+            data.extend([0; 4]);
+            data.extend(id.to_ne_bytes());
+        }
+        Element::Sticky(front, id, target) => {
+            put_front(&mut key, front);
+            key.extend(id.to_ne_bytes());
+            put_target(&mut data, target);
         }
         Element::ClusterIp(ip) => put_ip(&mut key, *ip),
         Element::Hairpin(ip) => {
@@ -293,7 +300,8 @@ fn decode(family: Family, set: SetName, element: &[u8]) -> Option<Element> {
         SetName::Services => Element::Service(key.front()?, part(2)?.number()?),
         SetName::External => Element::External(key.front()?, part(2)?.number()?),
         SetName::Endpoints => Element::Endpoint(key.front()?, key.value()?, part(2)?.target()?),
-        SetName::Members => Element::Member(key.front()?, key.target()?),
+        SetName::Ids => Element::Id(key.front()?, key.value()?, part(2)?.number()?),
+        SetName::Sticky => Element::Sticky(key.front()?, key.value()?, part(2)?.target()?),
         SetName::ClusterIps => Element::ClusterIp(key.ip()?),
         SetName::Hairpin => Element::Hairpin(key.ip()?),
         SetName::Pods => Element::Bound(RangeSet::Pods, key.ip()?, start),
@@ -327,7 +335,8 @@ mod tests {
                 (front(), any::<u32>()).prop_map(|(f, v)| Element::Service(f, v)),
                 (front(), any::<u32>()).prop_map(|(f, v)| Element::External(f, v)),
                 (front(), any::<u32>(), target()).prop_map(|(f, p, t)| Element::Endpoint(f, p, t)),
-                (front(), target()).prop_map(|(f, t)| Element::Member(f, t)),
+                (front(), any::<u32>(), any::<u32>()).prop_map(|(f, p, i)| Element::Id(f, p, i)),
+                (front(), any::<u32>(), target()).prop_map(|(f, i, t)| Element::Sticky(f, i, t)),
                 ip(v6).prop_map(Element::ClusterIp),
                 ip(v6).prop_map(Element::Hairpin),
                 (ip(v6), any::<bool>()).prop_map(|(ip, s)| Element::Bound(RangeSet::Local, ip, s)),

@@ -44,8 +44,10 @@ pub enum Element {
     External(Front, u32),
     /// Front and place → endpoint.
     Endpoint(Front, u32, Target),
-    /// An endpoint of a front with affinity.
-    Member(Front, Target),
+    /// Front with affinity and place → the endpoint's number, which stays the same wherever its place is.
+    Id(Front, u32, u32),
+    /// Front with affinity and endpoint's number → endpoint.
+    Sticky(Front, u32, Target),
     /// An address of a Service.
     ClusterIp(IpAddr),
     /// An endpoint on this node.
@@ -57,7 +59,8 @@ impl Element {
     pub fn ip(&self) -> IpAddr {
         match self {
             Self::Bound(_, ip, _) | Self::ClusterIp(ip) | Self::Hairpin(ip) => *ip,
-            Self::Service(f, _) | Self::External(f, _) | Self::Endpoint(f, ..) | Self::Member(f, _) => f.ip,
+            Self::Service(f, _) | Self::External(f, _) => f.ip,
+            Self::Endpoint(f, ..) | Self::Id(f, ..) | Self::Sticky(f, ..) => f.ip,
         }
     }
 }
@@ -277,15 +280,20 @@ impl Planner {
         };
         all.push(Element::Service(front, number(&placed.choice, false)));
         all.extend(placed.external.as_ref().map(|e| Element::External(front, number(e, true))));
-        for (choice, offset) in [(Some(&placed.choice), 0), (placed.external.as_ref(), EXTERNAL)] {
-            let Some(Placed::Spread(targets)) = choice else { continue };
-            let places = places(targets.len());
-            let taken = targets.iter().cycle().zip(0..places);
-            all.extend(taken.map(|(target, place)| Element::Endpoint(front, offset + place, *target)));
-            if placed.affinity.is_some() {
-                all.extend(targets.iter().map(|t| Element::Member(front, *t)));
+        let choices = [(Some(&placed.choice), 0), (placed.external.as_ref(), EXTERNAL)];
+        let spread = choices.into_iter().filter_map(|(choice, offset)| match choice {
+            Some(Placed::Spread(targets)) => Some((targets, offset)),
+            _ => None,
+        });
+        let ids = if placed.affinity.is_some() { ids(spread.clone().flat_map(|(t, _)| t)) } else { BTreeMap::new() };
+        for (targets, offset) in spread {
+            let taken = targets.iter().cycle().zip(offset..offset + places(targets.len()));
+            for (target, place) in taken {
+                all.push(Element::Endpoint(front, place, *target));
+                all.extend(ids.get(target).map(|id| Element::Id(front, place, *id)));
             }
         }
+        all.extend(ids.into_iter().map(|(target, id)| Element::Sticky(front, id, target)));
         all.into_iter()
     }
 }
@@ -297,6 +305,25 @@ fn places(endpoints: usize) -> u32 {
         n if n <= 256 => WIDE[0],
         _ => WIDE[1],
     }
+}
+
+/// A number for every endpoint that depends on the endpoint alone, but for one in four thousand million.
+fn ids<'a>(targets: impl Iterator<Item = &'a Target>) -> BTreeMap<Target, u32> {
+    let mut taken = BTreeSet::new();
+    let mut number = |target: &Target| {
+        let step = |h: u32, b: u8| (h ^ u32::from(b)).wrapping_mul(0x0100_0193);
+        let hash = target.port.to_be_bytes().into_iter().fold(0x811c_9dc5, step);
+        let mut id = match target.ip {
+            IpAddr::V4(ip) => ip.octets().into_iter().fold(hash, step),
+            IpAddr::V6(ip) => ip.octets().into_iter().fold(hash, step),
+        };
+        while !taken.insert(id) {
+            id = id.wrapping_add(1);
+        }
+        id
+    };
+    let sorted: BTreeSet<Target> = targets.copied().collect();
+    sorted.into_iter().map(|target| (target, number(&target))).collect()
 }
 
 fn addresses(model: &ServiceModel) -> BTreeSet<Element> {
@@ -480,7 +507,7 @@ mod tests {
                 fresh.set(name, Some(m.clone()));
             }
             let others = |all: &BTreeSet<Element>| -> BTreeSet<Element> {
-                all.iter().filter(|e| !matches!(e, Element::Endpoint(..))).copied().collect()
+                all.iter().filter(|e| !matches!(e, Element::Endpoint(..) | Element::Id(..))).copied().collect()
             };
             prop_assert_eq!(others(&kernel), others(&fresh.elements()));
             prop_assert_eq!(seen(&kernel).len(), seen(&fresh.elements()).len());

@@ -5,13 +5,16 @@
 
 use crate::{
     kernel::Kernel,
-    model::ServiceModel,
+    model::{Front, ServiceModel, Target},
     plan::{Plan, Planner, Timeouts},
     wire::WireError,
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 /// Ranges as [`Planner::set_ranges`] wants them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -52,6 +55,8 @@ pub struct Program {
     structure: Option<(u64, Timeouts)>,
     /// The generation that our last commit made; none when the elements must be read first.
     generation: Option<u32>,
+    /// Endpoints whose datagram flows are still to be deleted.
+    gone: BTreeSet<(Front, Target)>,
 }
 
 impl Program {
@@ -66,7 +71,14 @@ impl Program {
         if whole.is_some() {
             planner.adopt(&kernel.read()?);
         }
-        Ok(Self { kernel, planner, file, structure: whole.map(|s| (s, timeouts)), generation: None })
+        Ok(Self {
+            kernel,
+            planner,
+            file,
+            structure: whole.map(|s| (s, timeouts)),
+            generation: None,
+            gone: BTreeSet::new(),
+        })
     }
 
     /// Whether a former process' tables were found whole.
@@ -103,7 +115,9 @@ impl Program {
                 }
             }
         };
-        done.flows = self.kernel.forget_flows(&plan.gone())?;
+        self.gone.extend(plan.gone());
+        done.flows = self.kernel.forget_flows(&self.gone)?;
+        self.gone.clear();
         Ok(done)
     }
 

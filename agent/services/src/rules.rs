@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// To be raised when anything below changes: a table of another version is made anew.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 const VERDICT_DROP: i32 = 0;
 const VERDICT_JUMP: i32 = -3;
@@ -55,7 +55,11 @@ impl Rule {
     /// Destination address, protocol, port; returns the register after them.
     fn front(self, family: Family, to: u32) -> (Self, u32) {
         let next = to + family.length() / 4;
-        (self.destination(family, to).protocol(next).payload(2, 2, 2, next + 1), next + 2)
+        (self.destination(family, to).protocol(next).port(next + 1), next + 2)
+    }
+
+    fn port(self, to: u32) -> Self {
+        self.payload(2, 2, 2, to)
     }
 
     /// The same of the connection's first packet, before translation.
@@ -71,11 +75,11 @@ impl Rule {
         self.with("cmp", Attributes::default().number(1, register).number(2, 0).nest(3, value))
     }
 
-    fn is_in(self, set: SetName, register: u32) -> Self {
+    fn if_in(self, set: SetName, register: u32) -> Self {
         self.with("lookup", Attributes::default().text(1, set.name()).number(2, register))
     }
 
-    fn is_not_in(self, set: SetName, register: u32) -> Self {
+    fn unless_in(self, set: SetName, register: u32) -> Self {
         self.with("lookup", Attributes::default().text(1, set.name()).number(2, register).number(5, 1))
     }
 
@@ -113,7 +117,7 @@ impl Rule {
 
     /// Remembers a client's endpoint for so many seconds from now, or forgets it. A map's statement names the
     /// register of the data even where it is not read.
-    fn remember(self, key: u32, endpoint: u32, seconds: Option<u32>) -> Self {
+    fn remember(self, key: u32, number: u32, seconds: Option<u32>) -> Self {
         const UPDATE: u32 = 1;
         const DELETE: u32 = 2;
         let operation = if seconds.is_some() { UPDATE } else { DELETE };
@@ -121,7 +125,7 @@ impl Rule {
             .text(1, SetName::Affinity.name())
             .number(3, operation)
             .number(4, key)
-            .number(5, endpoint);
+            .number(5, number);
         if let Some(seconds) = seconds {
             data = data.bytes(6, &(u64::from(seconds) * 1000).to_be_bytes());
         }
@@ -166,9 +170,9 @@ pub fn table(family: Family, timeouts: &Timeouts) -> Vec<Request> {
     let name = || Attributes::default().text(1, TABLE);
     let mut t = Table { family, requests: Vec::new() };
     // To delete what may not be there, make it first.
-    t.requests.push(family.new(message::NEW_TABLE, name(), "the table"));
+    t.requests.push(family.make(message::NEW_TABLE, name(), "the table"));
     t.requests.push(family.request(message::DEL_TABLE, 0, name(), "deleting the old table"));
-    t.requests.push(family.new(message::NEW_TABLE, name(), "the table"));
+    t.requests.push(family.make(message::NEW_TABLE, name(), "the table"));
     for (id, set) in SetName::all().enumerate() {
         t.requests.push(set.create(family, id as u32 + 1));
     }
@@ -199,18 +203,18 @@ fn dispatch(value: u32, code: i32, chain: Option<&str>) -> Attributes {
 impl Table {
     fn chain(&mut self, name: &str) {
         let attributes = Attributes::default().text(1, TABLE).text(3, name);
-        self.requests.push(self.family.new(message::NEW_CHAIN, attributes, format!("the chain {name}")));
+        self.requests.push(self.family.make(message::NEW_CHAIN, attributes, format!("the chain {name}")));
     }
 
     fn base(&mut self, name: &str, kind: &str, hook: u32, priority: i32) {
         let hook = Attributes::default().number(1, hook).number(2, priority as u32);
         let attributes = Attributes::default().text(1, TABLE).text(3, name).nest(4, hook).text(7, kind);
-        self.requests.push(self.family.new(message::NEW_CHAIN, attributes, format!("the chain {name}")));
+        self.requests.push(self.family.make(message::NEW_CHAIN, attributes, format!("the chain {name}")));
     }
 
     fn rule(&mut self, chain: &str, rule: Rule) {
         let attributes = Attributes::default().text(1, TABLE).text(2, chain).nest(4, rule.0);
-        let mut request = self.family.new(message::NEW_RULE, attributes, format!("a rule of the chain {chain}"));
+        let mut request = self.family.make(message::NEW_RULE, attributes, format!("a rule of the chain {chain}"));
         request.flags |= APPEND;
         self.requests.push(request);
     }
@@ -234,16 +238,19 @@ impl Table {
                 self.rule(&name, rule.translate(family, R0));
             }
             Some(seconds) => {
-                // Client, front, endpoint stand side by side, so that each key is a stretch of them.
+                // Client, front and the endpoint's number stand side by side, so that each key is a stretch of them.
+                // What a map gives covers the port, which is loaded again; see `dispatch` for why.
                 let at = R0 + width;
-                let (rule, endpoint) = Rule::default().source(family, R0).front(family, at);
-                let known = rule.clone().look_up(SetName::Affinity, R0, endpoint);
-                let known = known.is_in(SetName::Members, at);
-                self.rule(&name, known.remember(R0, endpoint, Some(seconds)).translate(family, endpoint));
-                let fresh = rule.random(places, offset, endpoint).look_up(SetName::Endpoints, at, endpoint);
+                let (rule, id) = Rule::default().source(family, R0).front(family, at);
+                let (port, endpoint) = (id - 1, id + 1);
+                let known = rule.clone().mark(id).look_up(SetName::Affinity, R0, port).port(port);
+                // Only an endpoint that is still there keeps its clients.
+                let known = known.look_up(SetName::Sticky, at, endpoint).remember(R0, port, Some(seconds));
+                self.rule(&name, known.translate(family, endpoint));
+                let fresh = rule.random(places, offset, id).look_up(SetName::Ids, at, port).port(port);
                 // An entry whose endpoint is gone is not overwritten by an update.
-                let fresh = fresh.remember(R0, endpoint, None).remember(R0, endpoint, Some(seconds));
-                self.rule(&name, fresh.translate(family, endpoint));
+                let fresh = fresh.remember(R0, port, None).remember(R0, port, Some(seconds));
+                self.rule(&name, fresh.look_up(SetName::Sticky, at, endpoint).translate(family, endpoint));
                 // Should there be no room for one more client.
                 let (rule, place) = Rule::default().front(family, R0);
                 let rule = rule.random(places, offset, place).look_up(SetName::Endpoints, R0, R0);
@@ -258,7 +265,7 @@ impl Table {
             let list = chunk.iter().fold(Attributes::default(), |list, e| list.nest(1, e.clone()));
             let name = SetName::Dispatch.name();
             let attributes = Attributes::default().text(1, TABLE).text(2, name).nest(3, list);
-            self.requests.push(self.family.new(message::NEW_ELEMENTS, attributes, "elements of dispatch"));
+            self.requests.push(self.family.make(message::NEW_ELEMENTS, attributes, "elements of dispatch"));
         }
     }
 
@@ -269,17 +276,17 @@ impl Table {
             self.rule("services", rule.dispatch(SetName::Services, number));
         }
         let to = Rule::default().destination(family, R0);
-        self.rule("services", to.clone().is_in(SetName::ClusterIps, R0).verdict(VERDICT_GOTO, Some("refuse")));
-        self.rule("services", to.is_in(SetName::Ranges, R0).drop());
+        self.rule("services", to.clone().if_in(SetName::ClusterIps, R0).verdict(VERDICT_GOTO, Some("refuse")));
+        self.rule("services", to.if_in(SetName::Ranges, R0).drop());
     }
 
     fn masquerade(&mut self) {
         let family = self.family;
         let width = family.length() / 4;
         let both = Rule::default().source(family, R0).destination(family, R0 + width);
-        self.rule("new-source", both.is_in(SetName::Hairpin, R0).masquerade());
+        self.rule("new-source", both.if_in(SetName::Hairpin, R0).masquerade());
         // Answers to and from this node's own come by here anyway.
-        let own = |rule: Rule| rule.is_in(SetName::Local, R0).verdict(VERDICT_RETURN, None);
+        let own = |rule: Rule| rule.if_in(SetName::Local, R0).verdict(VERDICT_RETURN, None);
         self.rule("new-source", own(Rule::default().source(family, R0)));
         self.rule("new-source", own(Rule::default().destination(family, R0)));
         self.rule("new-source", Rule::default().masquerade());
@@ -289,7 +296,7 @@ impl Table {
         let family = self.family;
         self.base("prerouting", "nat", 0, -100);
         for _ in 0..2 {
-            let (rule, number) = Rule::default().source(family, R0).is_not_in(SetName::Pods, R0).front(family, R0);
+            let (rule, number) = Rule::default().source(family, R0).unless_in(SetName::Pods, R0).front(family, R0);
             self.rule("prerouting", rule.dispatch(SetName::External, number));
         }
         self.rule("prerouting", Rule::default().jump("services"));
@@ -304,8 +311,8 @@ impl Table {
         }
         // What connection tracking finds invalid is not translated, and must not wander about with a service address.
         self.base("forward", "filter", 2, 0);
-        self.rule("forward", Rule::default().destination(family, R0).is_in(SetName::Ranges, R0).drop());
+        self.rule("forward", Rule::default().destination(family, R0).if_in(SetName::Ranges, R0).drop());
         self.base("filter-output", "filter", 3, 0);
-        self.rule("filter-output", Rule::default().destination(family, R0).is_in(SetName::Ranges, R0).drop());
+        self.rule("filter-output", Rule::default().destination(family, R0).if_in(SetName::Ranges, R0).drop());
     }
 }

@@ -157,6 +157,8 @@ async fn clients_with_affinity_keep_their_endpoint_while_it_lives() {
     sticks(second);
     lab.set(&s, &[&a, &b, &c]);
     sticks(second);
+    lab.nft("list ruleset");
+    lab.nft("-j list ruleset");
     // Without affinity again.
     lab.set(&service("s", json!({})), &[&a, &b, &c]);
     let all: std::collections::HashSet<_> = (0..60).map(|_| tcp(&client.netns, at(VIP, 80)).unwrap().server).collect();
