@@ -17,8 +17,8 @@ test: ## everything, from formatting to end-to-end on real components
 
 bench: ## figures side by side with peers
 	@configs/setup.sh bench
-	$(CARGO) build --release --locked -p causeway-cli
-	tests/bench/run.sh target/release/causeway
+	$(CARGO) build --release --locked -p causeway-cli -p causeway-tests
+	target/release/bench
 
 fmt:
 	$(CARGO) fmt --all

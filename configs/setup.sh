@@ -25,7 +25,6 @@ tests() {
 bench() {
   tests
   need wrk wrk
-  need dnsperf dnsperf
 }
 case "${1:-}" in
   demo) demo ;;

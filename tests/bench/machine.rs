@@ -1,0 +1,42 @@
+//! What a figure was taken on: without it the figure says nothing.
+
+use anyhow::Result;
+use causeway_tests::run;
+use serde_json::{Value, json};
+use std::process::Command;
+
+/// Processor, memory, kernel, system, and the program.
+pub fn describe() -> Result<Value> {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo")?;
+    let field = |text: &str, name: &str| {
+        let line = text.lines().find(|l| l.starts_with(name)).unwrap_or_default();
+        line.split_once(':').map_or("", |(_, v)| v).trim().to_owned()
+    };
+    let meminfo = std::fs::read_to_string("/proc/meminfo")?;
+    let memory: u64 = field(&meminfo, "MemTotal").split_whitespace().next().unwrap_or("0").parse()?;
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let system =
+        release.lines().find_map(|l| l.strip_prefix("PRETTY_NAME=")).unwrap_or("").trim_matches('"').to_owned();
+    let program = causeway_tests::cluster::program()?;
+    Ok(json!({
+        "processor": field(&cpuinfo, "model name"),
+        "cores": cpuinfo.lines().filter(|l| l.starts_with("processor")).count(),
+        "memoryMiB": memory / 1024,
+        "kernel": std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim(),
+        "system": system,
+        "causeway": said(Command::new(&program).arg("--version")),
+        "commit": said(Command::new("git").args(["describe", "--always", "--dirty"])),
+        "build": if cfg!(debug_assertions) { "debug: figures are worthless" } else { "release" },
+        "containerd": said(Command::new("containerd").arg("--version")),
+    }))
+}
+
+/// How busy the machine is, in `uptime`'s words.
+pub fn load() -> String {
+    std::fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').take(3).collect::<Vec<_>>().join(" ")
+}
+
+fn said(command: &mut Command) -> String {
+    let said = run(command).map(|o| format!("{}{}", o.out, o.err)).unwrap_or_default();
+    said.lines().next().unwrap_or_default().to_owned()
+}
