@@ -12,7 +12,7 @@ pub const CURL: &str = "causeway.local/test/curl:1";
 const APPLETS: &[&str] = &[
     "sh", "cat", "chmod", "cp", "date", "dd", "echo", "env", "false", "grep", "head", "hostname", "httpd", "id",
     "kill", "ls", "mkdir", "mount", "nc", "nslookup", "ps", "pwd", "rm", "sed", "seq", "sleep", "sort", "stty", "tail",
-    "test", "touch", "tr", "true", "udpsvd", "uname", "wc", "wget", "yes",
+    "test", "touch", "tr", "true", "uname", "wc", "wget", "yes",
 ];
 
 /// A builder with busybox and its applets.

@@ -95,6 +95,20 @@ fn crash_loop(m: &PodModel, kind: Kind, record: &Record, now: Timestamp) -> Opti
     })
 }
 
+/// The containers that entered a crash loop's back-off between two reports: each is worth one event.
+pub fn begun_back_offs(last: &PodStatus, next: &PodStatus) -> Vec<String> {
+    let waits = |status: &PodStatus| -> Vec<(String, i32)> {
+        let all = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+        let waits = all.filter(|c| {
+            let waiting = c.state.as_ref().and_then(|s| s.waiting.as_ref());
+            waiting.is_some_and(|w| w.reason.as_deref() == Some("CrashLoopBackOff"))
+        });
+        waits.map(|c| (c.name.clone(), c.restart_count)).collect()
+    };
+    let before = waits(last);
+    waits(next).into_iter().filter(|w| !before.contains(w)).map(|(name, _)| name).collect()
+}
+
 fn container_status(m: &PodModel, kind: Kind, c: &Container, now: Timestamp) -> ContainerStatus {
     let history = m.history(&c.name);
     let current = history.last().copied();

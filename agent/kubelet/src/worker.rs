@@ -13,7 +13,7 @@ use crate::observe;
 use crate::operations::{self, Outcome, Ready};
 use crate::plan::{Action, plan};
 use crate::publish::Publisher;
-use crate::status::{OWN_CONDITIONS, status};
+use crate::status::{OWN_CONDITIONS, begun_back_offs, status};
 use crate::volumes::Volumes;
 use causeway_api::events::EventType;
 use jiff::{SignedDuration, Timestamp};
@@ -313,6 +313,11 @@ impl Worker {
             return;
         }
         let next = status(&self.model, &self.last, now);
+        for name in begun_back_offs(&self.last, &next) {
+            let pod = &self.model.pod;
+            let text = format!("Back-off restarting failed container {name} in pod {}", crate::names::format_pod(pod));
+            self.ctx.container_event(pod, &name, EventType::Warning, "BackOff", text);
+        }
         if next != self.last {
             self.last = next.clone();
             self.publisher.publish(next);
