@@ -306,6 +306,7 @@ fn dns(
                 admin: None,
                 upstreams,
                 stub_domains: Default::default(),
+                forward_on: None,
                 publish: true,
                 state_dir: Some(state_dir),
             };

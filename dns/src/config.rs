@@ -24,6 +24,9 @@ pub struct DnsConfig {
     pub upstreams: Vec<SocketAddr>,
     /// Servers for the names of other domains, longest domain first wins.
     pub stub_domains: BTreeMap<String, Vec<SocketAddr>>,
+    /// Where questions to upstreams are asked, when the caller's runtime has no way to them: a local node's network
+    /// leads nowhere, while the machine's does. The caller's own with `None`.
+    pub forward_on: Option<tokio::runtime::Handle>,
     /// Keep the EndpointSlice `kube-system/kube-dns-<node>`.
     pub publish: bool,
     /// Where the last known zone is kept, so that a restart without the API still answers.

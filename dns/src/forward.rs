@@ -11,8 +11,11 @@ use hickory_resolver::net::{DnsError, NetError};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Answers kept: CoreDNS' default.
 const CACHE_ITEMS: u64 = 9984;
@@ -38,7 +41,9 @@ pub enum Forwarded {
 pub struct Forwarder {
     /// Longest domain first; the root last.
     zones: Vec<(Name, TokioResolver)>,
-    slots: Semaphore,
+    slots: Arc<Semaphore>,
+    /// Where the questions are asked; the caller's runtime with `None`.
+    runtime: Option<Handle>,
 }
 
 impl Forwarder {
@@ -55,7 +60,7 @@ impl Forwarder {
             zones.push((name.to_lowercase(), resolver(servers)?));
         }
         zones.sort_by_key(|(name, _)| std::cmp::Reverse(name.num_labels()));
-        Ok(Self { zones, slots: Semaphore::new(MAX_CONCURRENT) })
+        Ok(Self { zones, slots: Arc::new(Semaphore::new(MAX_CONCURRENT)), runtime: config.forward_on.clone() })
     }
 
     /// Asks the upstreams of a name's domain.
@@ -63,10 +68,23 @@ impl Forwarder {
         let Some((_, resolver)) = self.zones.iter().find(|(zone, _)| zone.zone_of(name)) else {
             return Forwarded::Refused;
         };
-        let Ok(_slot) = self.slots.try_acquire() else {
+        let Ok(slot) = self.slots.clone().try_acquire_owned() else {
             return Forwarded::Failed(format!("{MAX_CONCURRENT} questions to upstreams are under way already"));
         };
-        match resolver.lookup(name.clone(), kind).await {
+        let (resolver, name) = (resolver.clone(), name.clone());
+        // Sockets belong to the runtime, and so to the network, of the task that opens them.
+        let asking = async move {
+            let _slot = slot;
+            resolver.lookup(name, kind).await
+        };
+        let answer = match &self.runtime {
+            None => asking.await,
+            Some(runtime) => match AbortOnDropHandle::new(runtime.spawn(asking)).await {
+                Ok(answer) => answer,
+                Err(error) => return Forwarded::Failed(format!("the runtime that asks upstreams is gone: {error}")),
+            },
+        };
+        match answer {
             Ok(lookup) => Forwarded::Found(lookup.answers().to_vec()),
             Err(NetError::Dns(DnsError::NoRecordsFound(none))) => {
                 let soa = none.soa.map(|soa| {

@@ -53,6 +53,7 @@ pub async fn start_for(domain: &str, upstreams: Vec<SocketAddr>) -> Dns {
         admin: None,
         upstreams,
         stub_domains: Default::default(),
+        forward_on: None,
         publish: false,
         state_dir: None,
     };
