@@ -1,6 +1,6 @@
 //! The command line: what users type, and which module answers.
 
-use crate::{image, instance, kubeconfig, paths::Paths, status, teardown, up};
+use crate::{data, image, instance, kubeconfig, paths::Paths, status, teardown, up};
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -106,7 +106,7 @@ pub fn run(args: Args) -> Result<()> {
             instance::stop(&paths)?;
             teardown::sweep(&paths)?;
             if down.delete_data {
-                teardown::delete_data(&paths)?;
+                data::delete(&paths)?;
             }
             println!("cluster {:?} is down", paths.name);
             Ok(())

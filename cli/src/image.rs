@@ -1,8 +1,8 @@
 //! `causeway image`: images without a registry. In: archives or plain files. Out: images on every node of a running
 //! cluster, or a new archive.
 
-use crate::host::containerd_namespace;
 use crate::instance::{self, Record};
+use crate::node::containerd_namespace;
 use crate::paths::Paths;
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};

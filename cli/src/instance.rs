@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -34,6 +35,9 @@ pub struct Record {
     pub phase: String,
     /// Everything answered.
     pub ready: bool,
+    /// Supervised components: `running`, or why not.
+    #[serde(default)]
+    pub components: BTreeMap<String, String>,
 }
 
 /// Patience for a cluster to stop by itself.

@@ -1,14 +1,17 @@
 //! The `causeway` program: reads the command line and hands over. No logic lives here.
 
 mod args;
-mod host;
+mod data;
 mod image;
 mod instance;
 mod kubeconfig;
+mod node;
 mod paths;
 mod ports;
 mod progress;
+mod ready;
 mod status;
+mod tasks;
 mod teardown;
 mod up;
 

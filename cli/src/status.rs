@@ -1,7 +1,8 @@
 //! `causeway status`: what runs, where it is reached, and what is wrong with it.
 
 use crate::paths::Paths;
-use crate::{host, instance, kubeconfig};
+use crate::tasks::RUNNING;
+use crate::{instance, kubeconfig, ready};
 use anyhow::{Result, bail};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use kube::api::{Api, ListParams};
@@ -34,9 +35,15 @@ pub fn run(paths: &Paths) -> Result<()> {
         for node in Api::<Node>::all(client.clone()).list(&ListParams::default()).await?.items {
             print_node(&node, &pods);
         }
-        let missing = host::not_ready(&client, &record).await;
+        println!("\n{:<28} STATE", "COMPONENT");
+        for (component, state) in &record.components {
+            println!("{component:<28} {state}");
+        }
+        let mut missing = ready::missing(&client, &paths.name, &record).await;
+        let broken = record.components.iter().filter(|(_, state)| *state != RUNNING);
+        missing.extend(broken.map(|(component, state)| format!("{component} {state}")));
         if missing.is_empty() {
-            println!("\nall components are ready: apiserver, store, scheduler, controllers, kubelet, kube-proxy, dns, ingress");
+            println!("\nready");
             return Ok(());
         }
         bail!("not ready: {}", missing.join("; "))

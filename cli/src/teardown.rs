@@ -2,7 +2,7 @@
 //! state a stop or a crash left it in. Everything is found by name, so nobody else's things are touched.
 
 use crate::paths::Paths;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use causeway_network::local::LocalSegment;
 use causeway_runtime::daemon::ContainerdDaemon;
 use nix::mount::{MntFlags, umount2};
@@ -30,19 +30,6 @@ pub fn sweep(paths: &Paths) -> Result<()> {
         drop(fs::remove_dir(parent));
     }
     Ok(())
-}
-
-/// Removes the data of a cluster that is down.
-pub fn delete_data(paths: &Paths) -> Result<()> {
-    // Never a folder that merely was named on the command line.
-    let ours = paths.store().exists() || paths.pki().exists() || paths.log().exists();
-    if !ours {
-        if paths.data.exists() {
-            bail!("{} does not look like a cluster's data: it is left alone", paths.data.display());
-        }
-        return Ok(());
-    }
-    fs::remove_dir_all(&paths.data).with_context(|| format!("removing {}", paths.data.display()))
 }
 
 /// Unmounts what is mounted below a folder, the deepest first.

@@ -4,11 +4,12 @@
 //! [`start`] is the wiring diagram: it reads from top to bottom as the cluster comes up.
 
 use crate::args::{UpArgs, require_root};
-use crate::host::{self, LanDialer, Node, Tasks};
 use crate::instance::{self, Record};
+use crate::node::{LanDialer, Node};
 use crate::paths::Paths;
 use crate::progress::Progress;
-use crate::{kubeconfig, ports, teardown};
+use crate::tasks::{self, Health, Tasks};
+use crate::{data, kubeconfig, ports, ready, teardown};
 use anyhow::{Context, Result, bail};
 use causeway_api::config::ClusterConfig;
 use causeway_api::identity::{USER_CONTROLLER_MANAGER, USER_SCHEDULER, UserInfo};
@@ -19,6 +20,7 @@ use causeway_runtime::daemon::ContainerdDaemon;
 use causeway_scheduler::SchedulerConfig;
 use causeway_store::{SledOptions, SledStore, Store};
 use ipnet::IpNet;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, Stdio};
@@ -46,6 +48,11 @@ pub fn run(args: &UpArgs) -> Result<()> {
     let paths = Paths::new(&args.cluster.name, args.cluster.data_dir.as_deref())?;
     if let Some(record) = instance::running(&paths)? {
         println!("cluster {:?} is running already (process {}); see: causeway status", paths.name, record.pid);
+        let asked = (args.http_port, args.https_port, args.api_port, usize::from(args.nodes));
+        if asked != (record.http_port, record.https_port, record.api_port, record.nodes.len()) {
+            println!("its ports and nodes stay as they are; to change them: causeway down, then up again");
+            print_hints(&paths, &record);
+        }
         return Ok(());
     }
     if args.detach {
@@ -56,24 +63,27 @@ pub fn run(args: &UpArgs) -> Result<()> {
         nix::unistd::setsid().context("leaving the terminal's session")?;
     }
     init_logging(args.detached);
-    fs::create_dir_all(&paths.data).with_context(|| format!("making {}", paths.data.display()))?;
     let listeners = Listeners {
         http: ports::bind(args.http_port, "the ingress", "--http-port")?,
         https: ports::bind(args.https_port, "the ingress with TLS", "--https-port")?,
         api: ports::bind(args.api_port, "the API", "--api-port")?,
     };
+    let owned = data::claim(&paths)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("control").enable_all().build()?;
     let outcome = runtime.block_on(serve(args, &paths, listeners));
     runtime.shutdown_timeout(STOP_GRACE);
     // Also when it did not come up: nothing half-made stays.
     let swept = teardown::sweep(&paths);
+    drop(owned);
     outcome.and(swept)
 }
 
 /// Starts ourselves again in the background and waits until that process says it is ready.
 fn detach(paths: &Paths) -> Result<()> {
-    fs::create_dir_all(&paths.data).with_context(|| format!("making {}", paths.data.display()))?;
+    data::make(paths)?;
     let log_path = paths.log();
+    // The log before this one may be all that tells of a crash.
+    drop(fs::rename(&log_path, log_path.with_extension("log.1")));
     let log = File::create(&log_path).with_context(|| format!("making {}", log_path.display()))?;
     let args = std::env::args_os().skip(1).filter(|a| a != "--detach");
     let mut child = Command::new(std::env::current_exe()?)
@@ -90,6 +100,10 @@ fn detach(paths: &Paths) -> Result<()> {
         if let Some(status) = child.try_wait()? {
             let log = fs::read_to_string(&log_path).unwrap_or_default();
             let why = log.lines().rev().find_map(|l| l.strip_prefix("causeway: ")).unwrap_or("it said nothing");
+            let why = why.to_owned();
+            if data::forget_empty(paths) {
+                bail!("the cluster did not start ({status}): {why}");
+            }
             bail!("the cluster did not start ({status}): {why}; the log is in {}", log_path.display());
         }
         if let Some(record) = instance::running(paths)? {
@@ -137,26 +151,49 @@ async fn serve(args: &UpArgs, paths: &Paths, listeners: Listeners) -> Result<()>
         nodes: (1..=args.nodes).map(|i| format!("node-{i}")).collect(),
         phase: String::new(),
         ready: false,
+        components: BTreeMap::new(),
     };
     let mut phase = Phase { paths, record, progress: Progress::new() };
-    let stop = CancellationToken::new();
-    let signalled = host::stop_on_signal(stop.clone())?;
+    let (stop, health) = (CancellationToken::new(), Health::default());
+    let signalled = tasks::stop_on_signal(stop.clone())?;
     let cluster = tokio::select! {
-        cluster = start(args, paths, listeners, &mut phase, &stop) => cluster?,
-        () = stop.cancelled() => return Ok(()),
+        cluster = start(args, paths, listeners, &mut phase, &stop, &health) => cluster?,
+        () = stop.cancelled() => return failed(&health, signalled.is_finished()),
     };
     phase.record.ready = true;
+    phase.record.components = health.all();
     phase.is("ready")?;
-    let record = phase.record.clone();
+    let mut record = phase.record.clone();
     phase.progress.done(&format!("cluster {:?} is ready", paths.name));
     if !args.detached {
         print_hints(paths, &record);
         println!("Ctrl-C stops the cluster.");
     }
-    signalled.await?;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = health.changed() => {}
+        }
+        record.components = health.all();
+        if let Err(error) = instance::write(paths, &record) {
+            tracing::warn!("the state of the components is not told: {error:#}");
+        }
+    }
     tracing::info!("stopping");
     cluster.stop().await;
-    Ok(())
+    failed(&health, signalled.is_finished())
+}
+
+/// A stop that nobody asked for has a reason.
+fn failed(health: &Health, asked: bool) -> Result<()> {
+    if asked {
+        return Ok(());
+    }
+    let broken = health.all().into_iter().find(|(_, state)| state != tasks::RUNNING);
+    match broken {
+        Some((component, why)) => bail!("{component} {why}"),
+        None => Ok(()),
+    }
 }
 
 /// What is running, in the order in which it is stopped.
@@ -184,6 +221,7 @@ async fn start(
     listeners: Listeners,
     phase: &mut Phase<'_>,
     stop: &CancellationToken,
+    health: &Health,
 ) -> Result<Cluster> {
     let config = ClusterConfig { name: paths.name.clone(), ..ClusterConfig::default() };
     let node_cidr: IpNet = NODE_CIDR.parse()?;
@@ -217,12 +255,12 @@ async fn start(
     )
     .await?;
     let api = Arc::new(api);
-    let mut control = Tasks::new(stop.child_token());
+    let mut control = Tasks::new(stop.child_token(), health);
     let inside_listener = segment.lan().bind_tcp(inside).context("listening for the nodes")?;
     inside_listener.set_nonblocking(true)?;
     let serving = (api.clone(), control.token());
-    control
-        .spawn("apiserver", async move { Ok(serving.0.serve(vec![listeners.api, inside_listener], serving.1).await?) });
+    let serve = async move { serving.0.serve(vec![listeners.api, inside_listener], serving.1).await };
+    control.must_run("apiserver", stop.clone(), serve);
     let server = format!("https://127.0.0.1:{}", args.api_port);
     kubeconfig::write(paths, &api.kubeconfig(&server, &format!("causeway-{}", paths.name), &UserInfo::admin())?)?;
 
@@ -260,11 +298,13 @@ async fn start(
     let mut ingress = Some((listeners.http, listeners.https));
     for name in phase.record.nodes.clone() {
         let local = segment.add_node(&name).await?;
-        nodes.push(Node::start(args, paths, &config, &api, &containerd, &name, local, ingress.take(), stop).await?);
+        nodes.push(
+            Node::start(args, paths, &config, &api, &containerd, &name, local, ingress.take(), stop, health).await?,
+        );
     }
 
     phase.is("waiting for the nodes to be ready")?;
-    host::wait_ready(&api.client(UserInfo::admin()), &phase.record).await?;
+    ready::wait(&api.client(UserInfo::admin()), &paths.name, &phase.record).await?;
     Ok(Cluster { nodes, control, containerd })
 }
 

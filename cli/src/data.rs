@@ -1,0 +1,127 @@
+//! Whose a data folder is. In: a folder. Out: the folder marked as a cluster's and locked for one process, or a refusal
+//! to touch what is somebody else's.
+
+use crate::paths::Paths;
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::{self, File};
+use std::io::Write;
+
+/// What marks a folder as a cluster's data; it holds the cluster's name.
+const MARK: &str = "causeway-cluster";
+/// Everything a cluster keeps in its data folder.
+const ENTRIES: &[&str] = &[
+    "store",
+    "pki",
+    "segment",
+    "nodes",
+    "volumes",
+    "containerd",
+    "containerd.log",
+    "kubeconfig",
+    "causeway.log",
+    "causeway.log.1",
+];
+
+/// Makes the folder, or accepts one that is empty or a cluster's.
+pub fn make(paths: &Paths) -> Result<()> {
+    let dir = &paths.data;
+    fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    let mark = dir.join(MARK);
+    match fs::read_to_string(&mark) {
+        Ok(name) if name.trim() == paths.name => return Ok(()),
+        Ok(name) => bail!("{} holds the data of cluster {:?}; choose another --data-dir", dir.display(), name.trim()),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(e).with_context(|| format!("reading {}", mark.display()));
+        }
+        Err(_) => {}
+    }
+    if fs::read_dir(dir)?.next().is_some() {
+        bail!("{} is not empty and not a cluster's data; choose another --data-dir", dir.display());
+    }
+    fs::write(&mark, format!("{}\n", paths.name)).with_context(|| format!("writing {}", mark.display()))
+}
+
+/// Makes the folder ours for the life of the process: two `up` of one cluster cannot meet.
+pub fn claim(paths: &Paths) -> Result<Flock<File>> {
+    make(paths)?;
+    let mark = paths.data.join(MARK);
+    let mut file = File::options().read(true).write(true).open(&mark)?;
+    file.write_all(format!("{}\n", paths.name).as_bytes())?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| {
+        anyhow::anyhow!("cluster {:?} is being started or stopped by another process ({e})", paths.name)
+    })
+}
+
+/// Removes a folder in which a failed start left nothing but its mark and its log; true when it did.
+pub fn forget_empty(paths: &Paths) -> bool {
+    let Ok(entries) = fs::read_dir(&paths.data) else { return false };
+    let mut names = entries.flatten().map(|e| e.file_name());
+    let bare = names.all(|n| n == MARK || n == "causeway.log");
+    bare && delete(paths).is_ok()
+}
+
+/// Removes what a cluster keeps, and the folder when nothing else is in it.
+pub fn delete(paths: &Paths) -> Result<()> {
+    let dir = &paths.data;
+    if !dir.exists() {
+        return Ok(());
+    }
+    match fs::read_to_string(dir.join(MARK)) {
+        Ok(name) if name.trim() == paths.name => {}
+        _ => bail!("{} is not the data of cluster {:?}: it is left alone", dir.display(), paths.name),
+    }
+    for entry in ENTRIES.iter().chain([&MARK]) {
+        let path = dir.join(entry);
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        match removed {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).with_context(|| format!("removing {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    if fs::remove_dir(dir).is_err() {
+        println!("{} holds more than the cluster's data: the rest is left there", dir.display());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths(dir: &std::path::Path) -> Paths {
+        Paths::new("data", Some(dir)).unwrap()
+    }
+
+    #[test]
+    fn foreign_folders_are_never_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("store")).unwrap();
+        fs::write(dir.path().join("precious"), "mine").unwrap();
+        assert!(make(&paths(dir.path())).is_err());
+        assert!(delete(&paths(dir.path())).is_err());
+        assert!(dir.path().join("precious").exists() && dir.path().join("store").exists());
+    }
+
+    #[test]
+    fn only_our_own_is_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let ours = dir.path().join("x");
+        make(&paths(&ours)).unwrap();
+        fs::create_dir_all(ours.join("store/sled")).unwrap();
+        fs::write(ours.join("precious"), "mine").unwrap();
+        delete(&paths(&ours)).unwrap();
+        assert!(!ours.join("store").exists() && ours.join("precious").exists());
+    }
+
+    #[test]
+    fn two_processes_cannot_own_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = claim(&paths(dir.path())).unwrap();
+        assert!(claim(&paths(dir.path())).is_err());
+        drop(first);
+        claim(&paths(dir.path())).unwrap();
+    }
+}
