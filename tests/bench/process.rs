@@ -50,10 +50,15 @@ impl Drop for Server {
     }
 }
 
-/// The same command on one core (taskset replaces itself by it, so the process is the command's).
+/// The same command on one core, and before other work of the machine where that is allowed. Both programs in front
+/// replace themselves by the next, so the process is the command's.
 pub fn pin(core: usize, command: &Command) -> Command {
-    let mut pinned = Command::new("taskset");
-    pinned.arg("-c").arg(core.to_string()).arg(command.get_program()).args(command.get_args());
+    let mut pinned = Command::new("nice");
+    pinned
+        .args(["-n", "-10", "taskset", "-c"])
+        .arg(core.to_string())
+        .arg(command.get_program())
+        .args(command.get_args());
     for (name, value) in command.get_envs() {
         if let Some(value) = value {
             pinned.env(name, value);

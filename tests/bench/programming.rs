@@ -4,12 +4,16 @@
 //! A running cluster; two servers in the node's own namespace stand for pods, so that nothing but programming is timed.
 //! One prober at a time asks without pause, from the node's namespace (service address, DNS) or from the host (ingress),
 //! as the write is sent. Two times each: since the write was sent, and since it was acknowledged.
+//!
+//! Last the whole chain, with a real pod that a readiness gate makes ready: the gate's condition written, the kubelet's
+//! status, the controller's EndpointSlice, the node's rules, a connection.
 
 use crate::Options;
 use crate::startup::CLUSTER;
 use crate::stats::{latency, round};
 use anyhow::{Context, Result, bail, ensure};
 use causeway_tests::Cluster;
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -47,6 +51,21 @@ spec:
   rules: [{host: flip.localhost, http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: flip, port: {number: 80}}}}]}}]
 ";
 
+const POD: &str = r"
+apiVersion: v1
+kind: Pod
+metadata: {name: gated, labels: {app: gated}}
+spec:
+  terminationGracePeriodSeconds: 1
+  readinessGates: [{conditionType: bench/ready}]
+  containers: [{name: web, image: 'causeway.local/bench/httpd:1', imagePullPolicy: Never, ports: [{containerPort: 8080}]}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: gated}
+spec: {selector: {app: gated}, ports: [{port: 80, targetPort: 8080}]}
+";
+
 /// Asks once which of the servers answers now.
 type Probe = Box<dyn FnMut() -> Result<usize> + Send>;
 
@@ -72,7 +91,7 @@ pub async fn client(kubeconfig: &Path) -> Result<kube::Client> {
 }
 
 /// Measures all ways.
-pub fn run(_: &Options) -> Result<Value> {
+pub fn run(options: &Options) -> Result<Value> {
     let cluster = Cluster::start(CLUSTER)?;
     let namespace = format!("/run/netns/cw-{CLUSTER}-node-1");
     for address in SERVERS {
@@ -86,8 +105,8 @@ pub fn run(_: &Options) -> Result<Value> {
     let address: Ipv4Addr = cluster.kubectl("get service flip -o jsonpath={.spec.clusterIP}").ok()?.parse()?;
     let ingress = SocketAddr::from(([127, 0, 0, 1], cluster.http));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let slices: Api<EndpointSlice> =
-        Api::default_namespaced(runtime.block_on(client(&cluster.dir.join("kubeconfig")))?);
+    let client = runtime.block_on(client(&cluster.dir.join("kubeconfig")))?;
+    let slices: Api<EndpointSlice> = Api::default_namespaced(client.clone());
     let mut result = json!({"changes": CHANGES});
     let probes: [(&str, &str, bool, Probe); 3] = [
         ("serviceAddress", "flip", true, Box::new(move || ask(SocketAddr::from((address, 80)), "flip.localhost"))),
@@ -96,14 +115,61 @@ pub fn run(_: &Options) -> Result<Value> {
     ];
     for (name, service, on_node, probe) in probes {
         let prober = prober(on_node.then(|| namespace.clone()), probe);
-        let figures = runtime.block_on(changes(&slices, service, &prober)).with_context(|| name.to_owned())?;
-        println!(
-            "    {name:<14} p50 {} ms, p99 {} ms since the write was sent",
-            figures["sinceSentMilliseconds"]["p50"], figures["sinceSentMilliseconds"]["p99"]
-        );
+        let write = async |ready: usize| {
+            let patch = Patch::Merge(json!({"endpoints": endpoints(ready)}));
+            slices.patch(service, &PatchParams::default(), &patch).await?;
+            Ok(())
+        };
+        // Which of the two becomes the one is the same.
+        let [mut all, one] = runtime.block_on(changes(write, &prober, CHANGES / 2)).with_context(|| name.to_owned())?;
+        all.sent.extend(one.sent);
+        all.acknowledged.extend(one.acknowledged);
+        all.writes.extend(one.writes);
+        all.failed += one.failed;
+        let figures = all.summary();
+        tell(name, &figures);
         result[name] = figures;
     }
+    let [unready, ready] = whole_chain(&cluster, options, &namespace, &runtime, client)?;
+    for (name, samples) in [("podReadyToServiceAddress", ready), ("podUnreadyToServiceAddress", unready)] {
+        result[name] = samples.summary();
+        tell(name, &result[name]);
+    }
     Ok(result)
+}
+
+fn tell(name: &str, figures: &Value) {
+    let of = &figures["sinceSentMilliseconds"];
+    println!("    {name:<14} p50 {} ms, p99 {} ms since the write was sent", of["p50"], of["p99"]);
+}
+
+/// A pod turns ready: 1 is a connection that is answered, 0 one that is refused.
+fn whole_chain(
+    cluster: &Cluster,
+    options: &Options,
+    namespace: &str,
+    runtime: &tokio::runtime::Runtime,
+    client: kube::Client,
+) -> Result<[Samples; 2]> {
+    let archive = crate::startup::pack(&options.out)?;
+    cluster.command(&["image", "load", &archive.to_string_lossy()]).ok()?;
+    cluster.apply(POD)?;
+    cluster.kubectl("wait pod/gated --for=condition=ContainersReady --timeout=60s").ok()?;
+    let address: Ipv4Addr = cluster.kubectl("get service gated -o jsonpath={.spec.clusterIP}").ok()?.parse()?;
+    let probe = move || match TcpStream::connect_timeout(&SocketAddr::from((address, 80)), Duration::from_secs(2)) {
+        Ok(_) => Ok(1),
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Ok(0),
+        Err(error) => Err(error.into()),
+    };
+    let prober = prober(Some(namespace.to_owned()), Box::new(probe));
+    let pods: Api<Pod> = Api::default_namespaced(client);
+    let write = async |ready: usize| {
+        let status = if ready == 1 { "True" } else { "False" };
+        let patch = Patch::Strategic(json!({"status": {"conditions": [{"type": "bench/ready", "status": status}]}}));
+        pods.patch_status("gated", &PatchParams::default(), &patch).await?;
+        Ok(())
+    };
+    runtime.block_on(changes(write, &prober, CHANGES / 2)).context("a pod turning ready")
 }
 
 fn slice(service: &str) -> String {
@@ -124,36 +190,55 @@ fn endpoints(ready: usize) -> Value {
         .collect()
 }
 
-async fn changes(slices: &Api<EndpointSlice>, service: &str, prober: &Prober) -> Result<Value> {
-    let (mut sent, mut acknowledged, mut writes) = (Vec::new(), Vec::new(), Vec::new());
-    let mut failed = 0;
+/// What was seen of changes, in milliseconds.
+#[derive(Default)]
+struct Samples {
+    sent: Vec<f64>,
+    acknowledged: Vec<f64>,
+    writes: Vec<f64>,
+    failed: usize,
+}
+
+impl Samples {
+    fn add(&mut self, begin: Instant, acked: Instant, seen: &Seen) {
+        let milliseconds = |since: Instant| seen.at.saturating_duration_since(since).as_secs_f64() * 1e3;
+        self.sent.push(milliseconds(begin));
+        self.acknowledged.push(milliseconds(acked));
+        self.writes.push((acked - begin).as_secs_f64() * 1e3);
+        self.failed += seen.failed;
+    }
+
+    fn summary(&self) -> Value {
+        let early = self.acknowledged.iter().filter(|m| **m == 0.0).count() as f64;
+        json!({
+            "sinceSentMilliseconds": latency(&self.sent),
+            "sinceAcknowledgedMilliseconds": latency(&self.acknowledged),
+            "writeMilliseconds": latency(&self.writes),
+            "probesWithoutAnswer": self.failed,
+            "seenBeforeAcknowledgedShare": round(early / self.sent.len().max(1) as f64),
+        })
+    }
+}
+
+/// Lets `write` make 1 and 0 the answer in turn, `each` times; gives what was seen by answer.
+async fn changes(write: impl AsyncFn(usize) -> Result<()>, prober: &Prober, each: usize) -> Result<[Samples; 2]> {
+    let mut samples = [Samples::default(), Samples::default()];
     // The first two only warm up.
-    for number in 0..CHANGES + 2 {
-        let ready = (number + 1) % 2;
-        prober.wanted.send(ready)?;
+    for number in 0..2 * (each + 1) {
+        let goal = (number + 1) % 2;
+        prober.wanted.send(goal)?;
         prober.begun.recv()?;
         let begin = Instant::now();
-        let patch = Patch::Merge(json!({"endpoints": endpoints(ready)}));
-        slices.patch(service, &PatchParams::default(), &patch).await?;
+        write(goal).await?;
         let acked = Instant::now();
         let seen = prober.seen.recv()??;
         if number >= 2 {
-            let milliseconds = |since: Instant| seen.at.saturating_duration_since(since).as_secs_f64() * 1e3;
-            sent.push(milliseconds(begin));
-            acknowledged.push(milliseconds(acked));
-            writes.push((acked - begin).as_secs_f64() * 1e3);
-            failed += seen.failed;
+            samples[goal].add(begin, acked, &seen);
         }
         // Not in step with anything.
         tokio::time::sleep(Duration::from_millis(20 + (number as u64 * 37) % 61)).await;
     }
-    Ok(json!({
-        "sinceSentMilliseconds": latency(&sent),
-        "sinceAcknowledgedMilliseconds": latency(&acknowledged),
-        "writeMilliseconds": latency(&writes),
-        "probesWithoutAnswer": failed,
-        "seenBeforeAcknowledgedShare": round(acknowledged.iter().filter(|m| **m == 0.0).count() as f64 / CHANGES as f64),
-    }))
+    Ok(samples)
 }
 
 fn prober(namespace: Option<String>, mut probe: Probe) -> Prober {

@@ -82,7 +82,8 @@ pub fn run(options: &Options) -> Result<Value> {
     }))
 }
 
-fn pack(out: &Path) -> Result<std::path::PathBuf> {
+/// The image, as an archive.
+pub fn pack(out: &Path) -> Result<std::path::PathBuf> {
     let (page, archive) = (out.join("index.html"), out.join("httpd.tar"));
     std::fs::write(&page, "<title>bench</title>\n")?;
     let mut command = Command::new(causeway_tests::cluster::program()?);
