@@ -61,9 +61,12 @@ impl Archive {
     fn read(&mut self, archive: &Path) -> io::Result<()> {
         std::fs::create_dir_all(&self.folder)?;
         let file = File::open(archive)?;
-        let mut tar = tar::Archive::new(decompress(file)?);
+        let mut tar = tar::Archive::new(check(decompress(file)?)?);
         tar.set_preserve_permissions(false);
-        tar.unpack(&self.folder)?;
+        // Only the kind of error: the texts quote the bytes that were taken for a header.
+        tar.unpack(&self.folder).map_err(|error| {
+            io::Error::new(error.kind(), format!("it is damaged or cannot be unpacked: {}", error.kind()))
+        })?;
         let fallback = archive.file_stem().and_then(|s| s.to_str()).unwrap_or("image").trim_end_matches(".tar");
         if self.folder.join("index.json").is_file() && self.read_layout(fallback)? {
             return Ok(());
@@ -78,7 +81,7 @@ impl Archive {
 
     /// An OCI layout; false when its images have no name but docker's manifest beside it may know them.
     fn read_layout(&mut self, fallback: &str) -> io::Result<bool> {
-        let index: Manifest = read_json(&self.folder.join("index.json"))?;
+        let index: Manifest = read_json(&self.inside(Path::new("index.json"))?)?;
         let docker_knows = self.folder.join("manifest.json").is_file();
         for entry in index.manifests {
             let name = ["io.containerd.image.name", "org.opencontainers.image.ref.name"]
@@ -99,7 +102,7 @@ impl Archive {
 
     /// `docker save`: manifests are made here, as the archive has none.
     fn read_docker(&mut self) -> io::Result<()> {
-        let images: Vec<DockerImage> = read_json(&self.folder.join("manifest.json"))?;
+        let images: Vec<DockerImage> = read_json(&self.inside(Path::new("manifest.json"))?)?;
         for image in images {
             let config = self.add_file(&image.config, "application/vnd.docker.container.image.v1+json")?;
             let mut layers = Vec::new();
@@ -193,6 +196,16 @@ fn decompress(mut file: File) -> io::Result<Box<dyn Read>> {
         [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::stream::read::Decoder::new(reader)?),
         _ => Box::new(reader),
     })
+}
+
+/// Passes a tar archive on, and refuses what is none by its first header.
+fn check(mut from: Box<dyn Read>) -> io::Result<impl Read> {
+    let mut header = Vec::new();
+    let read = from.by_ref().take(512).read_to_end(&mut header);
+    if read.is_err() || header.get(257..262) != Some(b"ustar") {
+        return Err(io::Error::other("it is not an OCI layout or docker archive (tar, also with gzip or zstd)"));
+    }
+    Ok(io::Cursor::new(header).chain(from))
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> io::Result<T> {

@@ -74,6 +74,36 @@ async fn docker_archives_load_and_damaged_ones_do_not() {
     assert!(house.runtime.image("bad:1").await.unwrap().is_none());
     let error = house.runtime.load_image(Path::new("/etc/hostname")).await.unwrap_err();
     assert!(error.to_string().contains("/etc/hostname"), "{error}");
+    // Whatever it is, nothing of it is shown.
+    let secret = "password:hunter2\n".repeat(100);
+    let plain = house.dir.path().join("no-archive");
+    std::fs::write(&plain, &secret).unwrap();
+    let zipped = house.dir.path().join("no-archive.gz");
+    let mut encoder = flate2::write::GzEncoder::new(std::fs::File::create(&zipped).unwrap(), Default::default());
+    encoder.write_all(secret.as_bytes()).unwrap();
+    encoder.finish().unwrap();
+    let mut bytes = std::fs::read(house.dir.path().join("docker.tar")).unwrap();
+    bytes[1024..1024 + secret.len()].copy_from_slice(secret.as_bytes());
+    let damaged = house.dir.path().join("damaged.tar");
+    std::fs::write(&damaged, bytes).unwrap();
+    for (file, words) in [
+        (&plain, "not an OCI layout or docker archive"),
+        (&zipped, "not an OCI layout or docker archive"),
+        (&damaged, "cannot be unpacked"),
+    ] {
+        let error = house.runtime.load_image(file).await.unwrap_err().to_string();
+        assert!(error.contains(words) && !error.contains("hunter2"), "{error}");
+    }
+    // Neither through a link that leads out of it.
+    let linked = house.dir.path().join("linked.tar");
+    let mut tar = tar::Builder::new(std::fs::File::create(&linked).unwrap());
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.set_size(0);
+    tar.append_link(&mut header, "index.json", &plain).unwrap();
+    tar.finish().unwrap();
+    let error = house.runtime.load_image(&linked).await.unwrap_err().to_string();
+    assert!(error.contains("leads out of the archive"), "{error}");
     let left: Vec<_> = std::fs::read_dir(house.dir.path().join("runtime")).unwrap().flatten().collect();
     assert!(left.iter().all(|e| !e.file_name().to_string_lossy().starts_with("load-")), "{left:?}");
 }
