@@ -1,4 +1,4 @@
-//! The way to kubelets: logs are streamed through, exec, attach and port-forward are upgraded connections whose bytes
+//! The way to kubelets: logs are streamed through, exec and attach are upgraded connections whose bytes
 //! pass verbatim in both directions.
 //!
 //! In: a request for a pod's subresource. Out: the kubelet's answer. The API server knows nothing of the frames.

@@ -25,6 +25,8 @@ pub struct Target {
     pub subresource: Option<String>,
     /// What comes after the subresource (`proxy/…`).
     pub rest: Option<String>,
+    /// The older form of watches, `/api/v1/watch/…`.
+    pub watch: bool,
 }
 
 /// Splits a path into decoded segments, dropping a trailing slash.
@@ -47,6 +49,13 @@ impl Target {
         };
         let mut target = Target { group: group.to_owned(), version: version.to_owned(), ..Target::default() };
         let rest = match rest {
+            ["watch", tail @ ..] if !tail.is_empty() => {
+                target.watch = true;
+                tail
+            }
+            _ => rest,
+        };
+        let rest = match rest {
             ["namespaces", _] | ["namespaces", _, "status" | "finalize"] if group.is_empty() => rest,
             ["namespaces", namespace, tail @ ..] if !tail.is_empty() => {
                 target.namespace = Some((*namespace).to_owned());
@@ -65,9 +74,11 @@ impl Target {
 
     /// The API verb of a method on this target.
     pub fn verb(&self, method: &Method, query: &Query) -> Option<&'static str> {
+        let watch = self.watch || (query.flag("watch") && self.subresource.is_none());
         Some(match (method.as_str(), self.name.is_some()) {
+            ("GET" | "HEAD", _) if watch => "watch",
+            _ if self.watch => return None,
             ("GET" | "HEAD", true) => "get",
-            ("GET" | "HEAD", false) if query.flag("watch") => "watch",
             ("GET" | "HEAD", false) => "list",
             ("POST", _) => "create",
             ("PUT", true) => "update",
@@ -337,8 +348,26 @@ mod tests {
             target("/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode"),
             own(["rbac.authorization.k8s.io", "", "clusterroles", "system:node", ""])
         );
+        assert_eq!(target("/api/v1/watch/namespaces/x/pods/p"), own(["", "x", "pods", "p", ""]));
         assert!(Target::parse("/api/v1").is_none());
         assert!(Target::parse("/healthz").is_none());
+    }
+
+    #[test]
+    fn watches_of_one_object_and_of_all() {
+        for (method, path, query, verb) in [
+            (Method::GET, "/api/v1/pods", "", Some("list")),
+            (Method::GET, "/api/v1/pods", "watch=1", Some("watch")),
+            (Method::GET, "/api/v1/namespaces/x/pods/p", "watch=0", Some("get")),
+            (Method::GET, "/api/v1/namespaces/x/pods/p", "watch=true", Some("watch")),
+            (Method::GET, "/api/v1/namespaces/x/pods/p/log", "watch=true", Some("get")),
+            (Method::GET, "/api/v1/watch/namespaces/x/pods/p", "", Some("watch")),
+            (Method::GET, "/api/v1/watch/pods", "", Some("watch")),
+            (Method::DELETE, "/api/v1/watch/namespaces/x/pods/p", "", None),
+        ] {
+            let target = Target::parse(path).unwrap();
+            assert_eq!(target.verb(&method, &Query::parse(query)), verb, "{method} {path}?{query}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::codec;
 use crate::engine::{Call, DeleteOptions, Part};
 use crate::http::{Incoming, Reply, Server};
 use crate::render::{self, EventEncoder};
-use crate::request::{ListOptions, Target, WriteOptions};
+use crate::request::{FieldTerm, ListOptions, Target, WriteOptions};
 use crate::status::{ApiError, ApiResult, success};
 use crate::subresources;
 use axum::body::Body;
@@ -56,9 +56,6 @@ impl Server {
             Some("finalize") if call.served.is("", "namespaces") && verb == "update" => {
                 self.part_verb(call, &name, Part::Finalize, verb, incoming).await
             }
-            Some("ephemeralcontainers") if call.served.is("", "pods") => {
-                self.part_verb(call, &name, Part::EphemeralContainers, verb, incoming).await
-            }
             Some(subresource) => subresources::serve(self, call, &name, subresource, verb, incoming).await,
         }
     }
@@ -81,7 +78,7 @@ impl Server {
                 let page = self.engine.list(&call.served, &call.namespace, &options).await?;
                 Ok(Reply::new(StatusCode::OK, form, render::list(&call.served, form, &page)))
             }
-            "watch" => self.watch(call, incoming).await,
+            "watch" => self.watch(call, name, incoming).await,
             "create" if name.is_empty() => self.create(call, incoming).await,
             "update" | "patch" => self.part_verb(call, name, Part::Main, verb, incoming).await,
             "delete" => {
@@ -188,12 +185,16 @@ impl Server {
         DeleteOptions::parse(&value, &incoming.query)
     }
 
-    async fn watch(self: &Arc<Self>, call: Call, incoming: Incoming) -> ApiResult<Reply> {
+    /// Watches all objects, or the one of a name.
+    async fn watch(self: &Arc<Self>, call: Call, name: &str, incoming: Incoming) -> ApiResult<Reply> {
         if self.shutdown.is_cancelled() {
             // Otherwise clients would open one watch after the other, each ended at once.
             return Err(ApiError::unavailable("the server is shutting down"));
         }
-        let options = ListOptions::parse(&incoming.query)?;
+        let mut options = ListOptions::parse(&incoming.query)?;
+        if !name.is_empty() {
+            options.fields.push(FieldTerm { field: "metadata.name".to_owned(), equal: true, value: name.to_owned() });
+        }
         let form = incoming.form()?;
         let watcher = match self.engine.watch(&call.served, &call.namespace, &options).await {
             Ok(watcher) => watcher,

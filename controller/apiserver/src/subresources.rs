@@ -33,10 +33,19 @@ pub async fn serve(
         ("eviction", "create") if pods => eviction::serve(server, call, name, incoming).await,
         ("token", "create") if call.served.is("", "serviceaccounts") => token(server, call, name, incoming).await,
         ("log", "get") if pods => log(server, &call, name, &incoming).await,
-        ("exec" | "attach" | "portforward", "get" | "create") if pods => {
-            stream(server, &call, name, subresource, &incoming).await
+        ("portforward", "get" | "create") if pods => {
+            server.engine.get(&call.served, &call.namespace, name, None).await?;
+            // Whatever the protocol: clients show what their last attempt was told.
+            Err(ApiError::not_implemented("port-forward is not implemented yet"))
         }
-        ("log" | "exec" | "attach" | "portforward" | "binding" | "eviction" | "token", _) if pods => {
+        // Nobody would start them.
+        ("ephemeralcontainers", "get" | "update" | "patch") if pods => {
+            Err(ApiError::not_implemented("ephemeral containers are not implemented yet"))
+        }
+        ("exec" | "attach", "get" | "create") if pods => stream(server, &call, name, subresource, &incoming).await,
+        ("log" | "exec" | "attach" | "portforward" | "ephemeralcontainers" | "binding" | "eviction" | "token", _)
+            if pods =>
+        {
             Err(ApiError::method_not_allowed())
         }
         _ => Err(ApiError::no_such_path()),
@@ -233,10 +242,10 @@ async fn log(server: &Arc<Server>, call: &Call, name: &str, incoming: &Incoming)
     server.relay.get(&server.engine, &pod, &path).await
 }
 
-/// exec, attach and port-forward.
+/// exec and attach.
 async fn stream(server: &Arc<Server>, call: &Call, name: &str, kind: &str, incoming: &Incoming) -> ApiResult<Reply> {
     let pod = server.engine.get(&call.served, &call.namespace, name, None).await?.value();
-    if matches!(text(&pod, "/status/phase"), "Succeeded" | "Failed") && kind != "portforward" {
+    if matches!(text(&pod, "/status/phase"), "Succeeded" | "Failed") {
         let phase = text(&pod, "/status/phase");
         let why = format!("cannot exec or attach to a container in a completed pod; current phase is {phase}");
         return Err(ApiError::bad_request(why));
@@ -273,13 +282,6 @@ fn stream_path(call: &Call, pod: &Value, name: &str, kind: &str, incoming: &Inco
             query.append_pair(theirs, "1");
         }
     }
-    Ok(if kind == "portforward" {
-        for port in incoming.query.all("ports") {
-            query.append_pair("port", port);
-        }
-        format!("/portForward/{}/{name}?{}", call.namespace, query.finish())
-    } else {
-        let container = container_of(pod, incoming.query.get("container"))?;
-        format!("/{kind}/{}/{name}/{}?{}", call.namespace, encode(&container), query.finish())
-    })
+    let container = container_of(pod, incoming.query.get("container"))?;
+    Ok(format!("/{kind}/{}/{name}/{}?{}", call.namespace, encode(&container), query.finish()))
 }

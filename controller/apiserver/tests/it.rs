@@ -9,6 +9,8 @@ mod custom;
 mod identity;
 #[path = "it/kubectl.rs"]
 mod kubectl;
+#[path = "it/missing.rs"]
+mod missing;
 #[path = "it/relay.rs"]
 mod relay;
 #[path = "it/services.rs"]

@@ -22,8 +22,6 @@ pub enum Part {
     Status,
     /// `/finalize` of a namespace.
     Finalize,
-    /// `/ephemeralcontainers` of a pod.
-    EphemeralContainers,
     /// `/binding` of a pod: the one way to a node's name.
     Binding,
 }
@@ -34,7 +32,6 @@ impl Part {
             Self::Main => "",
             Self::Status => "status",
             Self::Finalize => "finalize",
-            Self::EphemeralContainers => "ephemeralcontainers",
             Self::Binding => "binding",
         }
     }
@@ -289,14 +286,6 @@ impl Engine {
                 new["spec"]["finalizers"] = finalizers.unwrap_or_else(|| Value::Array(Vec::new()));
                 if let Some(meta) = meta {
                     new["metadata"] = meta;
-                }
-                FieldErrors::default()
-            }
-            Part::EphemeralContainers => {
-                let containers = new.pointer("/spec/ephemeralContainers").cloned();
-                *new = old.clone();
-                if let Some(containers) = containers {
-                    new["spec"]["ephemeralContainers"] = containers;
                 }
                 FieldErrors::default()
             }

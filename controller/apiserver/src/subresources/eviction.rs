@@ -51,6 +51,9 @@ async fn ask_budgets(server: &Arc<Server>, call: &Call, pod: &Value, dry_run: bo
             Err(ApiError::internal(why))
         };
     };
+    if unready_may_go(pod, budget) {
+        return Ok(());
+    }
     let name = text(budget, "/metadata/name").to_owned();
     let pod_name = text(pod, "/metadata/name").to_owned();
     let mut one = Call::internal(served.clone(), &call.namespace);
@@ -89,6 +92,44 @@ async fn ask_budgets(server: &Arc<Server>, call: &Call, pod: &Value, dry_run: bo
         .map(drop)
 }
 
+/// Whether a pod that is not ready may go without asking: nobody is disrupted, and the others are enough. Otherwise a
+/// broken pod would hold a drain up for ever.
+fn unready_may_go(pod: &Value, budget: &Value) -> bool {
+    let conditions = pod.pointer("/status/conditions").and_then(Value::as_array);
+    if conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True") {
+        return false;
+    }
+    let number = |key: &str| budget["status"][key].as_i64().unwrap_or(0);
+    let desired = number("desiredHealthy");
+    text(budget, "/spec/unhealthyPodEvictionPolicy") == "AlwaysAllow"
+        || (desired > 0 && number("currentHealthy") >= desired)
+}
+
 fn cause(message: &str) -> Option<Value> {
     Some(json!({ "reason": "DisruptionBudget", "message": message }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_that_are_not_ready_go_when_the_others_are_enough() {
+        let pod = |ready: &str| json!({ "status": { "conditions": [{ "type": "Ready", "status": ready }] } });
+        let budget = |policy: &str, healthy: i64, desired: i64| {
+            json!({ "spec": { "unhealthyPodEvictionPolicy": policy },
+                "status": { "currentHealthy": healthy, "desiredHealthy": desired } })
+        };
+        for (ready, policy, healthy, desired, may) in [
+            ("True", "AlwaysAllow", 2, 1, false),
+            ("False", "AlwaysAllow", 0, 1, true),
+            ("False", "IfHealthyBudget", 1, 1, true),
+            ("False", "", 1, 1, true),
+            ("False", "", 0, 1, false),
+            ("False", "", 1, 0, false),
+        ] {
+            let got = unready_may_go(&pod(ready), &budget(policy, healthy, desired));
+            assert_eq!(got, may, "{ready} {policy:?} {healthy} of {desired}");
+        }
+    }
 }

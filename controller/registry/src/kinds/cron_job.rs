@@ -27,6 +27,7 @@ pub(super) fn resource() -> Resource {
             status: Status::Cleared(|_| json!({})),
             generation: true,
             validate: job::cron_job,
+            warnings: |_| vec!["CronJobs are stored, but not run yet".to_owned()],
             cells,
             ..Rules::default()
         })

@@ -26,6 +26,7 @@ pub(super) fn resource() -> Resource {
             generation: true,
             validate: job::job,
             validate_update: job::job_update,
+            warnings: |_| vec!["Jobs are stored, but not run yet".to_owned()],
             cells,
             fields: &[],
             field: |o, f| (f == "status.successful").then(|| int(o, "status.succeeded").unwrap_or(0).to_string()),
