@@ -8,11 +8,12 @@ use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ProtocolConfig, ResolveHosts, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
@@ -23,6 +24,10 @@ const CACHE_ITEMS: u64 = 9984;
 const MAX_CONCURRENT: usize = 1000;
 /// An upstream gets this long, twice.
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// All upstreams together get this long: resolvers in pods ask again after five seconds.
+const DEADLINE: Duration = Duration::from_millis(4500);
+/// Failures of upstreams are told at most this often.
+const TELL_EVERY: Duration = Duration::from_secs(30);
 
 /// What an upstream said.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,7 +39,7 @@ pub enum Forwarded {
     /// No upstream is configured for the name.
     Refused,
     /// No upstream answered.
-    Failed(String),
+    Failed,
 }
 
 /// The upstreams, by domain.
@@ -44,6 +49,14 @@ pub struct Forwarder {
     slots: Arc<Semaphore>,
     /// Where the questions are asked; the caller's runtime with `None`.
     runtime: Option<Handle>,
+    told: Mutex<Told>,
+}
+
+/// What was said about failures, so that a dead upstream does not fill the log.
+#[derive(Default)]
+struct Told {
+    last: Option<Instant>,
+    untold: u64,
 }
 
 impl Forwarder {
@@ -60,7 +73,12 @@ impl Forwarder {
             zones.push((name.to_lowercase(), resolver(servers)?));
         }
         zones.sort_by_key(|(name, _)| std::cmp::Reverse(name.num_labels()));
-        Ok(Self { zones, slots: Arc::new(Semaphore::new(MAX_CONCURRENT)), runtime: config.forward_on.clone() })
+        Ok(Self {
+            zones,
+            slots: Arc::new(Semaphore::new(MAX_CONCURRENT)),
+            runtime: config.forward_on.clone(),
+            told: Mutex::default(),
+        })
     }
 
     /// Asks the upstreams of a name's domain.
@@ -69,32 +87,46 @@ impl Forwarder {
             return Forwarded::Refused;
         };
         let Ok(slot) = self.slots.clone().try_acquire_owned() else {
-            return Forwarded::Failed(format!("{MAX_CONCURRENT} questions to upstreams are under way already"));
+            return self.failed(name, &format!("{MAX_CONCURRENT} questions to upstreams are under way already"));
         };
-        let (resolver, name) = (resolver.clone(), name.clone());
+        let (resolver, asked) = (resolver.clone(), name.clone());
         // Sockets belong to the runtime, and so to the network, of the task that opens them.
         let asking = async move {
             let _slot = slot;
-            resolver.lookup(name, kind).await
+            tokio::time::timeout(DEADLINE, resolver.lookup(asked, kind)).await
         };
         let answer = match &self.runtime {
             None => asking.await,
             Some(runtime) => match AbortOnDropHandle::new(runtime.spawn(asking)).await {
                 Ok(answer) => answer,
-                Err(error) => return Forwarded::Failed(format!("the runtime that asks upstreams is gone: {error}")),
+                Err(error) => return self.failed(name, &format!("the runtime that asks upstreams is gone: {error}")),
             },
         };
         match answer {
-            Ok(lookup) => Forwarded::Found(lookup.answers().to_vec()),
-            Err(NetError::Dns(DnsError::NoRecordsFound(none))) => {
+            Ok(Ok(lookup)) => Forwarded::Found(lookup.answers().to_vec()),
+            Ok(Err(NetError::Dns(DnsError::NoRecordsFound(none)))) => {
                 let soa = none.soa.map(|soa| {
                     Record::from_rdata(soa.name.clone(), soa.ttl, hickory_proto::rr::RData::SOA(soa.data.clone()))
                 });
                 Forwarded::Nothing(none.response_code, soa.into_iter().collect())
             }
-            Err(NetError::Dns(DnsError::ResponseCode(code))) => Forwarded::Nothing(code, Vec::new()),
-            Err(error) => Forwarded::Failed(error.to_string()),
+            Ok(Err(NetError::Dns(DnsError::ResponseCode(code)))) => Forwarded::Nothing(code, Vec::new()),
+            Ok(Err(error)) => self.failed(name, &error.to_string()),
+            Err(_) => self.failed(name, &format!("no answer within {DEADLINE:?}")),
         }
+    }
+
+    fn failed(&self, name: &Name, why: &str) -> Forwarded {
+        let mut told = self.told.lock();
+        if told.last.is_some_and(|last| last.elapsed() < TELL_EVERY) {
+            told.untold += 1;
+            tracing::debug!(%name, why, "no upstream answered");
+        } else {
+            let untold = std::mem::take(&mut told.untold);
+            told.last = Some(Instant::now());
+            tracing::warn!(%name, why, untold, "no upstream answered; are the configured DNS upstreams reachable?");
+        }
+        Forwarded::Failed
     }
 }
 

@@ -5,10 +5,11 @@
 //! where this node's DNS is.
 //!
 //! watch ([`watch`]) → model ([`model`]: one Service and its slices → [`model::Records`]) → plan and apply ([`zone`]:
-//! records are swapped in service by service) → answers ([`server`], [`forward`]).
+//! records are swapped in service by service) → answers ([`listen`], [`server`], [`forward`]).
 
 pub mod config;
 pub mod forward;
+pub mod listen;
 pub mod metrics;
 pub mod model;
 mod publish;

@@ -13,6 +13,8 @@ pub struct Metrics {
     pub duration: Histogram,
     /// `coredns_forward_requests_total{result}`.
     pub forwarded: IntCounterVec,
+    /// `causeway_dns_dropped_total{proto}`: packets and connections beyond what is served at the same time.
+    pub dropped: IntCounterVec,
     /// `causeway_dns_services`: services in the zone.
     pub services: IntGauge,
 }
@@ -29,12 +31,14 @@ impl Metrics {
             responses: counter("coredns_dns_responses_total", "Answers", &["rcode"])?,
             duration: Histogram::with_opts(duration)?,
             forwarded: counter("coredns_forward_requests_total", "Questions for upstreams", &["result"])?,
+            dropped: counter("causeway_dns_dropped_total", "Packets and connections beyond the limits", &["proto"])?,
             services: IntGauge::new("causeway_dns_services", "Services in the zone")?,
         };
         this.registry.register(Box::new(this.requests.clone()))?;
         this.registry.register(Box::new(this.responses.clone()))?;
         this.registry.register(Box::new(this.duration.clone()))?;
         this.registry.register(Box::new(this.forwarded.clone()))?;
+        this.registry.register(Box::new(this.dropped.clone()))?;
         this.registry.register(Box::new(this.services.clone()))?;
         Ok(this)
     }

@@ -158,6 +158,33 @@ mod tests {
     }
 
     #[test]
+    fn endpoints_may_list_several_ports_over_several_slices() {
+        let slice_of = |name: &str, port: u16| {
+            slice(json!({
+                "addressType": "IPv4", "metadata": {},
+                "ports": [{ "name": name, "port": port }, { "name": "dns", "port": 53, "protocol": "UDP" }],
+                "endpoints": [{ "addresses": ["10.1.0.1"], "hostname": "a" }],
+            }))
+        };
+        let headless = service(json!({ "clusterIP": "None" }));
+        let slices = [slice_of("http", 80), slice_of("http", 81), slice_of("admin", 90)];
+        let Some(Records::Headless { endpoints }) = records(&headless, &slices) else { panic!() };
+        let ports: Vec<String> =
+            endpoints["a"].ports.iter().map(|p| format!("{}/{}/{}", p.name, p.protocol, p.port)).collect();
+        assert_eq!(ports, ["admin/tcp/90", "dns/udp/53", "http/tcp/80", "http/tcp/81"]);
+        // Nobody has to have ports, and unnamed ones have no name to be asked by.
+        let bare = slice(json!({
+            "addressType": "IPv4", "metadata": {}, "ports": [{ "port": 9 }], "endpoints": [{ "addresses": ["10.1.0.1"] }],
+        }));
+        let Some(Records::Headless { endpoints }) = records(&headless, &[bare]) else { panic!() };
+        assert!(endpoints["10-1-0-1"].ports.is_empty());
+        let portless = service(json!({ "clusterIPs": ["10.96.0.9"] }));
+        let none: [Arc<EndpointSlice>; 0] = [];
+        assert!(matches!(records(&portless, &none), Some(Records::Cluster { ports, .. }) if ports.is_empty()));
+        assert_eq!(records(&service(json!({ "clusterIP": "" })), &none), None);
+    }
+
+    #[test]
     fn dashes_are_read_back() {
         for ip in ["10.1.0.1", "fd00::1", "2001:db8:0:1::", "::1"] {
             let ip: IpAddr = ip.parse().unwrap();

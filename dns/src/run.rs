@@ -5,9 +5,8 @@ use crate::forward::Forwarder;
 use crate::metrics::Metrics;
 use crate::server::Handler;
 use crate::zone::Zone;
-use crate::{publish, snapshot, watch};
+use crate::{listen, publish, snapshot, watch};
 use anyhow::{Context, Result};
-use hickory_server::Server;
 use kube::Client;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,12 +15,9 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// An idle TCP connection is closed after this.
-const TCP_IDLE: Duration = Duration::from_secs(10);
-/// Responses queued for one TCP connection.
-const TCP_RESPONSES: usize = 32;
 /// The slice is written again this often, should somebody have changed it.
 const REPUBLISH: Duration = Duration::from_secs(60);
 /// Snapshots are written at most this often.
@@ -40,42 +36,55 @@ pub async fn run(client: Client, config: DnsConfig, shutdown: CancellationToken)
     }
     let forwarder = Forwarder::new(&config).map_err(anyhow::Error::msg)?;
     let handler = Handler { zone: zone.clone(), forwarder, ready: ready.clone(), metrics: metrics.clone() };
-    let mut server = Server::new(handler);
+    let handler = Arc::new(handler);
+    // Serves until this function ends, which is after the endpoint has been taken out of use.
+    let mut serving = JoinSet::new();
     for socket in config.udp {
-        server.register_socket(UdpSocket::from_std(socket).context("taking over a UDP socket for DNS")?);
+        let socket = UdpSocket::from_std(socket).context("taking over a UDP socket for DNS")?;
+        serving.spawn(listen::udp(socket, handler.clone()));
     }
     for listener in config.tcp {
         let listener = TcpListener::from_std(listener).context("taking over a TCP socket for DNS")?;
-        server.register_listener(listener, TCP_IDLE, TCP_RESPONSES);
+        serving.spawn(listen::tcp(listener, handler.clone()));
     }
+    // Whatever ends us ends our tasks too: who starts us again would have them twice.
+    let stop = shutdown.child_token();
+    let _stop = stop.clone().drop_guard();
     if let Some(listener) = config.admin {
         let listener = TcpListener::from_std(listener).context("taking over the admin socket of DNS")?;
-        tokio::spawn(admin(listener, ready.clone(), metrics.clone(), shutdown.clone()));
+        tokio::spawn(admin(listener, ready.clone(), metrics.clone(), stop.clone()));
     }
     let synced = Arc::new(Notify::new());
     let publisher = config.publish.then(|| {
-        let (client, synced, shutdown) = (client.clone(), synced.clone(), shutdown.clone());
-        tokio::spawn(keep_published(client, config.node_name, config.node_ips, synced, shutdown))
+        let (client, synced, stop) = (client.clone(), synced.clone(), stop.clone());
+        tokio::spawn(keep_published(client, config.node_name, config.node_ips, synced, stop))
     });
     let changed = Arc::new(Notify::new());
-    let saver = config.state_dir.map(|dir| tokio::spawn(save(dir, zone.clone(), changed.clone(), shutdown.clone())));
+    let saver = config.state_dir.map(|dir| {
+        let (zone, ready, changed, stop) = (zone.clone(), ready.clone(), changed.clone(), stop.clone());
+        tokio::spawn(save(dir, zone, ready, changed, stop))
+    });
     let on_sync = || {
         ready.store(true, Ordering::Release);
         synced.notify_one();
-        tracing::info!(services = zone.all().len(), "DNS is ready");
+        tracing::info!(services = zone.len(), "DNS is ready");
     };
     let on_change = || {
-        metrics.services.set(i64::try_from(zone.all().len()).unwrap_or(i64::MAX));
+        metrics.services.set(i64::try_from(zone.len()).unwrap_or(i64::MAX));
         changed.notify_one();
     };
-    tokio::select! {
-        () = watch::run(&client, &zone, on_sync, on_change, &shutdown) => {}
-        ended = server.block_until_done() => ended.context("serving DNS")?,
-    }
+    let ended = tokio::select! {
+        ended = watch::run(&client, &zone, on_sync, on_change, &shutdown) => ended,
+        Some(ended) = serving.join_next() => Err(match ended {
+            Err(panic) => anyhow::Error::new(panic).context("serving DNS"),
+            Ok(()) => anyhow::anyhow!("serving DNS ended by itself"),
+        }),
+    };
+    stop.cancel();
     for task in [publisher, saver].into_iter().flatten() {
         task.await?;
     }
-    server.shutdown_gracefully().await.context("stopping DNS")
+    ended
 }
 
 /// Keeps the node's endpoint in the API while we serve, and takes it out of use at the end.
@@ -109,12 +118,22 @@ async fn keep_published(
     }
 }
 
-async fn save(dir: PathBuf, zone: Arc<Zone>, changed: Arc<Notify>, shutdown: CancellationToken) {
+async fn save(
+    dir: PathBuf,
+    zone: Arc<Zone>,
+    ready: Arc<AtomicBool>,
+    changed: Arc<Notify>,
+    shutdown: CancellationToken,
+) {
     loop {
         let last = tokio::select! {
             () = shutdown.cancelled() => true,
             () = changed.notified() => false,
         };
+        if last && !ready.load(Ordering::Acquire) {
+            // Nothing is known; the next start must not take that for a cluster without services.
+            return;
+        }
         let (to, of) = (dir.clone(), zone.clone());
         match tokio::task::spawn_blocking(move || snapshot::save(&to, &of)).await {
             Ok(Err(error)) => tracing::warn!(%error, dir = %dir.display(), "the zone was not saved"),
@@ -138,7 +157,10 @@ async fn admin(listener: TcpListener, ready: Arc<AtomicBool>, metrics: Arc<Metri
             () = shutdown.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
-        let Ok((mut stream, _)) = accepted else { continue };
+        let Ok((mut stream, _)) = accepted else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
         let (ready, metrics) = (ready.clone(), metrics.clone());
         tokio::spawn(tokio::time::timeout(Duration::from_secs(5), async move {
             let mut head = [0u8; 1024];

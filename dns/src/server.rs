@@ -1,23 +1,36 @@
-//! From packet to packet: hickory parses and sends, this decides. In: a request. Out: one response, from the zone, from
+//! From packet to packet: hickory parses and writes, this decides. In: a question. Out: one response, from the zone, from
 //! an upstream, or an error code that says which of the two failed.
 
 use crate::forward::{Forwarded, Forwarder};
 use crate::metrics::Metrics;
 use crate::zone::{Answer, Zone};
-use hickory_proto::op::{Edns, Header, HeaderCounts, MessageType, Metadata, OpCode, ResponseCode};
+use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
-use hickory_server::net::runtime::Time;
-use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
-use hickory_server::zone_handler::MessageResponseBuilder;
+use hickory_proto::serialize::binary::{BinEncodable, BinEncoder};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Aliases followed for one question.
 const MAX_ALIASES: usize = 8;
-/// What we can take in one UDP packet without fragments (DNS flag day 2020).
+/// What goes in one UDP packet without fragments (DNS flag day 2020).
 const UDP_PAYLOAD: u16 = 1232;
+/// What goes in one UDP packet to a client that does not say (RFC 1035).
+const UDP_CLASSIC: u16 = 512;
+/// The size of an OPT record without options.
+const OPT_LENGTH: u16 = 11;
+/// The size of a header.
+const HEADER_LENGTH: usize = 12;
 
-/// Answers requests.
+/// How a question came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// One packet, its answer bounded.
+    Udp,
+    /// A connection.
+    Tcp,
+}
+
+/// Answers questions.
 pub struct Handler {
     /// The cluster's names.
     pub zone: Arc<Zone>,
@@ -45,62 +58,67 @@ impl Reply {
     }
 }
 
-#[async_trait::async_trait]
-impl RequestHandler for Handler {
-    async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, mut to: R) -> ResponseInfo {
+impl Handler {
+    /// Answers a packet; what is no question at all gets no answer.
+    pub async fn answer(&self, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
         let begin = std::time::Instant::now();
-        let reply = self.reply(request).await;
-        let mut metadata = Metadata::response_from_request(&request.metadata);
+        let question = match Message::from_vec(packet) {
+            Ok(question) => question,
+            Err(_) => return self.malformed(packet),
+        };
+        if question.metadata.message_type != MessageType::Query {
+            // Two servers that answer answers would go on for ever.
+            return None;
+        }
+        let reply = self.reply(&question, transport).await;
+        let mut metadata = Metadata::response_from_request(&question.metadata);
         metadata.response_code = reply.code.unwrap_or(ResponseCode::NoError);
         metadata.authoritative = reply.authoritative;
         metadata.recursion_available = true;
-        self.metrics.responses.with_label_values(&[&metadata.response_code.to_string()]).inc();
-        let edns = request.edns.as_ref().map(|asked| {
+        self.metrics.responses.with_label_values(&[code_label(metadata.response_code)]).inc();
+        let mut response = Message::new(question.metadata.id, MessageType::Response, question.metadata.op_code);
+        response.metadata = metadata;
+        response.answers = reply.answers;
+        response.authorities = reply.authorities;
+        response.additionals = reply.additionals;
+        let limit = match (transport, &question.edns) {
+            (Transport::Tcp, _) => u16::MAX,
+            (Transport::Udp, Some(edns)) => edns.max_payload().clamp(UDP_CLASSIC, UDP_PAYLOAD),
+            (Transport::Udp, None) => UDP_CLASSIC,
+        };
+        response.edns = question.edns.as_ref().map(|_| {
             let mut edns = Edns::new();
-            // hickory sizes the packet by this: what the client can take, within what the path can.
-            edns.set_max_payload(asked.max_payload().clamp(512, UDP_PAYLOAD));
-            edns.set_version(0);
+            edns.set_max_payload(UDP_PAYLOAD);
             edns
         });
-        let mut builder = MessageResponseBuilder::from_message_request(request);
-        if let Some(edns) = &edns {
-            builder.edns(edns);
-        }
-        let response = builder.build(
-            metadata,
-            reply.answers.iter(),
-            reply.authorities.iter(),
-            std::iter::empty(),
-            reply.additionals.iter(),
-        );
-        let sent = to.send_response(response).await;
+        response.queries = question.queries;
+        let bytes = encode(response, limit);
         self.metrics.duration.observe(begin.elapsed().as_secs_f64());
-        sent.unwrap_or_else(|error| {
-            tracing::debug!(%error, client = %request.src(), "answer not sent");
-            failed(&request.metadata)
-        })
+        bytes
     }
-}
 
-/// What hickory wants to hear when nothing could be sent.
-fn failed(asked: &Metadata) -> ResponseInfo {
-    let mut metadata = Metadata::response_from_request(asked);
-    metadata.response_code = ResponseCode::ServFail;
-    ResponseInfo::from(Header { metadata, counts: HeaderCounts::default() })
-}
+    /// What cannot be read is told so by its number, if it claims to be a question.
+    fn malformed(&self, packet: &[u8]) -> Option<Vec<u8>> {
+        let header: &[u8; HEADER_LENGTH] = packet.first_chunk()?;
+        if header[2] & 0x80 != 0 {
+            return None;
+        }
+        self.metrics.responses.with_label_values(&[code_label(ResponseCode::FormErr)]).inc();
+        let op_code = OpCode::from_u8((header[2] >> 3) & 0x0f);
+        Message::error_msg(u16::from_be_bytes([header[0], header[1]]), op_code, ResponseCode::FormErr).to_vec().ok()
+    }
 
-impl Handler {
-    async fn reply(&self, request: &Request) -> Reply {
-        if request.edns.as_ref().is_some_and(|e| e.version() > 0) {
+    async fn reply(&self, question: &Message, transport: Transport) -> Reply {
+        if question.edns.as_ref().is_some_and(|e| e.version() > 0) {
             return Reply::code(ResponseCode::BADVERS);
         }
-        if request.metadata.message_type != MessageType::Query || request.metadata.op_code != OpCode::Query {
+        if question.metadata.op_code != OpCode::Query {
             return Reply::code(ResponseCode::NotImp);
         }
-        let Ok(info) = request.request_info() else { return Reply::code(ResponseCode::FormErr) };
-        let query = info.query.original();
+        let [query] = question.queries.as_slice() else { return Reply::code(ResponseCode::FormErr) };
         let kind = query.query_type();
-        self.metrics.requests.with_label_values(&[&info.protocol.to_string(), type_label(kind)]).inc();
+        let protocol = if transport == Transport::Udp { "udp" } else { "tcp" };
+        self.metrics.requests.with_label_values(&[protocol, type_label(kind)]).inc();
         match kind {
             RecordType::AXFR | RecordType::IXFR => return Reply::code(ResponseCode::Refused),
             RecordType::ANY => return Reply::code(ResponseCode::NotImp),
@@ -134,13 +152,13 @@ impl Handler {
                     name = target;
                 }
                 Answer::NoData => {
-                    reply.authorities.push(self.zone.soa());
+                    reply.authorities.push(self.zone.soa_of(&name));
                     return reply;
                 }
                 Answer::NoName => {
-                    // With an alias in the answer the name asked for does exist.
-                    reply.code = reply.answers.is_empty().then_some(ResponseCode::NXDomain);
-                    reply.authorities.push(self.zone.soa());
+                    // After aliases too the code is that of the last name (RFC 6604).
+                    reply.code = Some(ResponseCode::NXDomain);
+                    reply.authorities.push(self.zone.soa_of(&name));
                     return reply;
                 }
                 Answer::NotOurs => return self.forward(reply, &name, kind).await,
@@ -159,16 +177,63 @@ impl Handler {
                 reply.authorities.extend(soa);
                 ("nothing", Some(code))
             }
-            Forwarded::Refused => ("refused", Some(ResponseCode::Refused)),
-            Forwarded::Failed(why) => {
-                tracing::debug!(%name, why, "no upstream answered");
-                ("failed", Some(ResponseCode::ServFail))
-            }
+            // An alias of ours is an answer, even where nobody knows its target.
+            Forwarded::Refused => ("refused", reply.answers.is_empty().then_some(ResponseCode::Refused)),
+            Forwarded::Failed => ("failed", Some(ResponseCode::ServFail)),
         };
         self.metrics.forwarded.with_label_values(&[result]).inc();
-        // An alias of ours is an answer, even where its target is not to be had.
-        reply.code = code.filter(|_| reply.answers.is_empty());
+        reply.code = code;
         reply
+    }
+}
+
+/// Writes a response in at most `limit` bytes. What is cut keeps as many answers as fit, for clients that cannot ask
+/// again by TCP, and its OPT record.
+fn encode(mut response: Message, limit: u16) -> Option<Vec<u8>> {
+    let first = emit(&response, limit)?;
+    if !is_truncated(&first) || response.edns.is_none() {
+        return Some(first);
+    }
+    let edns = response.edns.take();
+    let shorter = emit(&response, limit - OPT_LENGTH)?;
+    let fitting = u16::from_be_bytes([*shorter.get(6)?, *shorter.get(7)?]);
+    response.answers.truncate(fitting.into());
+    response.authorities.clear();
+    response.additionals.clear();
+    response.metadata.truncation = true;
+    response.edns = edns;
+    emit(&response, limit)
+}
+
+fn emit(response: &Message, limit: u16) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(UDP_CLASSIC.into());
+    let mut encoder = BinEncoder::new(&mut bytes);
+    encoder.set_max_size(limit);
+    match response.emit(&mut encoder) {
+        Ok(()) => Some(bytes),
+        Err(error) => {
+            tracing::warn!(%error, "a DNS answer cannot be written");
+            let metadata = &response.metadata;
+            Message::error_msg(metadata.id, metadata.op_code, ResponseCode::ServFail).to_vec().ok()
+        }
+    }
+}
+
+fn is_truncated(packet: &[u8]) -> bool {
+    packet.get(2).is_some_and(|flags| flags & 0x02 != 0)
+}
+
+/// CoreDNS' words.
+fn code_label(code: ResponseCode) -> &'static str {
+    match code {
+        ResponseCode::NoError => "NOERROR",
+        ResponseCode::FormErr => "FORMERR",
+        ResponseCode::ServFail => "SERVFAIL",
+        ResponseCode::NXDomain => "NXDOMAIN",
+        ResponseCode::NotImp => "NOTIMP",
+        ResponseCode::Refused => "REFUSED",
+        ResponseCode::BADVERS => "BADVERS",
+        _ => "other",
     }
 }
 

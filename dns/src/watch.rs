@@ -3,6 +3,7 @@
 
 use crate::model::{self, Key};
 use crate::zone::Zone;
+use anyhow::{Result, bail};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -53,15 +54,22 @@ where
                 Ok(watcher::Event::Init) => self.seen.clear(),
                 Ok(watcher::Event::InitApply(object)) => {
                     self.seen.insert(key_of(&object));
-                    return Some(Step::Set(object));
+                    return Some(Step::Set(lean(object)));
                 }
-                Ok(watcher::Event::Apply(object)) => return Some(Step::Set(object)),
+                Ok(watcher::Event::Apply(object)) => return Some(Step::Set(lean(object))),
                 Ok(watcher::Event::InitDone) => return Some(Step::Complete(std::mem::take(&mut self.seen))),
                 Ok(watcher::Event::Delete(object)) => return Some(Step::Remove(object)),
                 Err(error) => tracing::debug!(%error, kind = %K::kind(&()), "watch interrupted; the zone stays"),
             }
         }
     }
+}
+
+/// Without what names never depend on and every copy would hold.
+fn lean<K: ResourceExt>(mut object: K) -> K {
+    object.meta_mut().managed_fields = None;
+    object.meta_mut().annotations = None;
+    object
 }
 
 fn key_of<K: ResourceExt>(object: &K) -> Key {
@@ -76,7 +84,7 @@ pub(crate) async fn run(
     mut synced: impl FnMut(),
     mut changed: impl FnMut(),
     shutdown: &CancellationToken,
-) {
+) -> Result<()> {
     let mut services = Follow::<Service>::new(client);
     let mut slices = Follow::<EndpointSlice>::new(client);
     let mut view = View::default();
@@ -84,20 +92,20 @@ pub(crate) async fn run(
     loop {
         let complete_before = have_services && have_slices;
         let touched = tokio::select! {
-            () = shutdown.cancelled() => return,
+            () = shutdown.cancelled() => return Ok(()),
             step = services.next() => match step {
                 Some(step) => {
                     have_services |= matches!(step, Step::Complete(_));
                     view.service(step)
                 }
-                None => return,
+                None => bail!("a watch for DNS ended by itself"),
             },
             step = slices.next() => match step {
                 Some(step) => {
                     have_slices |= matches!(step, Step::Complete(_));
                     view.slice(step)
                 }
-                None => return,
+                None => bail!("a watch for DNS ended by itself"),
             },
         };
         if !(have_services && have_slices) {
@@ -190,5 +198,112 @@ impl View {
             }
         }
         Some(owner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn service(name: &str) -> Service {
+        let value = json!({ "metadata": { "name": name, "namespace": "n" },
+            "spec": { "clusterIP": "None", "clusterIPs": ["None"] } });
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn slice(name: &str, owner: &str, ip: &str) -> EndpointSlice {
+        let value = json!({ "addressType": "IPv4", "endpoints": [{ "addresses": [ip] }],
+            "metadata": { "name": name, "namespace": "n", "labels": { "kubernetes.io/service-name": owner } } });
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn key(name: &str) -> Key {
+        Key { namespace: "n".into(), name: name.into() }
+    }
+
+    fn labels(view: &View, name: &str) -> Option<Vec<String>> {
+        match view.records(&key(name))? {
+            model::Records::Headless { endpoints } => Some(endpoints.into_keys().collect()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Feeds a list as the watcher reports it.
+    async fn list<K>(objects: Vec<K>) -> Follow<K>
+    where
+        K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
+    {
+        let begin = std::iter::once(Ok(watcher::Event::Init));
+        let each = objects.into_iter().map(|o| Ok(watcher::Event::InitApply(o)));
+        let events: Vec<_> = begin.chain(each).chain([Ok(watcher::Event::InitDone)]).collect();
+        Follow { events: Box::pin(futures::stream::iter(events)), seen: HashSet::new() }
+    }
+
+    #[tokio::test]
+    async fn what_went_while_the_watch_was_down_goes_with_the_next_list() {
+        let mut view = View::default();
+        let mut follow = list(vec![service("a"), service("b")]).await;
+        while let Some(step) = follow.next().await {
+            view.service(step);
+        }
+        let mut follow = list(vec![slice("a-1", "a", "10.0.0.1"), slice("a-2", "a", "10.0.0.2")]).await;
+        while let Some(step) = follow.next().await {
+            view.slice(step);
+        }
+        assert_eq!(labels(&view, "a").unwrap(), ["10-0-0-1", "10-0-0-2"]);
+        assert_eq!(labels(&view, "b").unwrap().len(), 0);
+
+        // Meanwhile b went, slice a-1 went, and a-2 became another service's.
+        let mut touched = HashSet::new();
+        let mut follow = list(vec![service("a"), service("c")]).await;
+        while let Some(step) = follow.next().await {
+            touched.extend(view.service(step));
+        }
+        let mut follow = list(vec![slice("a-2", "c", "10.0.0.2")]).await;
+        while let Some(step) = follow.next().await {
+            touched.extend(view.slice(step));
+        }
+        assert_eq!(touched, HashSet::from([key("a"), key("b"), key("c")]));
+        assert_eq!(labels(&view, "a").unwrap().len(), 0);
+        assert_eq!(labels(&view, "b"), None);
+        assert_eq!(labels(&view, "c").unwrap(), ["10-0-0-2"]);
+    }
+
+    #[tokio::test]
+    async fn a_list_that_broke_off_removes_nothing() {
+        let mut view = View::default();
+        let mut follow = list(vec![service("a"), service("b")]).await;
+        while let Some(step) = follow.next().await {
+            view.service(step);
+        }
+        let broken = vec![
+            Ok(watcher::Event::Init),
+            Ok(watcher::Event::InitApply(service("b"))),
+            Ok(watcher::Event::Init),
+            Ok(watcher::Event::InitApply(service("a"))),
+            Ok(watcher::Event::InitDone),
+        ];
+        let mut follow = Follow { events: Box::pin(futures::stream::iter(broken)), seen: HashSet::new() };
+        view.service(follow.next().await.unwrap());
+        assert!(view.records(&key("a")).is_some());
+        while let Some(step) = follow.next().await {
+            view.service(step);
+        }
+        // The second list had a alone.
+        assert!(view.records(&key("a")).is_some() && view.records(&key("b")).is_none());
+    }
+
+    #[test]
+    fn the_first_complete_view_replaces_a_snapshot() {
+        let zone = Zone::new("cluster.local", vec![]).unwrap();
+        let old = model::Records::External { target: "x.example".into() };
+        zone.set(&key("gone"), Some(old.clone()));
+        zone.set(&key("a"), Some(old));
+        let mut view = View::default();
+        view.service(Step::Set(service("a")));
+        view.slice(Step::Set(slice("a-1", "a", "10.0.0.1")));
+        view.replace(&zone);
+        assert_eq!(zone.all(), [(key("a"), view.records(&key("a")).unwrap())]);
     }
 }

@@ -4,12 +4,12 @@
 //! Names follow Kubernetes' DNS-based service discovery 1.1.0: `svc.ns.svc.DOMAIN`, `endpoint.svc.ns.svc.DOMAIN`,
 //! `_port._proto.svc.ns.svc.DOMAIN`, `1-2-3-4.ns.pod.DOMAIN`, `dns-version.DOMAIN`, and reverse names of addresses.
 
-use crate::model::{Key, Port, Records, undashed};
+use crate::model::{EndpointName, Key, Port, Records, undashed};
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use ipnet::IpNet;
 use parking_lot::RwLock;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -98,20 +98,43 @@ impl Zone {
         self.tables.read().services.iter().map(|(k, r)| (k.clone(), r.clone())).collect()
     }
 
+    /// How many services have records.
+    pub fn len(&self) -> usize {
+        self.tables.read().services.len()
+    }
+
+    /// True before the first service.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Answers a question. `name` keeps the case it was asked in, which the answer repeats.
     pub fn lookup(&self, name: &Name, kind: RecordType) -> Answer {
         let labels = labels(name);
         if let Some(relative) = strip(&labels, &self.origin) {
             return self.forward(name, relative, kind);
         }
-        match name.parse_arpa_name().ok().map(|net| net.addr()) {
-            Some(ip) if self.ranges.iter().any(|r| r.contains(&ip)) => self.backward(name, ip, kind),
-            _ => Answer::NotOurs,
+        match name.parse_arpa_name() {
+            Ok(net) => self.backward(name, net, kind),
+            Err(_) => Answer::NotOurs,
         }
     }
 
-    /// The start of authority, for negative answers.
-    pub fn soa(&self) -> Record {
+    /// The start of authority that a negative answer about `name` carries. Resolvers keep such an answer only when its
+    /// owner is the name or above it.
+    pub fn soa_of(&self, name: &Name) -> Record {
+        let mut soa = self.soa();
+        if self.domain.zone_of(name) {
+            return soa;
+        }
+        let range = name.parse_arpa_name().ok().and_then(|net| self.ranges.iter().find(|r| r.contains(&net)));
+        // Reverse names have a label an octet (IPv6: half of one): the zone begins at the first whole one.
+        let bits = range.map(|r| (usize::from(r.prefix_len()), if r.addr().is_ipv4() { 8 } else { 4 }));
+        soa.name = bits.map_or(name.clone(), |(length, step)| name.trim_to(length.div_ceil(step) + 2)).to_lowercase();
+        soa
+    }
+
+    fn soa(&self) -> Record {
         let ns = prefix(&["ns", "dns"], &self.domain);
         let mail = prefix(&["hostmaster"], &self.domain);
         let serial = self.serial.load(Ordering::Relaxed);
@@ -145,7 +168,13 @@ impl Zone {
                 self.port(name, (&port[1..], &protocol[1..]), service, namespace, kind)
             }
             [protocol, service, namespace, "svc"] if protocol.starts_with('_') => {
-                let exists = self.tables.read().services.contains_key(&key(service, namespace));
+                // Nothing is here, but it exists when a port's name is below.
+                let below = |p: &Port| p.protocol == protocol[1..];
+                let exists = match self.tables.read().services.get(&key(service, namespace)) {
+                    Some(Records::Cluster { ports, .. }) => ports.iter().any(below),
+                    Some(Records::Headless { endpoints }) => endpoints.values().flat_map(|e| &e.ports).any(below),
+                    Some(Records::External { .. }) | None => false,
+                };
                 if exists { Answer::NoData } else { Answer::NoName }
             }
             [endpoint, service, namespace, "svc"] => {
@@ -178,10 +207,12 @@ impl Zone {
             }
             Some(Records::Cluster { ips, .. }) => self.addresses(name, ips.iter().copied(), kind),
             Some(Records::Headless { endpoints }) if endpoints.is_empty() => Answer::NoName,
-            Some(Records::Headless { .. }) if kind == RecordType::SRV => Answer::NoData,
+            // Beyond the specification, as CoreDNS has it: peers of a StatefulSet find each other so.
+            Some(Records::Headless { endpoints }) if kind == RecordType::SRV => {
+                self.srv_headless(name, name, endpoints, |_| true).unwrap_or(Answer::NoData)
+            }
             Some(Records::Headless { endpoints }) => {
-                let ips: std::collections::BTreeSet<IpAddr> =
-                    endpoints.values().flat_map(|e| e.ips.iter().copied()).collect();
+                let ips: BTreeSet<IpAddr> = endpoints.values().flat_map(|e| e.ips.iter().copied()).collect();
                 self.addresses(name, ips.into_iter(), kind)
             }
             Some(Records::External { target }) => alias(name, target),
@@ -208,38 +239,57 @@ impl Zone {
     fn port(&self, name: &Name, asked: (&str, &str), service: &str, namespace: &str, kind: RecordType) -> Answer {
         let tables = self.tables.read();
         let base = name.trim_to(name.num_labels().saturating_sub(2).into());
-        let is = |p: &&Port| p.name == asked.0 && p.protocol == asked.1;
+        let is = |p: &Port| p.name == asked.0 && p.protocol == asked.1;
         match tables.services.get(&key(service, namespace)) {
-            Some(Records::Cluster { ips, ports }) => match ports.iter().find(is) {
+            Some(Records::Cluster { ips, ports }) => match ports.iter().find(|p| is(p)) {
                 None => Answer::NoName,
                 Some(_) if kind != RecordType::SRV => Answer::NoData,
                 Some(port) => self.srv_cluster(name, &base, ips, [port]),
             },
-            Some(Records::Headless { endpoints }) => {
-                let with = endpoints.iter().filter_map(|(label, e)| Some((label, e, e.ports.iter().find(is)?)));
-                let (mut answers, mut additionals) = (Vec::new(), Vec::new());
-                for (label, endpoint, port) in with {
-                    let target = prefix(&[label], &base);
-                    let srv = RData::SRV(SRV::new(0, 100, port.port, target.clone()));
-                    answers.push(Record::from_rdata(name.clone(), TTL, srv));
-                    additionals.extend(endpoint.ips.iter().map(|ip| address(&target, *ip)));
-                }
-                if answers.is_empty() {
-                    return Answer::NoName;
-                }
-                if kind != RecordType::SRV {
-                    return Answer::NoData;
-                }
-                self.rotate(&mut answers);
-                Answer::Found { answers, additionals }
-            }
+            Some(Records::Headless { endpoints }) => match self.srv_headless(name, &base, endpoints, is) {
+                None => Answer::NoName,
+                Some(_) if kind != RecordType::SRV => Answer::NoData,
+                Some(answer) => answer,
+            },
             _ => Answer::NoName,
         }
     }
 
-    fn backward(&self, name: &Name, ip: IpAddr, kind: RecordType) -> Answer {
+    /// An SRV record for each endpoint and port (an endpoint may have several numbers under one name); `None` when there
+    /// is no such port.
+    fn srv_headless(
+        &self,
+        name: &Name,
+        base: &Name,
+        endpoints: &BTreeMap<String, EndpointName>,
+        wanted: impl Fn(&Port) -> bool,
+    ) -> Option<Answer> {
+        let (mut answers, mut additionals) = (Vec::new(), Vec::new());
+        for (label, endpoint) in endpoints {
+            let target = prefix(&[label], base);
+            let numbers: BTreeSet<u16> = endpoint.ports.iter().filter(|p| wanted(p)).map(|p| p.port).collect();
+            if numbers.is_empty() {
+                continue;
+            }
+            let srv = |port| Record::from_rdata(name.clone(), TTL, RData::SRV(SRV::new(0, 100, port, target.clone())));
+            answers.extend(numbers.into_iter().map(srv));
+            additionals.extend(endpoint.ips.iter().map(|ip| address(&target, *ip)));
+        }
+        self.rotate(&mut answers);
+        (!answers.is_empty()).then_some(Answer::Found { answers, additionals })
+    }
+
+    fn backward(&self, name: &Name, net: IpNet, kind: RecordType) -> Answer {
+        let ours = self.ranges.iter().any(|r| r.contains(&net));
+        if net.prefix_len() < net.max_prefix_len() {
+            // Above addresses there is nothing, but it exists.
+            return if ours { Answer::NoData } else { Answer::NotOurs };
+        }
         let tables = self.tables.read();
-        let Some(owners) = tables.reverse.get(&ip) else { return Answer::NoName };
+        // Endpoints may be anywhere: pods in the node's network, machines outside the cluster.
+        let Some(owners) = tables.reverse.get(&net.addr()) else {
+            return if ours { Answer::NoName } else { Answer::NotOurs };
+        };
         if kind != RecordType::PTR {
             return Answer::NoData;
         }

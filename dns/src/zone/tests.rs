@@ -20,6 +20,15 @@ fn zone() -> Zone {
         ("10-244-0-6".to_owned(), endpoint("10.244.0.6")),
     ]);
     zone.set(&key("redis", "shop"), Some(Records::Headless { endpoints }));
+    zone.set(
+        &key("bare", "shop"),
+        Some(Records::Cluster { ips: vec!["10.96.0.8".parse().unwrap()], ports: BTreeSet::new() }),
+    );
+    let far = EndpointName {
+        ips: ["192.0.2.9".parse().unwrap()].into(),
+        ports: [port("metrics", 9100), port("metrics", 9101), port("db", 5432)].into(),
+    };
+    zone.set(&key("far", "shop"), Some(Records::Headless { endpoints: BTreeMap::from([("db".to_owned(), far)]) }));
     zone.set(&key("empty", "shop"), Some(Records::Headless { endpoints: BTreeMap::new() }));
     zone.set(&key("out", "shop"), Some(Records::External { target: "example.com".into() }));
     zone
@@ -54,6 +63,28 @@ fn every_record_kind() {
         ("_http._tcp.web.shop.svc.cluster.local", T::A, Err(Answer::NoData)),
         ("_http._udp.web.shop.svc.cluster.local", T::SRV, Err(Answer::NoName)),
         ("_tcp.web.shop.svc.cluster.local", T::SRV, Err(Answer::NoData)),
+        ("_udp.web.shop.svc.cluster.local", T::SRV, Err(Answer::NoName)),
+        ("_tcp.redis.shop.svc.cluster.local", T::SRV, Err(Answer::NoData)),
+        ("_tcp.empty.shop.svc.cluster.local", T::SRV, Err(Answer::NoName)),
+        ("_tcp.out.shop.svc.cluster.local", T::SRV, Err(Answer::NoName)),
+        ("_http._tcp.out.shop.svc.cluster.local", T::SRV, Err(Answer::NoName)),
+        ("_._tcp.web.shop.svc.cluster.local", T::SRV, Err(Answer::NoName)),
+        ("bare.shop.svc.cluster.local", T::A, Ok(vec!["10.96.0.8"])),
+        ("bare.shop.svc.cluster.local", T::SRV, Err(Answer::NoData)),
+        ("_tcp.bare.shop.svc.cluster.local", T::SRV, Err(Answer::NoName)),
+        (
+            "redis.shop.svc.cluster.local",
+            T::SRV,
+            Ok(vec![
+                "0 100 6379 10-244-0-6.redis.shop.svc.cluster.local.",
+                "0 100 6379 redis-0.redis.shop.svc.cluster.local.",
+            ]),
+        ),
+        (
+            "_metrics._tcp.far.shop.svc.cluster.local",
+            T::SRV,
+            Ok(vec!["0 100 9100 db.far.shop.svc.cluster.local.", "0 100 9101 db.far.shop.svc.cluster.local."]),
+        ),
         ("redis.shop.svc.cluster.local", T::A, Ok(vec!["10.244.0.5", "10.244.0.6"])),
         ("redis-0.redis.shop.svc.cluster.local", T::A, Ok(vec!["10.244.0.5"])),
         ("10-244-0-6.redis.shop.svc.cluster.local", T::A, Ok(vec!["10.244.0.6"])),
@@ -83,11 +114,43 @@ fn every_record_kind() {
         ("9.0.96.10.in-addr.arpa", T::PTR, Err(Answer::NoName)),
         ("7.0.96.10.in-addr.arpa", T::A, Err(Answer::NoData)),
         ("1.2.3.4.in-addr.arpa", T::PTR, Err(Answer::NotOurs)),
+        // An endpoint that is no pod of ours.
+        ("9.2.0.192.in-addr.arpa", T::PTR, Ok(vec!["db.far.shop.svc.cluster.local."])),
+        ("8.2.0.192.in-addr.arpa", T::PTR, Err(Answer::NotOurs)),
+        // Above addresses nothing is, but it exists: "no such name" would deny all below.
+        ("0.96.10.in-addr.arpa", T::PTR, Err(Answer::NoData)),
+        ("96.10.in-addr.arpa", T::PTR, Err(Answer::NoData)),
+        ("10.in-addr.arpa", T::PTR, Err(Answer::NotOurs)),
         ("example.com", T::A, Err(Answer::NotOurs)),
         ("xcluster.local", T::A, Err(Answer::NotOurs)),
     ] {
         let want = want.map(|w| w.into_iter().map(str::to_owned).collect::<Vec<_>>());
         assert_eq!(ask(&z, name, kind), want, "{name} {kind}");
+    }
+}
+
+#[test]
+fn negative_answers_name_the_zone_they_are_from() {
+    let zone = Zone::new(
+        "cluster.local",
+        ["10.96.0.0/12", "10.244.0.0/16", "fd00:96::/108"].map(|r| r.parse().unwrap()).to_vec(),
+    )
+    .unwrap();
+    for (name, owner) in [
+        ("none.shop.svc.cluster.local.", "cluster.local."),
+        ("None.Shop.svc.Cluster.Local.", "cluster.local."),
+        ("9.0.96.10.in-addr.arpa.", "96.10.in-addr.arpa."),
+        ("9.0.97.10.in-addr.arpa.", "97.10.in-addr.arpa."),
+        ("9.0.244.10.in-addr.arpa.", "244.10.in-addr.arpa."),
+        ("96.10.in-addr.arpa.", "96.10.in-addr.arpa."),
+        (
+            "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.6.9.0.0.0.0.d.f.ip6.arpa.",
+            "0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.6.9.0.0.0.0.d.f.ip6.arpa.",
+        ),
+    ] {
+        let soa = zone.soa_of(&Name::from_str(name).unwrap());
+        assert_eq!(soa.name.to_string(), owner, "{name}");
+        assert_eq!(soa.ttl, TTL);
     }
 }
 

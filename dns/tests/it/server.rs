@@ -80,3 +80,49 @@ async fn changes_show_at_once() {
     dns.zone.set(&key("shop", "web"), None);
     assert!(dig(&dns, "web.shop.svc.cluster.local A").await.contains("status: NXDOMAIN"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn versions_and_sizes_of_edns() {
+    let dns = start(vec![]).await;
+    let newer = dig(&dns, "web.shop.svc.cluster.local A +edns=7 +noednsnegotiation").await;
+    assert!(newer.contains("status: BADVERS") && newer.contains("ANSWER: 0"), "{newer}");
+    let said = dig(&dns, "web.shop.svc.cluster.local A +bufsize=4096").await;
+    assert!(said.contains("udp: 1232"), "{said}");
+    let without = dig(&dns, "web.shop.svc.cluster.local A +noedns").await;
+    assert!(!without.contains("OPT PSEUDOSECTION") && without.contains("10.96.0.7"), "{without}");
+    // What is cut has answers as far as they fit, and the client's OPT.
+    let cut = dig(&dns, "many.shop.svc.cluster.local A +ignore +bufsize=4096").await;
+    assert!(cut.contains("flags: qr aa tc") && cut.contains("udp: 1232"), "{cut}");
+    assert!(cut.contains("10.244.1.") && !cut.contains("ANSWER: 200"), "{cut}");
+    let size: usize = cut.split("rcvd: ").nth(1).unwrap().trim().parse().unwrap();
+    assert!((1100..=1232).contains(&size), "{size} bytes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn aliases_end_where_their_targets_do() {
+    use causeway_dns::model::Records;
+    let dns = start(vec![]).await;
+    let alias = |name: &str, to: &str| {
+        dns.zone.set(&key("shop", name), Some(Records::External { target: format!("{to}.shop.svc.cluster.local") }));
+    };
+    (alias("one", "two"), alias("two", "web"), alias("lost", "nowhere"), alias("ring", "rong"), alias("rong", "ring"));
+    let chain = dig(&dns, "one.shop.svc.cluster.local A").await;
+    assert!(chain.contains("status: NOERROR") && chain.contains("ANSWER: 3") && chain.contains("10.96.0.7"), "{chain}");
+    let only = dig(&dns, "one.shop.svc.cluster.local CNAME").await;
+    assert!(only.contains("ANSWER: 1") && only.contains("CNAME\ttwo.shop"), "{only}");
+    let none = dig(&dns, "one.shop.svc.cluster.local AAAA").await;
+    assert!(none.contains("status: NOERROR") && none.contains("ANSWER: 2") && none.contains("SOA"), "{none}");
+    let lost = dig(&dns, "lost.shop.svc.cluster.local A").await;
+    assert!(lost.contains("status: NXDOMAIN") && lost.contains("CNAME\tnowhere"), "{lost}");
+    let ring = dig(&dns, "ring.shop.svc.cluster.local A").await;
+    assert!(ring.contains("status: SERVFAIL"), "{ring}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn negative_reverse_answers_are_from_the_reverse_zone() {
+    let dns = start(vec![]).await;
+    let none = dig(&dns, "-x 10.96.0.99").await;
+    assert!(none.contains("status: NXDOMAIN") && none.contains("96.10.in-addr.arpa.\t5\tIN\tSOA"), "{none}");
+    let above = dig(&dns, "0.96.10.in-addr.arpa PTR").await;
+    assert!(above.contains("status: NOERROR") && above.contains("ANSWER: 0"), "{above}");
+}
