@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::{Api, Client, Resource};
 use tokio_util::sync::CancellationToken;
@@ -35,6 +36,7 @@ pub struct Caches {
     pub claims: Cache<PersistentVolumeClaim>,
     pub volumes: Cache<PersistentVolume>,
     pub classes: Cache<StorageClass>,
+    pub budgets: Cache<PodDisruptionBudget>,
 }
 
 /// Shared by all controllers.
@@ -89,6 +91,7 @@ impl Context {
         self.start(&c.claims, tasks, shutdown);
         self.start(&c.volumes, tasks, shutdown);
         self.start(&c.classes, tasks, shutdown);
+        self.start(&c.budgets, tasks, shutdown);
     }
 
     fn start<K: Cached>(&self, cache: &Cache<K>, tasks: &TaskTracker, shutdown: &CancellationToken) {

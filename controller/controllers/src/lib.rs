@@ -9,6 +9,7 @@ pub mod claim;
 pub mod context;
 pub mod daemonset;
 pub mod deployment;
+pub mod disruption;
 pub mod endpoints;
 pub mod endpointslice;
 pub mod error;
@@ -202,6 +203,13 @@ fn start_cluster(context: &Arc<Context>, starter: &Starter) {
         node::eviction_queue(context),
         synced!(context, nodes, pods),
         reconcile!(node::Evictions::new(context.clone())),
+    );
+    starter.start(
+        "disruption",
+        2,
+        disruption::queue(context),
+        synced!(context, budgets, pods, replica_sets, deployments, stateful_sets),
+        reconcile!(disruption::Disruptions::new(context.clone())),
     );
     let volumes = volume::Volumes::new(context.clone());
     starter.start(

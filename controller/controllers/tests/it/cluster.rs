@@ -4,8 +4,9 @@ use crate::support::*;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::ResourceExt;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams};
 use serde_json::json;
 
 async fn slices(c: &Cluster) -> Vec<EndpointSlice> {
@@ -131,6 +132,49 @@ async fn nodes_get_addresses_and_silent_ones_lose_their_pods() {
     eventually("replaced", || async {
         let all = pods.list(&ListParams::default()).await.unwrap().items;
         (all.len() == 2 && all.iter().all(causeway_api::pod::is_ready)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn budgets_let_pods_go_one_after_the_other() {
+    let c = Cluster::start(1).await;
+    c.create::<PodDisruptionBudget>(json!({
+        "apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": { "name": "web" },
+        "spec": { "maxUnavailable": "34%", "selector": { "matchLabels": { "app": "web" } } },
+    }))
+    .await;
+    c.create::<Deployment>(deployment("web", 2, "a")).await;
+    let budgets = c.api::<PodDisruptionBudget>();
+    let allowed = async || {
+        let b = budgets.get("web").await.unwrap();
+        let status = b.status?;
+        (status.observed_generation == b.metadata.generation && status.disruptions_allowed == 1).then_some(status)
+    };
+    let status = eventually("one may go", allowed).await;
+    assert_eq!((status.expected_pods, status.desired_healthy, status.current_healthy), (2, 1, 2));
+    assert_eq!(status.conditions.unwrap()[0].reason, "SufficientPods");
+    // As `kubectl drain` does: each pod, again and again until it may go.
+    let pods = c.api::<Pod>();
+    let old: Vec<_> = c.pods("web").await.iter().map(ResourceExt::name_any).collect();
+    pods.evict(&old[0], &EvictParams::default()).await.unwrap();
+    let refused = pods.evict(&old[1], &EvictParams::default()).await.unwrap_err();
+    assert!(matches!(&refused, kube::Error::Api(s) if s.code == 429), "{refused}");
+    eventually("the other may go", || async { pods.evict(&old[1], &EvictParams::default()).await.ok() }).await;
+    eventually("both are replaced", || async {
+        let now = c.pods("web").await;
+        (now.len() == 2 && now.iter().all(|p| !old.contains(&p.name_any()))).then_some(())
+    })
+    .await;
+    eventually("one may go again", allowed).await;
+    // Where all must stay, none may go.
+    let patch = Patch::Merge(json!({ "spec": { "maxUnavailable": 0 } }));
+    budgets.patch("web", &PatchParams::default(), &patch).await.unwrap();
+    eventually("none may go", || async {
+        let b = budgets.get("web").await.unwrap();
+        let s = b.status?;
+        (s.observed_generation == b.metadata.generation && s.disruptions_allowed == 0 && s.desired_healthy == 2)
+            .then_some(())
     })
     .await;
 }
