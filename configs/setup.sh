@@ -21,6 +21,7 @@ tests() {
   demo
   need busybox-static /bin/busybox
   need bind9-dnsutils dig
+  need bsdutils script
 }
 bench() {
   tests
@@ -40,6 +41,6 @@ if [ ${#missing[@]} -gt 0 ]; then
   apt-get -qq -y --no-install-recommends install "${missing[@]}" >/dev/null
 fi
 if ! command -v kubectl >/dev/null; then
-  echo "kubectl is not on this machine: install it (any version from 1.27 on), then run this again" >&2
+  echo "kubectl is not on this machine: install it (1.31 or newer, for exec over WebSockets), then run this again" >&2
   exit 1
 fi

@@ -230,6 +230,8 @@ fn dns(
     udp.set_nonblocking(true)?;
     let tcp = listen(local, 53, "DNS")?;
     let admin = listen(local, DNS_ADMIN_PORT, "DNS' health")?;
+    // Upstreams are the machine's to reach; the node has no way out.
+    let forward_on = Handle::current();
     let upstreams = args.dns_upstreams.iter().map(|u| upstream(u)).collect::<Result<Vec<_>>>()?;
     let (api, token, name, ip, config) = (api.clone(), tasks.token(), name.to_owned(), local.ip, config.clone());
     let state_dir = paths.node(&name).join("dns");
@@ -237,7 +239,7 @@ fn dns(
         let client = api.client(UserInfo::component(USER_DNS, &[]));
         let sockets = udp.try_clone().and_then(|udp| Ok((udp, tcp.try_clone()?, admin.try_clone()?)));
         let (token, config, name) = (token.clone(), config.clone(), name.clone());
-        let (upstreams, state_dir) = (upstreams.clone(), state_dir.clone());
+        let (upstreams, state_dir, forward_on) = (upstreams.clone(), state_dir.clone(), forward_on.clone());
         async move {
             let (udp, tcp, admin) = sockets?;
             let dns = DnsConfig {
@@ -249,7 +251,7 @@ fn dns(
                 admin: Some(admin),
                 upstreams,
                 stub_domains: Default::default(),
-                forward_on: None,
+                forward_on: Some(forward_on),
                 publish: true,
                 state_dir: Some(state_dir),
             };

@@ -62,8 +62,18 @@ if [ ! -f "$out/redis.tar" ]; then
     --entrypoint /usr/bin/redis-server --output "$out/redis.tar"
 fi
 
-# Our own service, linked statically: the image holds one file.
-(cd "$root" && cargo rustc --quiet --release -p shop-api --bin shop-api -- -C target-feature=+crt-static)
+# Our own service. Linked statically, so that the image holds one file; SHOP_API names one that is built already.
+if [ -n "${SHOP_API:-}" ]; then
+  rm -rf "$out/shop-api.image" && mkdir -p "$out/shop-api.image"
+  cp "$SHOP_API" "$out/shop-api.image/shop-api"
+  ldd "$SHOP_API" | grep -oE '/[^ ]+\.so[^ ]*' | while read -r library; do
+    install -D "$library" "$out/shop-api.image$library"
+  done
+  "$causeway" image pack causeway.local/demo/shop-api:1 --tree "$out/shop-api.image:/" --entrypoint /shop-api --expose 8080 \
+    --output "$out/shop-api.tar"
+  exit
+fi
+(cd "$root" && cargo rustc --quiet --release --locked -p shop-api --bin shop-api -- -C target-feature=+crt-static)
 api="$root/target/release/shop-api"
 if [ ! -f "$out/shop-api.tar" ] || [ "$api" -nt "$out/shop-api.tar" ]; then
   "$causeway" image pack causeway.local/demo/shop-api:1 --file "$api:/shop-api" --entrypoint /shop-api --expose 8080 \

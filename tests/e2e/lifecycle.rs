@@ -7,14 +7,18 @@ use causeway_tests::{Cluster, eventually};
 use libtest_mimic::{Failed, Trial};
 use std::net::TcpListener;
 
+/// A test that brings its own cluster.
+type Alone = fn() -> Result<()>;
+
 pub fn tests() -> Vec<Trial> {
-    let all: [(&str, fn() -> Result<()>); 6] = [
+    let all: [(&str, Alone); 7] = [
         ("lifecycle::down_leaves_nothing_behind", down_leaves_nothing_behind),
         ("lifecycle::down_after_kill_leaves_nothing_behind", down_after_kill_leaves_nothing_behind),
         ("lifecycle::up_after_kill_finds_its_pods_running", up_after_kill_finds_its_pods_running),
         ("lifecycle::up_after_down_brings_everything_back", up_after_down_brings_everything_back),
         ("lifecycle::two_clusters_live_side_by_side", two_clusters_live_side_by_side),
         ("lifecycle::a_port_in_use_is_named", a_port_in_use_is_named),
+        ("demo::the_shop_opens", crate::demo::the_shop_opens),
     ];
     all.into_iter()
         .map(|(name, test)| Trial::test(name, move || test().map_err(|e| Failed::from(format!("{e:#}")))))

@@ -4,6 +4,7 @@
 //! their own and run one after another before it. Run one by name: `cargo test -p causeway-tests --test e2e -- NAME`.
 
 mod bad_input;
+mod demo;
 mod dns;
 mod images;
 mod ingress;
