@@ -77,6 +77,7 @@ pub fn spec(
         sysctls,
         tty: c.tty == Some(true),
         stdin: c.stdin == Some(true),
+        stdin_once: c.stdin == Some(true) && c.stdin_once == Some(true),
         log_path: place.log_path,
         stop_signal: c.lifecycle.as_ref().and_then(|l| l.stop_signal.clone()).or_else(|| image.stop_signal.clone()),
         id,
@@ -185,6 +186,10 @@ mod tests {
         assert_eq!(build(json!({"name": "c", "args": ["$(A)"]}), &image()).unwrap().args, ["/e", "1"]);
         assert_eq!(build(json!({"name": "c", "command": ["/x"]}), &image()).unwrap().args, ["/x"]);
         assert!(build(json!({"name": "c"}), &ImageInfo::default()).is_err());
+        let once = build(json!({"name": "c", "stdin": true, "stdinOnce": true}), &image()).unwrap();
+        assert!(
+            once.stdin && once.stdin_once && !build(json!({"name": "c", "stdin": true}), &image()).unwrap().stdin_once
+        );
     }
 
     #[test]

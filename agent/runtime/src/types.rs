@@ -189,6 +189,8 @@ pub struct ContainerSpec {
     pub tty: bool,
     /// `stdin: true`.
     pub stdin: bool,
+    /// `stdinOnce: true`: the input of the first who attaches is all there will be.
+    pub stdin_once: bool,
     /// The container's log in the CRI format; appended to, parent folders are made.
     pub log_path: PathBuf,
     /// Signal that [`crate::Runtime::stop_container`] sends unless told otherwise; `SIGTERM` when `None`.

@@ -5,7 +5,7 @@ use super::{
     Inner,
     content::{Labels, Lease},
     manifest::Image,
-    record::{CGROUP, LOG, PREFIX, STDIN, STOP_SIGNAL, TTY},
+    record::{CGROUP, LOG, PREFIX, STDIN, STDIN_ONCE, STOP_SIGNAL, TTY},
     rpc::{self, SHORT},
     signals,
     spec::{self, Machine},
@@ -119,6 +119,7 @@ impl Inner {
         own(CGROUP, wish.cgroup_path.clone());
         own(TTY, wish.tty.to_string());
         own(STDIN, wish.stdin.to_string());
+        own(STDIN_ONCE, wish.stdin_once.to_string());
         if let Some(signal) = &wish.stop_signal {
             signals::number(signal).ok_or_else(|| format!("unknown stop signal {signal:?}"))?;
             own(STOP_SIGNAL, signal.clone());

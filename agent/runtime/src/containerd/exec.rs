@@ -5,7 +5,7 @@ use super::{
     Inner,
     io::{Fifos, Pump, Stdin, Watched},
     logs::Output,
-    record::{STDIN, TTY, own_label},
+    record::{STDIN, STDIN_ONCE, TTY, own_label},
     rpc::{LONG, SHORT, words},
     spec,
 };
@@ -92,6 +92,15 @@ impl Inner {
         let (exit, exited) = oneshot::channel();
         let live = pump.subscribe();
         let id = id.to_string();
+        let (stdin, closed) = stdin.map(Stdin::new).unzip();
+        // Otherwise the container's input stays open for the next who attaches.
+        if let Some(closed) = closed.filter(|_| is(STDIN_ONCE)) {
+            let (inner, id) = (self.clone(), id.clone());
+            tokio::spawn(async move {
+                let _ = closed.await;
+                inner.close_stdin(&id, "").await;
+            });
+        }
         tokio::spawn(async move {
             let (mut exit, inner) = (exit, self);
             let resizing = tokio::spawn(inner.clone().resize(id.clone(), String::new(), sizes));
@@ -106,8 +115,7 @@ impl Inner {
             }
             resizing.abort();
         });
-        // The container's input stays open for the next who attaches.
-        let stdin = stdin.map(|pipe| Box::new(Stdin::new(pipe).0) as BoxWrite);
+        let stdin = stdin.map(|stdin| Box::new(stdin) as BoxWrite);
         Ok(ExecSession { stdin, stdout, stderr, resize, exit: exited })
     }
 

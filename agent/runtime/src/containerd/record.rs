@@ -13,6 +13,7 @@ pub(crate) const CGROUP: &str = "cgroup-path";
 pub(crate) const STOP_SIGNAL: &str = "stop-signal";
 pub(crate) const TTY: &str = "tty";
 pub(crate) const STDIN: &str = "stdin";
+pub(crate) const STDIN_ONCE: &str = "stdin-once";
 
 /// A setting of ours on a container.
 pub(crate) fn own_label<'a>(container: &'a Container, name: &str) -> Option<&'a str> {

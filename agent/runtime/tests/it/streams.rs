@@ -106,6 +106,32 @@ async fn dropping_a_session_kills_its_process() {
     .await;
 }
 
+/// As `echo hello | kubectl run -i … cat` needs it: the end of the client's input is that of the process.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn input_for_one_client_ends_with_it() {
+    let house = House::new().await;
+    let wish = ExecSpec { stdin: true, stdout: true, stderr: true, ..Default::default() };
+    for (id, shut) in [("shut", true), ("dropped", false)] {
+        house.run(&ContainerSpec { stdin: true, stdin_once: true, ..house.spec(id, "cat; exit 4") }).await;
+        let mut session = house.runtime.attach(id, &wish).await.unwrap();
+        let mut stdin = session.stdin.take().unwrap();
+        stdin.write_all(b"hello\n").await.unwrap();
+        if shut {
+            stdin.shutdown().await.unwrap();
+            let mut seen = String::new();
+            let mut stdout = session.stdout.take().unwrap();
+            let read = stdout.read_to_string(&mut seen);
+            tokio::time::timeout(Duration::from_secs(20), read).await.unwrap().unwrap();
+            drop(session.stderr.take());
+            assert_eq!(seen, "hello\n");
+            assert_eq!(tokio::time::timeout(Duration::from_secs(20), session.exit).await.unwrap(), Ok(4));
+        } else {
+            drop((stdin, session));
+        }
+        assert_eq!(house.exit(id).await.0, 4);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn attach_speaks_with_the_first_process() {
     let house = House::new().await;
