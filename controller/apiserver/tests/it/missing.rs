@@ -80,7 +80,8 @@ async fn events(stream: impl AsyncRead + Unpin, count: usize) -> Vec<(String, St
     let mut seen = Vec::new();
     while seen.len() < count {
         let line = tokio::time::timeout(Duration::from_secs(10), lines.next_line()).await.unwrap().unwrap();
-        let event: Value = serde_json::from_str(&line.expect("the watch ended early")).unwrap();
+        let line = line.unwrap_or_else(|| panic!("the watch ended after {seen:?}"));
+        let event: Value = serde_json::from_str(&line).unwrap();
         let text = |v: &Value| v.as_str().unwrap_or_else(|| panic!("no event: {event}")).to_owned();
         seen.push((text(&event["type"]), text(&event["object"]["metadata"]["name"])));
     }
