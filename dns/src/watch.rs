@@ -112,7 +112,10 @@ pub(crate) async fn run(
             continue;
         }
         if complete_before {
-            let any = touched.iter().fold(false, |any, key| zone.set(key, view.records(key)) || any);
+            let mut any = false;
+            for key in &touched {
+                any |= zone.set(key, view.records(key));
+            }
             if any {
                 changed();
             }

@@ -99,7 +99,8 @@ async fn objects_become_answers_and_the_endpoint_is_published() {
     let folder = tempfile::tempdir().unwrap();
     let server = api_server(folder.path()).await;
     let admin = server.client(UserInfo::admin());
-    (namespace(&admin, "shop").await, namespace(&admin, "kube-system").await);
+    namespace(&admin, "shop").await;
+    namespace(&admin, "kube-system").await;
     let dns = Running::start(server.client(UserInfo::component(USER_DNS, &[])), &folder.path().join("dns"));
     dns.until("web.shop.svc.cluster.local A", &["status: NXDOMAIN"]).await;
 
