@@ -8,6 +8,8 @@ mod harness;
 
 #[path = "it/api.rs"]
 mod api;
+#[path = "it/away.rs"]
+mod away;
 #[path = "it/changes.rs"]
 mod changes;
 #[path = "it/limits.rs"]

@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::fmt::Debug;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -27,12 +28,12 @@ use tokio_util::sync::CancellationToken;
 const POD_ADDRESS: [u8; 4] = [10, 244, 7, 1];
 
 /// A runtime whose threads are in a network namespace of their own, which goes with them.
-struct Node {
+pub struct Node {
     runtime: Option<tokio::runtime::Runtime>,
 }
 
 impl Node {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let (sender, receiver) = tokio::sync::oneshot::channel();
         std::thread::spawn(move || {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
@@ -50,15 +51,15 @@ impl Node {
         node
     }
 
-    async fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+    pub async fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
         self.spawn(work).await.unwrap()
     }
 
-    fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    pub fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
         self.runtime.as_ref().unwrap().spawn(work)
     }
 
-    async fn backend(&self, name: &'static str) -> Backend {
+    pub async fn backend(&self, name: &'static str) -> Backend {
         self.run(async move {
             Backend::start_on(name, std::net::TcpListener::bind(SocketAddr::from((POD_ADDRESS, 0))).unwrap())
         })
@@ -86,17 +87,22 @@ struct Cluster {
     _folder: tempfile::TempDir,
 }
 
-async fn cluster() -> Cluster {
-    let folder = tempfile::tempdir().unwrap();
-    let store = Arc::new(SledStore::open(&folder.path().join("store"), SledOptions::default()).unwrap());
+/// A real API server whose things are in `folder`.
+pub async fn api_server(folder: &Path) -> ApiServer {
+    let store = Arc::new(SledStore::open(&folder.join("store"), SledOptions::default()).unwrap());
     let config = ApiServerConfig {
         cluster: ClusterConfig::default(),
-        pki_dir: folder.path().join("pki"),
+        pki_dir: folder.join("pki"),
         advertise: "127.0.0.1:6443".parse().unwrap(),
         extra_sans: Vec::new(),
         kubelet_dialer: Arc::new(DirectDialer),
     };
-    let server = ApiServer::start(config, store).await.unwrap();
+    ApiServer::start(config, store).await.unwrap()
+}
+
+async fn cluster() -> Cluster {
+    let folder = tempfile::tempdir().unwrap();
+    let server = api_server(folder.path()).await;
     let (http, admin) = (listener(), listener());
     let (http_address, admin_address) = (http.local_addr().unwrap(), admin.local_addr().unwrap());
     let (ready_sender, ready) = watch::channel(false);
@@ -123,18 +129,30 @@ async fn cluster() -> Cluster {
     }
 }
 
+/// A kind of object that lives in a namespace.
+pub trait Object:
+    kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
+    + serde::Serialize
+    + DeserializeOwned
+    + Clone
+    + Debug
+{
+}
+
+impl Object for Service {}
+impl Object for Ingress {}
+impl Object for EndpointSlice {}
+
+/// Creates an object in namespace `t`.
+pub async fn create<K: Object>(admin: &KubeClient, mut object: Value) {
+    object["metadata"].as_object_mut().unwrap().remove("creationTimestamp");
+    let object: K = serde_json::from_value(object).unwrap();
+    Api::<K>::namespaced(admin.clone(), "t").create(&PostParams::default(), &object).await.unwrap();
+}
+
 impl Cluster {
-    async fn create<K>(&self, mut object: Value)
-    where
-        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
-            + serde::Serialize
-            + DeserializeOwned
-            + Clone
-            + Debug,
-    {
-        object["metadata"].as_object_mut().unwrap().remove("creationTimestamp");
-        let object: K = serde_json::from_value(object).unwrap();
-        Api::<K>::namespaced(self.admin.clone(), "t").create(&PostParams::default(), &object).await.unwrap();
+    async fn create<K: Object>(&self, object: Value) {
+        create::<K>(&self.admin, object).await;
     }
 
     async fn until<T>(&self, what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
