@@ -116,3 +116,104 @@ async fn watch_events_become_rules_and_health_says_so() {
     running.await.unwrap().unwrap();
     assert_eq!(tcp(&client.netns, at(VIP, 80)).unwrap().server, b.ip, "the rules stay");
 }
+
+/// An API that can go away: what is open breaks off, and what comes is refused.
+#[derive(Default)]
+struct Api {
+    items: Mutex<std::collections::HashMap<&'static str, Value>>,
+    /// What goes out on open watches; empty while the API is away.
+    open: Mutex<Option<Vec<mpsc::UnboundedSender<String>>>>,
+    refused: std::sync::atomic::AtomicUsize,
+    /// Of lists. Watches from an older one get 410, as after a long time away.
+    revision: std::sync::atomic::AtomicUsize,
+}
+
+impl Api {
+    fn serve(&self, request: &Request<kube::client::Body>) -> Result<Response<Body>, std::io::Error> {
+        let mut open = self.open.lock().unwrap();
+        let Some(open) = open.as_mut() else {
+            self.refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            return Err(std::io::ErrorKind::ConnectionRefused.into());
+        };
+        let frame = |text: String| Ok(Frame::data(Bytes::from(text)));
+        let query = request.uri().query().unwrap_or("");
+        let revision = self.revision.load(std::sync::atomic::Ordering::Relaxed).to_string();
+        if query.contains("watch=true") {
+            let (to, from) = mpsc::unbounded_channel();
+            if !query.split('&').any(|q| q.strip_prefix("resourceVersion=") == Some(&revision)) {
+                let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                    "message": "too old", "reason": "Expired", "code": 410});
+                to.send(format!("{}\n", json!({"type": "ERROR", "object": status}))).unwrap();
+            }
+            open.push(to);
+            return Ok(Response::new(StreamBody::new(tokio_stream(from).map(frame).boxed())));
+        }
+        let kind = request.uri().path().rsplit('/').next().unwrap();
+        let items = self.items.lock().unwrap()[kind].clone();
+        let list =
+            json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": revision}, "items": items});
+        Ok(Response::new(StreamBody::new(futures::stream::once(async move { frame(list.to_string()) }).boxed())))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_stay_while_the_api_is_away() {
+    let lab = Lab::new().await;
+    let (client, a, b) = (lab.pod("one", "client").await, lab.pod("one", "a").await, lab.pod("two", "b").await);
+    let labelled = |pods: &[&crate::support::Pod]| {
+        let mut value = serde_json::to_value(slice(pods)).unwrap();
+        value["metadata"]["labels"] = json!({"kubernetes.io/service-name": "s"});
+        value["metadata"]["resourceVersion"] = json!("2");
+        json!([value])
+    };
+    let mut svc = serde_json::to_value(service("s", json!({}))).unwrap();
+    svc["metadata"]["resourceVersion"] = json!("1");
+    let api = Arc::new(Api { revision: 1.into(), ..Api::default() });
+    *api.open.lock().unwrap() = Some(Vec::new());
+    *api.items.lock().unwrap() = std::collections::HashMap::from([
+        ("services", json!([svc])),
+        ("endpointslices", labelled(&[&a])),
+        ("nodes", json!([{"metadata": {"name": "one"}, "spec": {"podCIDRs": ["10.244.1.0/24"]}}])),
+    ]);
+    let served = api.clone();
+    let server = tower::service_fn(move |request| std::future::ready(served.serve(&request)));
+
+    let (ready, mut is_ready) = watch::channel(false);
+    let config = ServicesConfig {
+        node_name: "one".into(),
+        node_ips: vec![lab.one.ip],
+        cluster: Default::default(),
+        state_dir: lab.dir.path().join("run"),
+        healthz_listener: None,
+        registry: None,
+        ready: Some(ready),
+    };
+    let shutdown = CancellationToken::new();
+    let runtime = lab.one.netns.runtime("proxy", 2).unwrap();
+    let stop = shutdown.clone();
+    let running = runtime.handle().spawn(async move { run(kube::Client::new(server, "default"), config, stop).await });
+    is_ready.wait_for(|r| *r).await.unwrap();
+    assert_eq!(tcp(&client.netns, at(VIP, 80)).unwrap().server, a.ip);
+
+    // Away: all three watches end, and all are refused when they begin again. Traffic goes on all the while.
+    *api.open.lock().unwrap() = None;
+    let patience = std::time::Instant::now() + crate::support::PATIENCE * 10;
+    while api.refused.load(std::sync::atomic::Ordering::Relaxed) < 6 {
+        assert_eq!(tcp(&client.netns, at(VIP, 80)).unwrap().server, a.ip);
+        assert!(std::time::Instant::now() < patience, "nobody looked for the API");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(tcp(&client.netns, at(VIP, 80)).unwrap().server, a.ip);
+
+    // Back, with another endpoint in the meantime.
+    api.items.lock().unwrap().insert("endpointslices", labelled(&[&b]));
+    api.revision.store(2, std::sync::atomic::Ordering::Relaxed);
+    *api.open.lock().unwrap() = Some(Vec::new());
+    let patience = std::time::Instant::now() + crate::support::PATIENCE * 15;
+    while tcp(&client.netns, at(VIP, 80)).unwrap().server != b.ip {
+        assert!(std::time::Instant::now() < patience, "the change did not arrive");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    shutdown.cancel();
+    running.await.unwrap().unwrap();
+}
