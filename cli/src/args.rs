@@ -94,7 +94,7 @@ pub enum ImageCommand {
     /// List the images on the nodes.
     Ls(Cluster),
     /// Pack files into an image archive, without a registry or a Dockerfile.
-    Pack(image::PackArgs),
+    Pack(Box<image::PackArgs>),
 }
 
 /// Runs a command to its end.

@@ -167,7 +167,7 @@ fn kubelet(
                 };
                 Box::pin(opened) as futures::future::BoxFuture<'static, _>
             };
-            Ok(causeway_kubelet::run(client, kubelet, runtime, network, token).await?)
+            causeway_kubelet::run(client, kubelet, runtime, network, token).await
         }
     });
     Ok(())
@@ -255,7 +255,7 @@ fn dns(
                 publish: true,
                 state_dir: Some(state_dir),
             };
-            Ok(causeway_dns::run(client, dns, token).await?)
+            causeway_dns::run(client, dns, token).await
         }
     });
     Ok(())
@@ -298,7 +298,7 @@ fn proxy(
                 node_name: Some(name),
                 ..ProxyConfig::default()
             };
-            Ok(causeway_proxy::run(client, config, token).await?)
+            causeway_proxy::run(client, config, token).await
         }
     });
     Ok(())

@@ -53,7 +53,7 @@ pub async fn missing(client: &kube::Client, cluster: &str, record: &Record) -> V
             missing.extend(components(cluster, name, ip, record.nodes.first() == Some(name)).await);
         }
     }
-    if !answers(connect_here(record.http_port), "/").await.is_some_and(|code| code < 500) {
+    if answers(connect_here(record.http_port), "/").await.is_none_or(|code| code >= 500) {
         missing.push(format!("the ingress does not answer at http://127.0.0.1:{}", record.http_port));
     }
     missing
