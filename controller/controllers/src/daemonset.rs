@@ -10,8 +10,8 @@ use crate::claim::claim;
 use crate::context::{Context, Events};
 use crate::error::{Doing, Error, Result, ignore_not_found};
 use crate::fence::Fences;
-use crate::meta::{controller_of, controller_ref, label, name};
-use crate::pods::{BURST, PodControl, add_labels, from_template};
+use crate::meta::{controller_ref, label, name};
+use crate::pods::{BURST, PodControl, add_labels, from_template, ring_owners};
 use crate::queue::{Key, Queue};
 use crate::replicaset::plan::next_available;
 use crate::revision::{self, HASH_LABEL};
@@ -51,23 +51,7 @@ pub fn queue(context: &Arc<Context>) -> Arc<Queue<Key>> {
             }
         }
     });
-    let (sink, sets) = (queue.clone(), context.caches.daemon_sets.clone());
-    context.caches.pods.on_change(move |old, new| {
-        for pod in [old, new].into_iter().flatten() {
-            let namespace = pod.metadata.namespace.as_deref().unwrap_or("");
-            match controller_of(&pod.metadata) {
-                Some(owner) if owner.kind == "DaemonSet" => sink.add(Key::new(namespace, &owner.name)),
-                Some(_) => {}
-                None => {
-                    for set in sets.in_namespace(namespace) {
-                        if selector_of(&set).is_ok_and(|s| s.matches_option(pod.metadata.labels.as_ref())) {
-                            sink.add(key_of(&*set));
-                        }
-                    }
-                }
-            }
-        }
-    });
+    ring_owners(&queue, &context.caches.pods, &context.caches.daemon_sets, selector_of);
     queue
 }
 

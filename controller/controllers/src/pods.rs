@@ -1,19 +1,47 @@
 //! Pods as controllers make and unmake them: from a template, in slow-start batches, with events.
 
-use crate::cache::key_of;
+use crate::cache::{Cache, Cached, key_of};
 use crate::context::{Context, Events};
 use crate::error::{Doing, Result, ignore_not_found};
 use crate::fence::Fences;
-use crate::meta::{Map, fit};
-use crate::queue::Key;
+use crate::meta::{Map, controller_of, fit};
+use crate::queue::{Key, Queue};
+use causeway_api::selector::Selector;
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Resource;
 use kube::api::{DeleteParams, PostParams, Preconditions};
+use std::sync::Arc;
 
 /// Pods one reconcile creates or deletes at most.
 pub const BURST: usize = 500;
+
+/// Rings for the controller of every pod that changes, and, when a pod has none, for each of `owners` that could adopt it.
+pub fn ring_owners<K: Cached>(
+    queue: &Arc<Queue<Key>>,
+    pods: &Cache<Pod>,
+    owners: &Cache<K>,
+    selector_of: fn(&K) -> Result<Selector>,
+) {
+    let (sink, owners) = (queue.clone(), owners.clone());
+    pods.on_change(move |old, new| {
+        for pod in [old, new].into_iter().flatten() {
+            let namespace = pod.metadata.namespace.as_deref().unwrap_or("");
+            match controller_of(&pod.metadata) {
+                Some(owner) if owner.kind == K::kind(&()) => sink.add(Key::new(namespace, &owner.name)),
+                Some(_) => {}
+                None => {
+                    for owner in owners.in_namespace(namespace) {
+                        if selector_of(&owner).is_ok_and(|s| s.matches_option(pod.metadata.labels.as_ref())) {
+                            sink.add(key_of(&*owner));
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
 
 /// The pod a template describes, owned by `owner`.
 pub fn from_template(template: &PodTemplateSpec, namespace: &str, owner: OwnerReference) -> Pod {

@@ -11,7 +11,7 @@ use crate::context::{Context, Events};
 use crate::error::{Doing, Error, Result};
 use crate::fence::Fences;
 use crate::meta::{controller_of, controller_ref, uid};
-use crate::pods::{BURST, PodControl, from_template};
+use crate::pods::{BURST, PodControl, from_template, ring_owners};
 use crate::queue::{Key, Queue};
 use causeway_api::selector::Selector;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
@@ -39,25 +39,7 @@ pub fn queue(context: &Arc<Context>) -> Arc<Queue<Key>> {
             sink.add(key_of(&**set));
         }
     });
-    let (sink, sets) = (queue.clone(), context.caches.replica_sets.clone());
-    context.caches.pods.on_change(move |old, new| {
-        for pod in [old, new].into_iter().flatten() {
-            match controller_of(&pod.metadata) {
-                Some(owner) if owner.kind == "ReplicaSet" => {
-                    sink.add(Key::new(pod.metadata.namespace.as_deref().unwrap_or(""), &owner.name));
-                }
-                Some(_) => {}
-                None => {
-                    let namespace = pod.metadata.namespace.as_deref().unwrap_or("");
-                    for set in sets.in_namespace(namespace) {
-                        if selector_of(&set).is_ok_and(|s| s.matches_option(pod.metadata.labels.as_ref())) {
-                            sink.add(key_of(&*set));
-                        }
-                    }
-                }
-            }
-        }
-    });
+    ring_owners(&queue, &context.caches.pods, &context.caches.replica_sets, selector_of);
     queue
 }
 

@@ -11,8 +11,8 @@ use crate::claim::claim;
 use crate::context::{Context, Events};
 use crate::error::{Doing, Error, Result, ignore_not_found};
 use crate::fence::Fences;
-use crate::meta::{controller_of, label, name};
-use crate::pods::PodControl;
+use crate::meta::{label, name};
+use crate::pods::{PodControl, ring_owners};
 use crate::queue::{Key, Queue};
 use crate::replicaset::plan::next_available;
 use crate::revision::{self, HASH_LABEL, History};
@@ -42,23 +42,7 @@ pub fn queue(context: &Arc<Context>) -> Arc<Queue<Key>> {
             sink.add(key_of(&**set));
         }
     });
-    let (sink, sets) = (queue.clone(), context.caches.stateful_sets.clone());
-    context.caches.pods.on_change(move |old, new| {
-        for pod in [old, new].into_iter().flatten() {
-            let namespace = pod.metadata.namespace.as_deref().unwrap_or("");
-            match controller_of(&pod.metadata) {
-                Some(owner) if owner.kind == "StatefulSet" => sink.add(Key::new(namespace, &owner.name)),
-                Some(_) => {}
-                None => {
-                    for set in sets.in_namespace(namespace) {
-                        if selector_of(&set).is_ok_and(|s| s.matches_option(pod.metadata.labels.as_ref())) {
-                            sink.add(key_of(&*set));
-                        }
-                    }
-                }
-            }
-        }
-    });
+    ring_owners(&queue, &context.caches.pods, &context.caches.stateful_sets, selector_of);
     queue
 }
 
