@@ -44,6 +44,9 @@ enum Command {
 pub struct UpArgs {
     #[command(flatten)]
     pub cluster: Cluster,
+    /// A file with the cluster's settings (YAML); configs/cluster.yaml has all of them with their defaults.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Number of nodes, each a network namespace of its own.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     pub nodes: u8,

@@ -1,6 +1,7 @@
 //! The `causeway` program: reads the command line and hands over. No logic lives here.
 
 mod args;
+mod config;
 mod data;
 mod image;
 mod instance;

@@ -11,7 +11,6 @@ use crate::progress::Progress;
 use crate::tasks::{self, Health, Tasks};
 use crate::{data, kubeconfig, ports, ready, teardown};
 use anyhow::{Context, Result, bail};
-use causeway_api::config::ClusterConfig;
 use causeway_api::identity::{USER_CONTROLLER_MANAGER, USER_SCHEDULER, UserInfo};
 use causeway_apiserver::{ApiServer, ApiServerConfig};
 use causeway_controllers::ControllersConfig;
@@ -55,6 +54,8 @@ pub fn run(args: &UpArgs) -> Result<()> {
         }
         return Ok(());
     }
+    // Before anything is made, and where a detached cluster's user still sees it.
+    crate::config::read(args.config.as_deref(), &paths.name)?;
     if args.detach {
         return detach(&paths);
     }
@@ -223,7 +224,7 @@ async fn start(
     stop: &CancellationToken,
     health: &Health,
 ) -> Result<Cluster> {
-    let config = ClusterConfig { name: paths.name.clone(), ..ClusterConfig::default() };
+    let config = crate::config::read(args.config.as_deref(), &paths.name)?;
     let node_cidr: IpNet = NODE_CIDR.parse()?;
 
     phase.is("opening the store")?;

@@ -38,6 +38,36 @@ impl Default for ClusterConfig {
 }
 
 impl ClusterConfig {
+    /// Whether the settings fit together; says which does not, and what it should be.
+    pub fn check(&self) -> Result<(), String> {
+        for (field, ranges) in [("podCidrs", &self.pod_cidrs), ("serviceCidrs", &self.service_cidrs)] {
+            let v4 = ranges.iter().filter(|r| r.addr().is_ipv4()).count();
+            if ranges.is_empty() || v4 > 1 || ranges.len() - v4 > 1 {
+                return Err(format!("{field}: give one range a family, at least one"));
+            }
+        }
+        let meet = |a: &IpNet, b: &IpNet| a.contains(&b.network()) || b.contains(&a.network());
+        for pods in &self.pod_cidrs {
+            if let Some(services) = self.service_cidrs.iter().find(|s| meet(pods, s)) {
+                return Err(format!("podCidrs and serviceCidrs overlap: {pods} and {services}"));
+            }
+        }
+        if !self.service_cidrs.first().is_some_and(|r| r.contains(&self.dns_ip)) {
+            return Err(format!("dnsIp: {} is not in the first range of serviceCidrs", self.dns_ip));
+        }
+        if self.node_ports.0 == 0 || self.node_ports.0 > self.node_ports.1 {
+            return Err(format!("nodePorts: {} to {} is no range", self.node_ports.0, self.node_ports.1));
+        }
+        let label = |l: &str| {
+            let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+            !l.is_empty() && l.len() <= 63 && l.chars().all(fits) && !l.starts_with('-') && !l.ends_with('-')
+        };
+        if self.domain.len() > 200 || !self.domain.split('.').all(label) {
+            return Err(format!("domain: {:?} is no DNS domain in lower case", self.domain));
+        }
+        Ok(())
+    }
+
     /// The node port range.
     pub fn node_port_range(&self) -> RangeInclusive<u16> {
         self.node_ports.0..=self.node_ports.1

@@ -1,0 +1,64 @@
+//! The configuration file. In: a path, the cluster's name. Out: the cluster's settings, checked, with defaults for what
+//! the file does not say. `configs/cluster.yaml` shows all of them.
+
+use anyhow::{Context, Result, bail};
+use causeway_api::config::ClusterConfig;
+use std::path::Path;
+
+/// Reads a file, or gives the defaults. The name is the command line's: a file that names another cluster is refused.
+pub fn read(file: Option<&Path>, name: &str) -> Result<ClusterConfig> {
+    let Some(path) = file else {
+        return Ok(ClusterConfig { name: name.to_owned(), ..ClusterConfig::default() });
+    };
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("reading the configuration {}", path.display()))?;
+    parse(&text, name).with_context(|| format!("in the configuration {}", path.display()))
+}
+
+fn parse(text: &str, name: &str) -> Result<ClusterConfig> {
+    // A file of nothing but comments is a null.
+    let config: Option<ClusterConfig> = serde_yaml_ng::from_str(text)?;
+    let mut config = config.unwrap_or_default();
+    let default = ClusterConfig::default().name;
+    if config.name != name && config.name != default {
+        bail!("it is for the cluster {:?}, not for {name:?}; give --name, or leave the name out", config.name);
+    }
+    name.clone_into(&mut config.name);
+    config.check().map_err(anyhow::Error::msg)?;
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_file_is_the_defaults() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/cluster.yaml");
+        let text = std::fs::read_to_string(path).unwrap();
+        assert_eq!(parse(&text, "default").unwrap(), ClusterConfig::default());
+        // Every setting stands in it, so that nobody has to read the code to find one.
+        let all = serde_json::to_value(ClusterConfig::default()).unwrap();
+        for field in all.as_object().unwrap().keys() {
+            assert!(text.contains(&format!("\n{field}:")) || text.contains(&format!("\n# {field}:")), "{field}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, word) in [
+            ("podCidr: 10.0.0.0/8", "podCidr"),
+            ("podCidrs: [10.0.0.0/40]", "podCidrs"),
+            ("name: other", "other"),
+            ("podCidrs: [10.96.0.0/16]", "overlap"),
+            ("dnsIp: 10.244.0.10", "dnsIp"),
+            ("nodePorts: [40000, 30000]", "nodePorts"),
+            ("domain: 'not a domain'", "domain"),
+            ("podCidrs: []", "podCidrs"),
+        ] {
+            let error = format!("{:#}", parse(text, "default").unwrap_err());
+            assert!(error.contains(word), "{text}: {error}");
+        }
+        assert_eq!(parse("# nothing", "x").unwrap().name, "x");
+    }
+}
