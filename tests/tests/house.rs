@@ -47,13 +47,13 @@ fn crates() -> BTreeMap<String, Crate> {
 /// What a crate may depend on. A new crate needs a line here, and so a thought.
 fn allowed(name: &str) -> Option<&'static [&'static str]> {
     Some(match name {
-        "causeway-api" | "causeway-store" | "causeway-schema" | "shop-api" => &[],
+        "causeway-api" | "causeway-store" | "causeway-schema" | "causeway-nft" | "shop-api" => &[],
         "causeway-registry" => &["causeway-api", "causeway-schema"],
         "causeway-apiserver" => &["causeway-api", "causeway-registry", "causeway-schema", "causeway-store"],
         "causeway-scheduler" | "causeway-controllers" | "causeway-proxy" | "causeway-dns" => &["causeway-api"],
         "causeway-runtime" | "causeway-network" => &["causeway-api"],
         "causeway-kubelet" => &["causeway-api", "causeway-runtime", "causeway-network"],
-        "causeway-services" => &["causeway-api", "causeway-network"],
+        "causeway-services" => &["causeway-api", "causeway-network", "causeway-nft"],
         _ => return None,
     })
 }

@@ -2,102 +2,13 @@
 
 use crate::{
     plan::{Element, RangeSet},
-    wire::{Attributes, CREATE, NFTABLES, Request},
+    wire::Request,
 };
-use std::net::IpAddr;
+pub use causeway_nft::family::{Family, message};
+use causeway_nft::set::{DYNAMIC, INTERVAL, MAP, Part, Set, TIMEOUT};
 
 /// Our table's name, in the families `ip` and `ip6`.
 pub const TABLE: &str = "causeway";
-
-/// Messages of nftables.
-pub mod message {
-    #![allow(missing_docs)]
-    pub const NEW_TABLE: u16 = 0;
-    pub const DEL_TABLE: u16 = 2;
-    pub const NEW_CHAIN: u16 = 3;
-    pub const GET_CHAIN: u16 = 4;
-    pub const NEW_RULE: u16 = 6;
-    pub const GET_RULE: u16 = 7;
-    pub const NEW_SET: u16 = 9;
-    pub const GET_SET: u16 = 10;
-    pub const NEW_ELEMENTS: u16 = 12;
-    pub const GET_ELEMENTS: u16 = 13;
-    pub const DEL_ELEMENTS: u16 = 14;
-    pub const GET_GENERATION: u16 = 16;
-}
-
-/// An address family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
-impl Family {
-    /// Of an address.
-    pub fn of(ip: &IpAddr) -> Self {
-        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
-    }
-
-    /// `NFPROTO_…`.
-    pub fn number(self) -> u8 {
-        match self {
-            Self::V4 => 2,
-            Self::V6 => 10,
-        }
-    }
-
-    /// An address' length in bytes.
-    pub fn length(self) -> u32 {
-        match self {
-            Self::V4 => 4,
-            Self::V6 => 16,
-        }
-    }
-
-    /// A request about this family.
-    pub fn request(self, message: u16, flags: u16, attributes: Attributes, what: impl Into<String>) -> Request {
-        Request { kind: NFTABLES << 8 | message, family: self.number(), flags, attributes, what: what.into() }
-    }
-
-    /// A request that makes something.
-    pub fn make(self, message: u16, attributes: Attributes, what: impl Into<String>) -> Request {
-        self.request(message, CREATE, attributes, what)
-    }
-}
-
-/// A part of a key, as `nft` names types.
-#[derive(Debug, Clone, Copy)]
-enum Part {
-    Address,
-    Protocol,
-    Port,
-    Mark,
-    Verdict,
-}
-
-impl Part {
-    fn kind(self, family: Family) -> u32 {
-        match self {
-            Self::Address if family == Family::V4 => 7,
-            Self::Address => 8,
-            Self::Protocol => 12,
-            Self::Port => 13,
-            Self::Mark => 19,
-            Self::Verdict => 0xffff_ff00,
-        }
-    }
-
-    fn length(self, family: Family) -> u32 {
-        match self {
-            Self::Address => family.length(),
-            Self::Verdict => 16,
-            _ => 4,
-        }
-    }
-}
 
 /// One of our sets and maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -127,11 +38,6 @@ pub enum SetName {
     /// Number of places and class → chain. Fixed.
     Dispatch,
 }
-
-const MAP: u32 = 0x8;
-const INTERVAL: u32 = 0x4;
-const TIMEOUT: u32 = 0x10;
-const DYNAMIC: u32 = 0x20;
 
 /// Those whose elements are data, and planned.
 pub const DATA_SETS: [SetName; 10] = [
@@ -207,23 +113,13 @@ impl SetName {
         /// Clients remembered at most: beyond, connections are spread as if there were no affinity.
         const CLIENTS: u32 = 262_144;
         let (key, data, flags) = self.parts();
-        let kind = |parts: &[Part]| parts.iter().fold(0, |all, p| all << 6 | p.kind(family));
-        let length = |parts: &[Part]| parts.iter().map(|p| p.length(family)).sum();
-        let mut attributes = Attributes::default()
-            .text(1, TABLE)
-            .text(2, self.name())
-            .number(3, flags)
-            .number(4, kind(key))
-            .number(5, length(key));
-        if !data.is_empty() {
-            attributes = attributes.number(6, kind(data));
-            if self != Self::Dispatch {
-                attributes = attributes.number(7, length(data));
-            }
-        }
-        if flags & DYNAMIC != 0 {
-            attributes = attributes.nest(9, Attributes::default().number(1, CLIENTS));
-        }
-        family.make(message::NEW_SET, attributes.number(10, id), format!("the set {}", self.name()))
+        let size = (flags & DYNAMIC != 0).then_some(CLIENTS);
+        Set { table: TABLE, name: self.name(), key, data, flags, size }.create(family, id)
+    }
+}
+
+impl AsRef<str> for SetName {
+    fn as_ref(&self) -> &str {
+        self.name()
     }
 }

@@ -5,7 +5,7 @@ use crate::{
     model::{Front, Target},
     plan::{Element, Plan, RangeSet, Timeouts},
     rules,
-    wire::{Attributes, CONNTRACK, CREATE, Request, Socket, WireError, attribute, attributes, number},
+    wire::{Attributes, CONNTRACK, CREATE, Request, Socket, WireError, attribute, number},
 };
 use nix::errno::Errno;
 use std::{
@@ -32,9 +32,7 @@ impl Kernel {
 
     /// Counts every change of anybody's tables.
     pub fn generation(&mut self) -> Result<u32, WireError> {
-        let request = Family::V4.request(message::GET_GENERATION, 0, Attributes::default(), "reading the generation");
-        let answers = self.socket.ask(&request, false)?;
-        Ok(answers.first().and_then(|a| attribute(a, 1)).and_then(number).unwrap_or_default())
+        self.socket.generation()
     }
 
     /// A fingerprint of tables, chains, rules and sets without their data; none when a table is missing. It is the same
@@ -43,34 +41,7 @@ impl Kernel {
         let mut hash = DefaultHasher::new();
         rules::VERSION.hash(&mut hash);
         for family in self.families.clone() {
-            let mut parts: Vec<Vec<u8>> = Vec::new();
-            // (message, attributes that count; the rest are handles and counters)
-            let kinds: [(u16, &[u16]); 3] = [
-                (message::GET_CHAIN, &[3, 4, 5, 7]),
-                (message::GET_RULE, &[2, 4]),
-                (message::GET_SET, &[2, 3, 4, 5, 6, 7]),
-            ];
-            for (kind, counted) in kinds {
-                let request = family.request(kind, 0, Attributes::default().text(1, TABLE), "reading our table");
-                let answers = match self.socket.ask(&request, true) {
-                    Err(e) if e.errno() == Errno::ENOENT => return Ok(None),
-                    other => other?,
-                };
-                let ours = answers.iter().filter(|a| attribute(a, 1) == Some(b"causeway\0"));
-                for (position, answer) in ours.enumerate() {
-                    let mut part = vec![kind as u8];
-                    if kind == message::GET_RULE {
-                        part.extend((position as u32).to_be_bytes());
-                    }
-                    for (_, value) in attributes(answer).filter(|(k, _)| counted.contains(k)) {
-                        part.extend(value);
-                    }
-                    parts.push(part);
-                }
-            }
-            if parts.is_empty() {
-                return Ok(None);
-            }
+            let Some(mut parts) = self.socket.structure(family, TABLE)? else { return Ok(None) };
             parts.extend(self.dump(family, SetName::Dispatch)?);
             parts.sort();
             parts.hash(&mut hash);
@@ -159,11 +130,7 @@ impl Kernel {
 
     /// The attributes of every element of a set.
     fn dump(&mut self, family: Family, set: SetName) -> Result<Vec<Vec<u8>>, WireError> {
-        let list = Attributes::default().text(1, TABLE).text(2, set.name());
-        let what = format!("reading the set {}", set.name());
-        let answers = self.socket.ask(&family.request(message::GET_ELEMENTS, 0, list, what), true)?;
-        let lists = answers.iter().filter_map(|a| attribute(a, 3));
-        Ok(lists.flat_map(attributes).map(|(_, element)| element.to_vec()).collect())
+        self.socket.elements(family, TABLE, set.name())
     }
 }
 
@@ -314,7 +281,6 @@ fn decode(family: Family, set: SetName, element: &[u8]) -> Option<Element> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::NFTABLES;
     use proptest::prelude::*;
 
     fn ip(v6: bool) -> impl Strategy<Value = IpAddr> {
@@ -357,11 +323,5 @@ mod tests {
                 let _ = decode(Family::V4, set, &bytes);
             }
         }
-    }
-
-    #[test]
-    fn generation_requests_belong_to_nftables() {
-        let request = Family::V6.request(message::GET_GENERATION, 0, Attributes::default(), "x");
-        assert_eq!(request.kind >> 8, NFTABLES);
     }
 }

@@ -15,6 +15,6 @@ pub mod program;
 pub mod rules;
 mod run;
 pub mod view;
-pub mod wire;
 
+pub use causeway_nft::wire;
 pub use run::{ServicesConfig, run};

@@ -10,113 +10,36 @@
 use crate::{
     family::{Family, SetName, TABLE, message},
     plan::{DROP, EXACT, EXTERNAL, REFUSE, Timeouts, WIDE},
-    wire::{APPEND, Attributes, Request},
+    wire::{Attributes, Request},
+};
+use causeway_nft::{
+    rule::{R0, Rule, VERDICT_DROP, VERDICT_GOTO, VERDICT_JUMP, VERDICT_RETURN, verdict},
+    table::Table,
 };
 
 /// To be raised when anything below changes: a table of another version is made anew.
 pub const VERSION: u32 = 3;
 
-const VERDICT_DROP: i32 = 0;
-const VERDICT_JUMP: i32 = -3;
-const VERDICT_GOTO: i32 = -4;
-const VERDICT_RETURN: i32 = -5;
-
-/// The first of sixteen registers of four bytes each.
-const R0: u32 = 8;
-
-/// A rule under construction.
-#[derive(Debug, Default, Clone)]
-struct Rule(Attributes);
-
-impl Rule {
-    fn with(self, name: &str, data: Attributes) -> Self {
-        let expression = Attributes::default().text(1, name).nest(2, data);
-        Self(self.0.nest(1, expression))
-    }
-
-    fn payload(self, base: u32, offset: u32, length: u32, to: u32) -> Self {
-        self.with("payload", Attributes::default().number(1, to).number(2, base).number(3, offset).number(4, length))
-    }
-
-    fn source(self, family: Family, to: u32) -> Self {
-        let offset = if family == Family::V4 { 12 } else { 8 };
-        self.payload(1, offset, family.length(), to)
-    }
-
-    fn destination(self, family: Family, to: u32) -> Self {
-        let offset = if family == Family::V4 { 16 } else { 24 };
-        self.payload(1, offset, family.length(), to)
-    }
-
-    fn protocol(self, to: u32) -> Self {
-        self.with("meta", Attributes::default().number(1, to).number(2, 16))
-    }
-
-    /// Destination address, protocol, port; returns the register after them.
-    fn front(self, family: Family, to: u32) -> (Self, u32) {
-        let next = to + family.length() / 4;
-        (self.destination(family, to).protocol(next).port(next + 1), next + 2)
-    }
-
-    fn port(self, to: u32) -> Self {
-        self.payload(2, 2, 2, to)
-    }
-
-    /// The same of the connection's first packet, before translation.
-    fn original_front(self, family: Family, to: u32) -> Self {
-        let ct = |to: u32, key: u32| Attributes::default().number(1, to).number(2, key).bytes(3, &[0]);
-        let next = to + family.length() / 4;
-        let address = if family == Family::V4 { 20 } else { 22 };
-        self.with("ct", ct(to, address)).protocol(next).with("ct", ct(next + 1, 12))
-    }
-
-    fn compare(self, register: u32, value: &[u8]) -> Self {
-        let value = Attributes::default().bytes(1, value);
-        self.with("cmp", Attributes::default().number(1, register).number(2, 0).nest(3, value))
-    }
-
-    fn if_in(self, set: SetName, register: u32) -> Self {
-        self.with("lookup", Attributes::default().text(1, set.name()).number(2, register))
-    }
-
-    fn unless_in(self, set: SetName, register: u32) -> Self {
-        self.with("lookup", Attributes::default().text(1, set.name()).number(2, register).number(5, 1))
-    }
-
-    fn look_up(self, set: SetName, register: u32, to: u32) -> Self {
-        self.with("lookup", Attributes::default().text(1, set.name()).number(2, register).number(3, to))
-    }
-
+/// What only our chains do.
+trait Expressions: Sized {
     /// Looks the front in register 0 up, and goes to the chain that `dispatch` has for the number found. `number` is a
     /// register with another one after it.
     ///
     /// The number is the second half of what the map gives, and lands where a mark was loaded before. Debian's `nft`
     /// (1.0.6) knows no length for what a map gives and, should that be a key, ends with a failed assertion, also for
     /// everybody else on the machine who lists rules. This way it takes the number for the mark, and prints that.
+    fn dispatch(self, set: SetName, number: u32) -> Self;
+
+    /// Remembers a client's endpoint for so many seconds from now, or forgets it. A map's statement names the
+    /// register of the data even where it is not read.
+    fn remember(self, key: u32, number: u32, seconds: Option<u32>) -> Self;
+}
+
+impl Expressions for Rule {
     fn dispatch(self, set: SetName, number: u32) -> Self {
         self.mark(number + 1).look_up(set, R0, number).look_up(SetName::Dispatch, number + 1, 0)
     }
 
-    fn mark(self, to: u32) -> Self {
-        self.with("meta", Attributes::default().number(1, to).number(2, 3))
-    }
-
-    fn random(self, modulus: u32, offset: u32, to: u32) -> Self {
-        self.with("numgen", Attributes::default().number(1, to).number(2, modulus).number(3, 1).number(4, offset))
-    }
-
-    fn translate(self, family: Family, register: u32) -> Self {
-        let port = register + family.length() / 4;
-        let family = u32::from(family.number());
-        self.with("nat", Attributes::default().number(1, 1).number(2, family).number(3, register).number(5, port))
-    }
-
-    fn masquerade(self) -> Self {
-        self.with("masq", Attributes::default())
-    }
-
-    /// Remembers a client's endpoint for so many seconds from now, or forgets it. A map's statement names the
-    /// register of the data even where it is not read.
     fn remember(self, key: u32, number: u32, seconds: Option<u32>) -> Self {
         const UPDATE: u32 = 1;
         const DELETE: u32 = 2;
@@ -131,48 +54,12 @@ impl Rule {
         }
         self.with("dynset", data)
     }
-
-    fn refuse(self, tcp: bool, family: Family) -> Self {
-        let code = if family == Family::V4 { 3 } else { 4 };
-        let (kind, code) = if tcp { (1, 0) } else { (0, code) };
-        self.with("reject", Attributes::default().number(1, kind).bytes(2, &[code]))
-    }
-
-    fn verdict(self, code: i32, chain: Option<&str>) -> Self {
-        self.with("immediate", Attributes::default().number(1, 0).nest(2, verdict(code, chain)))
-    }
-
-    fn jump(self, chain: &str) -> Self {
-        self.verdict(VERDICT_JUMP, Some(chain))
-    }
-
-    fn drop(self) -> Self {
-        self.verdict(VERDICT_DROP, None)
-    }
-}
-
-fn verdict(code: i32, chain: Option<&str>) -> Attributes {
-    let mut inner = Attributes::default().number(1, code as u32);
-    if let Some(chain) = chain {
-        inner = inner.text(2, chain);
-    }
-    Attributes::default().nest(2, inner)
-}
-
-/// Requests under construction for one family.
-struct Table {
-    family: Family,
-    requests: Vec<Request>,
 }
 
 /// Everything from nothing: an older table of the name goes in the same transaction.
 pub fn table(family: Family, timeouts: &Timeouts) -> Vec<Request> {
-    let name = || Attributes::default().text(1, TABLE);
-    let mut t = Table { family, requests: Vec::new() };
-    // To delete what may not be there, make it first.
-    t.requests.push(family.make(message::NEW_TABLE, name(), "the table"));
-    t.requests.push(family.request(message::DEL_TABLE, 0, name(), "deleting the old table"));
-    t.requests.push(family.make(message::NEW_TABLE, name(), "the table"));
+    let mut t = Table::new(family, TABLE);
+    t.anew();
     for (id, set) in SetName::all().enumerate() {
         t.requests.push(set.create(family, id as u32 + 1));
     }
@@ -200,31 +87,23 @@ fn dispatch(value: u32, code: i32, chain: Option<&str>) -> Attributes {
     Attributes::default().nest(1, key).nest(2, verdict(code, chain))
 }
 
-impl Table {
-    fn chain(&mut self, name: &str) {
-        let attributes = Attributes::default().text(1, TABLE).text(3, name);
-        self.requests.push(self.family.make(message::NEW_CHAIN, attributes, format!("the chain {name}")));
-    }
+/// What our tables have.
+trait Chains {
+    fn refuse(&mut self);
+    /// The chain for a class and a number of places; returns its element of `dispatch`.
+    fn pick(&mut self, class: u32, places: u32, affinity: Option<u32>) -> Attributes;
+    fn dispatch(&mut self, elements: Vec<Attributes>);
+    fn services(&mut self);
+    fn masquerade(&mut self);
+    fn hooks(&mut self);
+}
 
-    fn base(&mut self, name: &str, kind: &str, hook: u32, priority: i32) {
-        let hook = Attributes::default().number(1, hook).number(2, priority as u32);
-        let attributes = Attributes::default().text(1, TABLE).text(3, name).nest(4, hook).text(7, kind);
-        self.requests.push(self.family.make(message::NEW_CHAIN, attributes, format!("the chain {name}")));
-    }
-
-    fn rule(&mut self, chain: &str, rule: Rule) {
-        let attributes = Attributes::default().text(1, TABLE).text(2, chain).nest(4, rule.0);
-        let mut request = self.family.make(message::NEW_RULE, attributes, format!("a rule of the chain {chain}"));
-        request.flags |= APPEND;
-        self.requests.push(request);
-    }
-
+impl Chains for Table {
     fn refuse(&mut self) {
         self.rule("refuse", Rule::default().protocol(R0).compare(R0, &[6]).refuse(true, self.family));
         self.rule("refuse", Rule::default().refuse(false, self.family));
     }
 
-    /// The chain for a class and a number of places; returns its element of `dispatch`.
     fn pick(&mut self, class: u32, places: u32, affinity: Option<u32>) -> Attributes {
         let family = self.family;
         let width = family.length() / 4;
