@@ -1,27 +1,25 @@
-//! A node of a cluster on this machine: a network namespace, a runtime whose threads live in it, and the node's
-//! components on that. In: the API server's clients, containerd, sockets. Out: components that run until told to stop.
+//! A node: a network namespace (its own, or the machine's), a runtime whose threads live in it, and the node's
+//! components on that. In: [`NodeConfig`], values only. Out: components that run until told to stop, and that know of the
+//! cluster what the API tells them over HTTPS.
 
-use crate::args::UpArgs;
-use crate::paths::Paths;
+use crate::clients::Clients;
 use crate::tasks::{Health, Tasks};
 use anyhow::{Context, Result, bail};
-use async_trait::async_trait;
+use causeway_access::Identity;
 use causeway_api::config::ClusterConfig;
-use causeway_api::identity::{USER_DNS, USER_INGRESS, USER_PROXY, UserInfo};
-use causeway_apiserver::{ApiServer, NodeDialer};
+use causeway_api::identity::{USER_DNS, USER_INGRESS, USER_PROXY};
 use causeway_dns::DnsConfig;
 use causeway_kubelet::{KubeletConfig, NodeCapacity};
-use causeway_network::local::LocalNode;
 use causeway_network::{BridgeConfig, BridgeNetwork, NetNs, NetNsRuntime, PodNetwork};
 use causeway_proxy::ProxyConfig;
-use causeway_runtime::daemon::ContainerdDaemon;
 use causeway_runtime::{Containerd, ContainerdConfig, Runtime};
 use causeway_services::ServicesConfig;
-use std::io;
+use k8s_openapi::api::core::v1::Taint;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -34,61 +32,76 @@ pub const DNS_ADMIN_PORT: u16 = 9153;
 /// `/readyz`, `/metrics` and `/debug/routes` of the ingress.
 pub const INGRESS_ADMIN_PORT: u16 = 10254;
 
-/// Reaches the nodes from their own segment.
-pub struct LanDialer(pub NetNs);
-
-#[async_trait]
-impl NodeDialer for LanDialer {
-    async fn dial(&self, addr: SocketAddr) -> io::Result<TcpStream> {
-        self.0.connect_tcp(addr).await
-    }
+/// What a node is started from.
+pub struct NodeConfig {
+    /// `metadata.name`.
+    pub name: String,
+    /// Ranges and names of the cluster.
+    pub cluster: ClusterConfig,
+    /// The node's addresses, the primary first.
+    pub ips: Vec<IpAddr>,
+    /// The namespace in which its components run.
+    pub netns: NetNs,
+    /// That namespace's file, for containers with `hostNetwork`; `None` when the node is the machine itself.
+    pub netns_path: Option<PathBuf>,
+    /// What must last: pods, volumes, given addresses, last states.
+    pub dir: PathBuf,
+    /// Pipes of containers; goes with a reboot.
+    pub run_dir: PathBuf,
+    /// containerd's socket.
+    pub containerd: PathBuf,
+    /// The cgroup above all its pods.
+    pub cgroup_parent: String,
+    /// Pods' namespaces are named so, and a hash.
+    pub netns_prefix: String,
+    /// Its share of the machine; `None`: all of it.
+    pub capacity: Option<NodeCapacity>,
+    /// Labels given at registration.
+    pub labels: BTreeMap<String, String>,
+    /// Taints given at the first registration.
+    pub taints: Vec<Taint>,
+    /// Who its components are.
+    pub clients: Clients,
+    /// The kubelet's certificate as a server.
+    pub serving: Arc<Identity>,
+    /// Registries that are spoken to over plain HTTP.
+    pub insecure_registries: Vec<String>,
+    /// Servers for names outside the cluster.
+    pub dns_upstreams: Vec<SocketAddr>,
+    /// The runtime on which registries and upstreams are asked: the machine's, where a node has no way out.
+    pub outside: Handle,
+    /// The ingress' listeners towards the user (HTTP, HTTPS), for the node that has it.
+    pub ingress: Option<(TcpListener, TcpListener)>,
 }
 
-/// A node: a namespace, a runtime whose threads live in it, and the node's components on that.
+/// A node's running components, and the runtime they are on.
 pub struct Node {
     runtime: NetNsRuntime,
     tasks: Tasks,
 }
 
 impl Node {
-    /// Starts a node's components. `ingress` are the listeners towards the user, given to one node.
-    #[expect(clippy::too_many_arguments, reason = "the wiring of a node: each is a different part of the cluster")]
-    pub async fn start(
-        args: &UpArgs,
-        paths: &Paths,
-        config: &ClusterConfig,
-        api: &Arc<ApiServer>,
-        containerd: &ContainerdDaemon,
-        name: &str,
-        local: LocalNode,
-        ingress: Option<(TcpListener, TcpListener)>,
-        stop: &CancellationToken,
-        health: &Health,
-    ) -> Result<Self> {
-        let runtime = local.netns.runtime(name, 2).with_context(|| format!("entering the namespace of {name}"))?;
-        let mut tasks = Tasks::of_node(name, runtime.handle(), stop.child_token(), health);
+    /// Starts a node's components.
+    pub async fn start(mut config: NodeConfig, stop: &CancellationToken, health: &Health) -> Result<Self> {
+        let name = config.name.clone();
+        let runtime = config.netns.runtime(&name, 2).with_context(|| format!("entering the namespace of {name}"))?;
+        let mut tasks = Tasks::of_node(&name, runtime.handle(), stop.child_token(), health);
         let containers = Containerd::connect(ContainerdConfig {
-            insecure_registries: args.insecure_registries.clone(),
-            node_network: Some(local.netns.path().to_owned()),
-            // Registries are the machine's to reach; the node has no way out.
-            pull_on: Some(Handle::current()),
-            ..ContainerdConfig::new(containerd.socket(), containerd_namespace(name), paths.run.join(name))
+            insecure_registries: config.insecure_registries.clone(),
+            node_network: config.netns_path.clone(),
+            pull_on: Some(config.outside.clone()),
+            ..ContainerdConfig::new(&config.containerd, containerd_namespace(&name), &config.run_dir)
         })
         .await?;
-        kubelet(args, paths, config, api, name, &local, Arc::new(containers), &mut tasks)?;
-        services(paths, config, api, name, &local, &mut tasks)?;
-        dns(args, paths, config, api, name, &local, &mut tasks)?;
+        let ingress = config.ingress.take();
+        let config = Arc::new(config);
+        kubelet(&config, Arc::new(containers), &mut tasks)?;
+        services(&config, &mut tasks)?;
+        dns(&config, &mut tasks)?;
         if let Some((http, https)) = ingress {
-            proxy(api, name, &local, http, https, &mut tasks)?;
+            proxy(&config, http, https, &mut tasks)?;
         }
-        tasks.supervise("node-routes", {
-            let (api, token, name) = (api.clone(), tasks.token(), name.to_owned());
-            move || {
-                let config =
-                    causeway_network::node_routes::NodeRoutesConfig { node_name: Some(name.clone()), netns: None };
-                causeway_network::node_routes::run(api.client(UserInfo::node(&name)), config, token.clone())
-            }
-        });
+        node_routes(&config, &mut tasks);
         Ok(Self { runtime, tasks })
     }
 
@@ -100,70 +113,55 @@ impl Node {
     }
 }
 
+impl NodeConfig {
+    fn listen(&self, ip: IpAddr, port: u16, what: &str) -> Result<TcpListener> {
+        let addr = SocketAddr::new(ip, port);
+        let listener = self.netns.bind_tcp(addr).with_context(|| format!("listening on {addr} for {what}"))?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    }
+
+    fn primary(&self) -> Result<IpAddr> {
+        self.ips.first().copied().with_context(|| format!("node {} has no address", self.name))
+    }
+}
+
 /// The containerd namespace that holds a node's containers and images.
 pub fn containerd_namespace(node: &str) -> String {
     format!("causeway-{node}")
 }
 
-fn listen(local: &LocalNode, port: u16, what: &str) -> Result<TcpListener> {
-    let addr = SocketAddr::new(local.ip, port);
-    let listener = local.netns.bind_tcp(addr).with_context(|| format!("listening on {addr} for {what}"))?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
-}
-
-#[expect(clippy::too_many_arguments, reason = "the wiring of a kubelet: each is a different part of the cluster")]
-fn kubelet(
-    args: &UpArgs,
-    paths: &Paths,
-    config: &ClusterConfig,
-    api: &Arc<ApiServer>,
-    name: &str,
-    local: &LocalNode,
-    runtime: Arc<dyn Runtime>,
-    tasks: &mut Tasks,
-) -> Result<()> {
-    let cert = api.pki().issue_server(&format!("system:node:{name}"), &[name.to_owned(), local.ip.to_string()])?;
-    let ca = api.pki().ca_pem().to_owned();
-    let dir = paths.node(name);
-    let listener = listen(local, KUBELET_PORT, "the kubelet")?;
-    let capacity = share(args.nodes)?;
-    let (api, token) = (api.clone(), tasks.token());
-    let (name, ip, config) = (name.to_owned(), local.ip, config.clone());
-    let (cgroup_parent, netns) = (format!("{}/{name}", paths.cgroup()), local.netns.path().to_owned());
-    let prefix = format!("cw-{}-{name}", config.name);
+fn kubelet(config: &Arc<NodeConfig>, runtime: Arc<dyn Runtime>, tasks: &mut Tasks) -> Result<()> {
+    let listener = config.listen(config.primary()?, KUBELET_PORT, "the kubelet")?;
+    let (config, token) = (config.clone(), tasks.token());
     tasks.supervise("kubelet", move || {
         let listener = listener.try_clone();
-        let (cert, ca, dir, config) = (cert.clone(), ca.clone(), dir.clone(), config.clone());
-        let (name, cgroup_parent, netns) = (name.clone(), cgroup_parent.clone(), netns.clone());
-        let (client, runtime, token) = (api.client(UserInfo::node(&name)), runtime.clone(), token.clone());
-        let prefix = prefix.clone();
+        let (config, runtime, token) = (config.clone(), runtime.clone(), token.clone());
         async move {
-            let bridge = (name.clone(), dir.join("network"), prefix);
             let kubelet = KubeletConfig {
-                dns_ip: config.dns_ip,
-                cluster: config,
-                node_name: name,
-                node_ips: vec![ip],
-                node_netns: Some(netns),
-                dir,
-                cgroup_parent,
-                labels: Default::default(),
-                taints: Vec::new(),
+                dns_ip: config.cluster.dns_ip,
+                cluster: config.cluster.clone(),
+                node_name: config.name.clone(),
+                node_ips: config.ips.clone(),
+                node_netns: config.netns_path.clone(),
+                dir: config.dir.clone(),
+                cgroup_parent: config.cgroup_parent.clone(),
+                labels: config.labels.clone(),
+                taints: config.taints.clone(),
                 max_pods: 110,
                 register: true,
                 resolv_conf_upstream: None,
                 server_listener: listener?,
-                server_cert_pem: cert.cert_pem,
-                server_key_pem: cert.key_pem,
-                client_ca_pem: ca,
-                capacity,
+                server_certificate: config.serving.clone(),
+                client_ca_pem: config.clients.endpoint.ca_pem.clone(),
+                capacity: config.capacity,
             };
+            let client = config.clients.kubelet()?;
             let network = move |cidrs| {
-                let (name, state, prefix) = bridge;
                 let opened = async move {
-                    let network = BridgeNetwork::open(BridgeConfig::new(&name, cidrs, state, &prefix)).await?;
-                    Ok(Arc::new(network) as Arc<dyn PodNetwork>)
+                    let state = config.dir.join("network");
+                    let bridge = BridgeConfig::new(&config.name, cidrs, state, &config.netns_prefix);
+                    Ok(Arc::new(BridgeNetwork::open(bridge).await?) as Arc<dyn PodNetwork>)
                 };
                 Box::pin(opened) as futures::future::BoxFuture<'static, _>
             };
@@ -173,133 +171,106 @@ fn kubelet(
     Ok(())
 }
 
-/// A node's share of the machine; a single node has it all.
-fn share(nodes: u8) -> Result<Option<NodeCapacity>> {
-    if nodes == 1 {
-        return Ok(None);
-    }
-    use procfs::Current;
-    let nodes = u64::from(nodes);
-    let cpus = std::thread::available_parallelism().context("counting CPUs")?.get() as u64;
-    let memory = procfs::Meminfo::current().context("reading how much memory there is")?.mem_total;
-    Ok(Some(NodeCapacity { cpu_milli: cpus * 1000 / nodes, memory_bytes: memory / nodes }))
-}
-
-fn services(
-    paths: &Paths,
-    config: &ClusterConfig,
-    api: &Arc<ApiServer>,
-    name: &str,
-    local: &LocalNode,
-    tasks: &mut Tasks,
-) -> Result<()> {
-    let healthz = listen(local, SERVICES_PORT, "kube-proxy's health")?;
-    let (api, token, name, ip, config) = (api.clone(), tasks.token(), name.to_owned(), local.ip, config.clone());
-    let state_dir = paths.node(&name).join("services");
+fn services(config: &Arc<NodeConfig>, tasks: &mut Tasks) -> Result<()> {
+    let healthz = config.listen(config.primary()?, SERVICES_PORT, "kube-proxy's health")?;
+    let (config, token) = (config.clone(), tasks.token());
     tasks.supervise("kube-proxy", move || {
-        let client = api.client(UserInfo::component(USER_PROXY, &[]));
-        let (token, healthz) = (token.clone(), healthz.try_clone());
-        let (node_name, cluster, state_dir) = (name.clone(), config.clone(), state_dir.clone());
+        let (config, token, healthz) = (config.clone(), token.clone(), healthz.try_clone());
         async move {
             let services = ServicesConfig {
-                node_name,
-                node_ips: vec![ip],
-                cluster,
-                state_dir,
+                node_name: config.name.clone(),
+                node_ips: config.ips.clone(),
+                cluster: config.cluster.clone(),
+                state_dir: config.dir.join("services"),
                 healthz_listener: Some(healthz?),
                 registry: None,
                 ready: None,
             };
-            causeway_services::run(client, services, token).await
+            causeway_services::run(config.clients.client(USER_PROXY)?, services, token).await
         }
     });
     Ok(())
 }
 
-fn dns(
-    args: &UpArgs,
-    paths: &Paths,
-    config: &ClusterConfig,
-    api: &Arc<ApiServer>,
-    name: &str,
-    local: &LocalNode,
-    tasks: &mut Tasks,
-) -> Result<()> {
-    let addr = SocketAddr::new(local.ip, 53);
-    let udp = local.netns.bind_udp(addr).with_context(|| format!("listening on {addr} for DNS"))?;
-    udp.set_nonblocking(true)?;
-    let tcp = listen(local, 53, "DNS")?;
-    let admin = listen(local, DNS_ADMIN_PORT, "DNS' health")?;
-    // Upstreams are the machine's to reach; the node has no way out.
-    let forward_on = Handle::current();
-    let upstreams = args.dns_upstreams.iter().map(|u| upstream(u)).collect::<Result<Vec<_>>>()?;
-    let (api, token, name, ip, config) = (api.clone(), tasks.token(), name.to_owned(), local.ip, config.clone());
-    let state_dir = paths.node(&name).join("dns");
+fn dns(config: &Arc<NodeConfig>, tasks: &mut Tasks) -> Result<()> {
+    let (mut udp, mut tcp) = (Vec::new(), Vec::new());
+    for ip in &config.ips {
+        let addr = SocketAddr::new(*ip, 53);
+        let socket = config.netns.bind_udp(addr).with_context(|| format!("listening on {addr} for DNS"))?;
+        socket.set_nonblocking(true)?;
+        udp.push(socket);
+        tcp.push(config.listen(*ip, 53, "DNS")?);
+    }
+    let admin = config.listen(config.primary()?, DNS_ADMIN_PORT, "DNS' health")?;
+    let (config, token) = (config.clone(), tasks.token());
     tasks.supervise("dns", move || {
-        let client = api.client(UserInfo::component(USER_DNS, &[]));
-        let sockets = udp.try_clone().and_then(|udp| Ok((udp, tcp.try_clone()?, admin.try_clone()?)));
-        let (token, config, name) = (token.clone(), config.clone(), name.clone());
-        let (upstreams, state_dir, forward_on) = (upstreams.clone(), state_dir.clone(), forward_on.clone());
+        let udp = udp.iter().map(std::net::UdpSocket::try_clone).collect::<std::io::Result<Vec<_>>>();
+        let tcp = tcp.iter().map(TcpListener::try_clone).collect::<std::io::Result<Vec<_>>>();
+        let (config, token, admin) = (config.clone(), token.clone(), admin.try_clone());
         async move {
-            let (udp, tcp, admin) = sockets?;
             let dns = DnsConfig {
-                cluster: config,
-                node_name: name,
-                node_ips: vec![ip],
-                udp: vec![udp],
-                tcp: vec![tcp],
-                admin: Some(admin),
-                upstreams,
+                cluster: config.cluster.clone(),
+                node_name: config.name.clone(),
+                node_ips: config.ips.clone(),
+                udp: udp?,
+                tcp: tcp?,
+                admin: Some(admin?),
+                upstreams: config.dns_upstreams.clone(),
                 stub_domains: Default::default(),
-                forward_on: Some(forward_on),
+                forward_on: Some(config.outside.clone()),
                 publish: true,
-                state_dir: Some(state_dir),
+                state_dir: Some(config.dir.join("dns")),
             };
-            causeway_dns::run(client, dns, token).await
+            causeway_dns::run(config.clients.client(USER_DNS)?, dns, token).await
         }
     });
     Ok(())
 }
 
-fn upstream(text: &str) -> Result<SocketAddr> {
-    if let Ok(addr) = text.parse::<SocketAddr>() {
-        return Ok(addr);
-    }
-    match text.parse::<IpAddr>() {
-        Ok(ip) => Ok(SocketAddr::new(ip, 53)),
-        Err(_) => bail!("--dns-upstream {text:?} is neither an address nor address:port"),
-    }
+/// Servers for names outside the cluster, as given on the command line.
+pub fn upstreams(texts: &[String]) -> Result<Vec<SocketAddr>> {
+    let parse = |text: &String| match (text.parse::<SocketAddr>(), text.parse::<IpAddr>()) {
+        (Ok(addr), _) => Ok(addr),
+        (_, Ok(ip)) => Ok(SocketAddr::new(ip, 53)),
+        _ => bail!("--dns-upstream {text:?} is neither an address nor address:port"),
+    };
+    texts.iter().map(parse).collect()
 }
 
-fn proxy(
-    api: &Arc<ApiServer>,
-    name: &str,
-    local: &LocalNode,
-    http: TcpListener,
-    https: TcpListener,
-    tasks: &mut Tasks,
-) -> Result<()> {
+fn proxy(config: &Arc<NodeConfig>, http: TcpListener, https: TcpListener, tasks: &mut Tasks) -> Result<()> {
     // The user comes by 127.0.0.1; whoever is on the nodes' segment by the node's address.
-    let (http_inside, https_inside) = (listen(local, 80, "the ingress")?, listen(local, 443, "the ingress")?);
-    let admin = listen(local, INGRESS_ADMIN_PORT, "the ingress' health")?;
-    let (api, token, ip, name) = (api.clone(), tasks.token(), local.ip, name.to_owned());
+    let ip = config.primary()?;
+    let (http_inside, https_inside) = (config.listen(ip, 80, "the ingress")?, config.listen(ip, 443, "the ingress")?);
+    let admin = config.listen(ip, INGRESS_ADMIN_PORT, "the ingress' health")?;
+    let (config, token) = (config.clone(), tasks.token());
     tasks.supervise("ingress", move || {
-        let client = api.client(UserInfo::component(USER_INGRESS, &[]));
         let all = [&http, &http_inside, &https, &https_inside, &admin].map(TcpListener::try_clone);
-        let (token, name) = (token.clone(), name.clone());
+        let (config, token) = (config.clone(), token.clone());
         async move {
             let [http, http_inside, https, https_inside, admin] = all;
-            let config = ProxyConfig {
+            let proxy = ProxyConfig {
                 http: vec![http?, http_inside?],
                 https: vec![https?, https_inside?],
                 admin: Some(admin?),
                 publish_addresses: vec![IpAddr::V4(Ipv4Addr::LOCALHOST).to_string(), ip.to_string()],
                 name_servers: vec![ip],
-                node_name: Some(name),
+                node_name: Some(config.name.clone()),
                 ..ProxyConfig::default()
             };
-            causeway_proxy::run(client, config, token).await
+            causeway_proxy::run(config.clients.client(USER_INGRESS)?, proxy, token).await
         }
     });
     Ok(())
+}
+
+fn node_routes(config: &Arc<NodeConfig>, tasks: &mut Tasks) {
+    let (config, token) = (config.clone(), tasks.token());
+    tasks.supervise("node-routes", move || {
+        let (config, token) = (config.clone(), token.clone());
+        async move {
+            let routes =
+                causeway_network::node_routes::NodeRoutesConfig { node_name: Some(config.name.clone()), netns: None };
+            causeway_network::node_routes::run(config.clients.kubelet()?, routes, token).await
+        }
+    });
 }

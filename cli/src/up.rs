@@ -4,16 +4,21 @@
 //! [`start`] is the wiring diagram: it reads from top to bottom as the cluster comes up.
 
 use crate::args::{UpArgs, require_root};
+use crate::clients::Issued;
 use crate::instance::{self, Record};
-use crate::node::{LanDialer, Node};
+use crate::node::{self, Node, NodeConfig};
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::tasks::{self, Health, Tasks};
 use crate::{data, kubeconfig, ports, ready, teardown};
 use anyhow::{Context, Result, bail};
+use async_trait::async_trait;
+use causeway_access::Endpoint;
 use causeway_api::identity::{USER_CONTROLLER_MANAGER, USER_SCHEDULER, UserInfo};
-use causeway_apiserver::{ApiServer, ApiServerConfig};
+use causeway_apiserver::{ApiServer, ApiServerConfig, NodeDialer};
 use causeway_controllers::ControllersConfig;
+use causeway_kubelet::NodeCapacity;
+use causeway_network::NetNs;
 use causeway_network::local::{LocalConfig, LocalSegment};
 use causeway_runtime::daemon::ContainerdDaemon;
 use causeway_scheduler::SchedulerConfig;
@@ -21,10 +26,13 @@ use causeway_store::{SledOptions, SledStore, Store};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 /// The range of the nodes' segment. It exists only inside the cluster's own namespaces.
@@ -225,6 +233,7 @@ async fn start(
     health: &Health,
 ) -> Result<Cluster> {
     let config = crate::config::read(args.config.as_deref(), &paths.name)?;
+    let (upstreams, capacity) = (node::upstreams(&args.dns_upstreams)?, share(args.nodes)?);
     let node_cidr: IpNet = NODE_CIDR.parse()?;
 
     phase.is("opening the store")?;
@@ -295,18 +304,70 @@ async fn start(
     });
 
     phase.is("starting the nodes")?;
+    let endpoint = Endpoint::new(&format!("https://{inside}"), api.pki().ca_pem())?;
+    let issued = Arc::new(Issued::default());
     let mut nodes = Vec::new();
     let mut ingress = Some((listeners.http, listeners.https));
     for name in phase.record.nodes.clone() {
         let local = segment.add_node(&name).await?;
-        nodes.push(
-            Node::start(args, paths, &config, &api, &containerd, &name, local, ingress.take(), stop, health).await?,
-        );
+        let names = vec![name.clone(), local.ip.to_string()];
+        let node = NodeConfig {
+            cluster: config.clone(),
+            ips: vec![local.ip],
+            netns_path: Some(local.netns.path().to_owned()),
+            netns: local.netns,
+            dir: paths.node(&name),
+            run_dir: paths.run.join(&name),
+            containerd: containerd.socket(),
+            cgroup_parent: format!("{}/{name}", paths.cgroup()),
+            netns_prefix: format!("cw-{}-{name}", paths.name),
+            capacity,
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
+            clients: issued.clients(api.pki(), endpoint.clone(), &name)?,
+            serving: issued.serving(api.pki(), &name, names)?,
+            insecure_registries: args.insecure_registries.clone(),
+            dns_upstreams: upstreams.clone(),
+            // Registries and upstreams are the machine's to reach; the node has no way out.
+            outside: Handle::current(),
+            ingress: ingress.take(),
+            name,
+        };
+        nodes.push(Node::start(node, stop, health).await?);
     }
+    control.supervise("certificates", {
+        let (api, token) = (api.clone(), control.token());
+        move || {
+            let (api, issued, token) = (api.clone(), issued.clone(), token.clone());
+            async move { issued.renew(api.pki(), token).await }
+        }
+    });
 
     phase.is("waiting for the nodes to be ready")?;
     ready::wait(&api.client(UserInfo::admin()), &paths.name, &phase.record).await?;
     Ok(Cluster { nodes, control, containerd })
+}
+
+/// Reaches the nodes from their own segment.
+struct LanDialer(NetNs);
+
+#[async_trait]
+impl NodeDialer for LanDialer {
+    async fn dial(&self, addr: SocketAddr) -> io::Result<TcpStream> {
+        self.0.connect_tcp(addr).await
+    }
+}
+
+/// A node's share of the machine; a single node has it all.
+fn share(nodes: u8) -> Result<Option<NodeCapacity>> {
+    if nodes == 1 {
+        return Ok(None);
+    }
+    use procfs::Current;
+    let nodes = u64::from(nodes);
+    let cpus = std::thread::available_parallelism().context("counting CPUs")?.get() as u64;
+    let memory = procfs::Meminfo::current().context("reading how much memory there is")?.mem_total;
+    Ok(Some(NodeCapacity { cpu_milli: cpus * 1000 / nodes, memory_bytes: memory / nodes }))
 }
 
 fn print_hints(paths: &Paths, record: &Record) {

@@ -44,7 +44,8 @@ where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
 {
     fn new(client: &Client) -> Self {
-        let events = watcher(Api::<K>::all(client.clone()), watcher::Config::default()).default_backoff();
+        let events =
+            watcher(Api::<K>::all(client.clone()), watcher::Config::default()).backoff(causeway_api::backoff::watch());
         Self { events: Box::pin(events), seen: HashSet::new() }
     }
 

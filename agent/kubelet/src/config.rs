@@ -2,9 +2,11 @@
 
 use causeway_api::config::ClusterConfig;
 use k8s_openapi::api::core::v1::Taint;
+use rustls::server::ResolvesServerCert;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, TcpListener};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Configuration of one kubelet.
 #[derive(Debug)]
@@ -35,10 +37,8 @@ pub struct KubeletConfig {
     pub resolv_conf_upstream: Option<PathBuf>,
     /// The kubelet's own API, bound by the caller in the node's namespace (port 10250).
     pub server_listener: TcpListener,
-    /// Its certificate (chain).
-    pub server_cert_pem: String,
-    /// Its key.
-    pub server_key_pem: String,
+    /// Its certificate; asked for at every handshake, so that it can be renewed meanwhile.
+    pub server_certificate: Arc<dyn ResolvesServerCert>,
     /// The authority whose client certificates are accepted.
     pub client_ca_pem: String,
     /// Says how much of the machine is this node's; `None`: all of it.

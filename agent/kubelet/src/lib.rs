@@ -140,7 +140,8 @@ async fn start_pods(shared: Arc<Shared>, pods: Arc<pods::Pods>, stop: Cancellati
 
 fn follow_services(client: Client, stop: CancellationToken) -> reflector::Store<Service> {
     let (store, writer) = reflector::store();
-    let watched = watcher(Api::<Service>::all(client), watcher::Config::default()).default_backoff();
+    let watched =
+        watcher(Api::<Service>::all(client), watcher::Config::default()).backoff(causeway_api::backoff::watch());
     let stream = reflector::reflector(writer, watched);
     tokio::spawn(async move {
         let mut stream = std::pin::pin!(stream);

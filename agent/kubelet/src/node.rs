@@ -282,7 +282,7 @@ async fn renew(api: &Api<Lease>, name: &str, owner: Option<String>) -> Result<()
 pub async fn follow(client: Client, name: String, seen: watch::Sender<Option<Arc<Node>>>, shutdown: CancellationToken) {
     let api: Api<Node> = Api::all(client);
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let mut stream = watcher(api, config).default_backoff().applied_objects().boxed();
+    let mut stream = watcher(api, config).backoff(causeway_api::backoff::watch()).applied_objects().boxed();
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,

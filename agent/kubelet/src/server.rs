@@ -49,7 +49,7 @@ enum Caller {
 /// Serves until shutdown.
 pub async fn run(ctx: Arc<Context>, pods: Arc<Pods>, shutdown: CancellationToken) -> anyhow::Result<()> {
     let config = &ctx.config;
-    let tls = authenticate::tls(&config.server_cert_pem, &config.server_key_pem, &config.client_ca_pem)?;
+    let tls = authenticate::tls(config.server_certificate.clone(), &config.client_ca_pem)?;
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
     let listener = config.server_listener.try_clone()?;
     listener.set_nonblocking(true)?;

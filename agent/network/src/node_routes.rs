@@ -28,7 +28,9 @@ pub async fn run(client: kube::Client, config: NodeRoutesConfig, shutdown: Cance
         None => Routes::here()?,
     };
     let (nodes, writer) = reflector::store::<Node>();
-    let stream = watcher(kube::Api::<Node>::all(client), watcher::Config::default()).default_backoff().reflect(writer);
+    let stream = watcher(kube::Api::<Node>::all(client), watcher::Config::default())
+        .backoff(causeway_api::backoff::watch())
+        .reflect(writer);
     let mut stream = std::pin::pin!(stream);
     // Also without news: somebody else may have changed the table.
     let mut again = tokio::time::interval(Duration::from_secs(60));

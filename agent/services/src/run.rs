@@ -108,10 +108,12 @@ type Events<K> = Vec<Result<watcher::Event<K>, watcher::Error>>;
 impl Proxy {
     async fn run(mut self, client: kube::Client, shutdown: CancellationToken) -> anyhow::Result<()> {
         let all = watcher::Config::default;
-        let services = watcher(kube::Api::<Service>::all(client.clone()), all()).default_backoff();
-        let slices = watcher(kube::Api::<EndpointSlice>::all(client.clone()), all()).default_backoff();
+        let services =
+            watcher(kube::Api::<Service>::all(client.clone()), all()).backoff(causeway_api::backoff::watch());
+        let slices =
+            watcher(kube::Api::<EndpointSlice>::all(client.clone()), all()).backoff(causeway_api::backoff::watch());
         let own = all().fields(&format!("metadata.name={}", self.config.node_name));
-        let nodes = watcher(kube::Api::<Node>::all(client), own).default_backoff();
+        let nodes = watcher(kube::Api::<Node>::all(client), own).backoff(causeway_api::backoff::watch());
         let mut services = std::pin::pin!(services.ready_chunks(BATCH));
         let mut slices = std::pin::pin!(slices.ready_chunks(BATCH));
         let mut nodes = std::pin::pin!(nodes.ready_chunks(BATCH));

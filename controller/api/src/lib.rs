@@ -4,6 +4,7 @@
 //! ([`config`]), which endpoint may be sent traffic ([`endpoints`]), how quantities and selectors read
 //! ([`quantity`], [`selector`]), when a pod is ready ([`pod`]), and how events are written ([`events`]).
 
+pub mod backoff;
 pub mod config;
 pub mod endpoints;
 pub mod events;

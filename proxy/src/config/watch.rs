@@ -80,7 +80,7 @@ where
 {
     let kind = K::kind(&()).into_owned();
     watch(api, config)
-        .default_backoff()
+        .backoff(causeway_api::backoff::watch())
         .modify(|object| object.meta_mut().managed_fields = None)
         .filter_map(move |event| {
             ready(match event {

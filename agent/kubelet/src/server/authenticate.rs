@@ -2,15 +2,15 @@
 
 use anyhow::Context;
 use causeway_api::identity::{GROUP_MASTERS, USER_APISERVER};
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ResolvesServerCert, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use std::sync::Arc;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// A server configuration that asks for certificates of the authority and takes callers without one for unknown.
-pub fn tls(cert_pem: &str, key_pem: &str, client_ca_pem: &str) -> anyhow::Result<ServerConfig> {
+pub fn tls(certificate: Arc<dyn ResolvesServerCert>, client_ca_pem: &str) -> anyhow::Result<ServerConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = RootCertStore::empty();
     for cert in CertificateDer::pem_slice_iter(client_ca_pem.as_bytes()) {
@@ -20,15 +20,10 @@ pub fn tls(cert_pem: &str, key_pem: &str, client_ca_pem: &str) -> anyhow::Result
         .allow_unauthenticated()
         .build()
         .context("making the verifier of client certificates of the kubelet's API")?;
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(cert_pem.as_bytes())
-        .collect::<Result<_, _>>()
-        .context("reading the kubelet's certificate")?;
-    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).context("reading the kubelet's key")?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .context("using the kubelet's certificate")?;
+        .with_cert_resolver(certificate);
     // Upgrades (exec, attach) exist in HTTP/1.1 only.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)

@@ -22,7 +22,9 @@ pub async fn run(client: Client, node: String, shutdown: CancellationToken) {
     let api: Api<PersistentVolume> = Api::all(client.clone());
     let config = watcher::Config::default().labels(&format!("{NODE_LABEL}={node}"));
     while !shutdown.is_cancelled() {
-        let mut stream = std::pin::pin!(watcher(api.clone(), config.clone()).default_backoff().applied_objects());
+        let mut stream = std::pin::pin!(
+            watcher(api.clone(), config.clone()).backoff(causeway_api::backoff::watch()).applied_objects()
+        );
         let mut again = false;
         loop {
             let next = tokio::select! {

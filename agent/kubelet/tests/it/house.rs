@@ -194,8 +194,9 @@ impl House {
             dns_ip: "10.96.0.10".parse().unwrap(),
             resolv_conf_upstream: None,
             server_listener: self.netns.bind_tcp(SocketAddr::new(self.ip, 10250)).unwrap(),
-            server_cert_pem: server.cert_pem,
-            server_key_pem: server.key_pem,
+            server_certificate: Arc::new(
+                causeway_access::Identity::new(&server.cert_pem, &server.key_pem).expect("the kubelet's certificate"),
+            ),
             client_ca_pem: self.api.pki().ca_pem().to_owned(),
             capacity: None,
         };

@@ -1,0 +1,5 @@
+//! A node's way to the API, over real links between network namespaces.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "it/cut.rs"]
+mod cut;
