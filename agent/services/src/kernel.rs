@@ -5,9 +5,8 @@ use crate::{
     model::{Front, Target},
     plan::{Element, Plan, RangeSet, Timeouts},
     rules,
-    wire::{Attributes, CONNTRACK, CREATE, Request, Socket, WireError, attribute, number},
+    wire::{Attributes, CREATE, Request, Socket, WireError, attribute, number},
 };
-use nix::errno::Errno;
 use std::{
     collections::BTreeSet,
     hash::{DefaultHasher, Hash, Hasher},
@@ -75,42 +74,6 @@ impl Kernel {
         self.socket.transaction(&requests)
     }
 
-    /// Deletes connections of datagram protocols whose endpoint is gone, so that their clients do not talk to nobody.
-    /// Returns how many.
-    pub fn forget_flows(&mut self, gone: &BTreeSet<(Front, Target)>) -> Result<usize, WireError> {
-        const TCP: u8 = 6;
-        let mut deleted = 0;
-        for family in self.families.clone() {
-            let gone: BTreeSet<_> =
-                gone.iter().filter(|(f, _)| f.protocol != TCP && Family::of(&f.ip) == family).collect();
-            if gone.is_empty() {
-                continue;
-            }
-            let request = |message: u16, attributes, what: &str| Request {
-                kind: CONNTRACK << 8 | message,
-                family: family.number(),
-                flags: 0,
-                attributes,
-                what: what.to_owned(),
-            };
-            let all = self.socket.ask(&request(1, Attributes::default(), "reading connections"), true)?;
-            for flow in &all {
-                let (Some(original), Some(reply)) = (attribute(flow, 1), attribute(flow, 2)) else { continue };
-                let (Some(to), Some(from)) = (tuple(original, 2, 3), tuple(reply, 1, 2)) else { continue };
-                let is = |f: &Front, t: &Target| to == (f.ip, f.protocol, f.port) && from == (t.ip, f.protocol, t.port);
-                if !gone.iter().any(|(f, t)| is(f, t)) {
-                    continue;
-                }
-                let tuple = Attributes::default().nest(1, Attributes(original.to_vec()));
-                match self.socket.single(&request(2, tuple, "deleting a connection")) {
-                    Err(e) if e.errno() != Errno::ENOENT => return Err(e),
-                    _ => deleted += 1,
-                }
-            }
-        }
-        Ok(deleted)
-    }
-
     fn add_elements(&self, requests: &mut Vec<Request>, kind: u16, elements: &BTreeSet<Element>) {
         let deleting = kind == message::DEL_ELEMENTS;
         for family in &self.families {
@@ -132,19 +95,6 @@ impl Kernel {
     fn dump(&mut self, family: Family, set: SetName) -> Result<Vec<Vec<u8>>, WireError> {
         self.socket.elements(family, TABLE, set.name())
     }
-}
-
-/// Address, protocol and port of one side of a tuple: 1 and 2 are source, 2 and 3 destination, as the kernel numbers.
-fn tuple(bytes: &[u8], side: u16, port: u16) -> Option<(IpAddr, u8, u16)> {
-    let addresses = attribute(bytes, 1)?;
-    let ip = match (attribute(addresses, side), attribute(addresses, side + 2)) {
-        (Some(v4), _) => IpAddr::from(<[u8; 4]>::try_from(v4).ok()?),
-        (_, Some(v6)) => IpAddr::from(<[u8; 16]>::try_from(v6).ok()?),
-        _ => return None,
-    };
-    let protocol = attribute(bytes, 2)?;
-    let number = *attribute(protocol, 1)?.first()?;
-    Some((ip, number, u16::from_be_bytes(attribute(protocol, port)?.try_into().ok()?)))
 }
 
 fn put_ip(out: &mut Vec<u8>, ip: IpAddr) {

@@ -1,23 +1,37 @@
 //! What a Service asks of this node, in the words of a packet filter. Pure.
 //!
 //! In: a Service, its EndpointSlices, the node. Out: a [`ServiceModel`]: for every address, protocol and port what is to
-//! become of a new connection.
+//! become of a new connection. Both renderers, nftables and iptables, draw the same model.
 
-use causeway_api::endpoints::{self, Endpoint};
+mod choose;
+mod node;
+#[cfg(test)]
+mod tests;
+
+use causeway_api::endpoints;
+use choose::Endpoints;
 use ipnet::IpNet;
 use k8s_openapi::api::{
-    core::v1::{Service, ServicePort},
+    core::v1::{Service, ServicePort, ServiceSpec},
     discovery::v1::EndpointSlice,
 };
+pub use node::{NodeView, node_port_ips};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 /// Services that another proxy cares for carry this label.
 const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` when absent.
 const AFFINITY_SECONDS: u32 = 10_800;
+/// TCP's number.
+pub const TCP: u8 = 6;
+/// UDP's number.
+pub const UDP: u8 = 17;
+/// SCTP's number.
+pub const SCTP: u8 = 132;
 
 /// Where connections arrive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -50,15 +64,64 @@ pub enum Choice {
     Spread(BTreeSet<Target>),
 }
 
+impl Choice {
+    /// The endpoints; none when it refuses or drops.
+    pub fn targets(&self) -> impl Iterator<Item = &Target> {
+        let all = if let Self::Spread(targets) = self { Some(targets) } else { None };
+        all.into_iter().flatten()
+    }
+}
+
+/// By which of its addresses a Service is met at a front.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `spec.clusterIPs`.
+    ClusterIp,
+    /// `spec.externalIPs`.
+    ExternalIp,
+    /// `status.loadBalancer.ingress`, unless its `ipMode` is `Proxy`.
+    LoadBalancer,
+    /// An address of the node, with `nodePort`.
+    NodePort,
+}
+
 /// All about one front.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
+    /// The Service's port, as kube-proxy writes it: `namespace/name:port`, or `namespace/name` when it has no name. All
+    /// fronts of a port share it; so do they share what is remembered of a client with affinity.
+    pub port: Arc<str>,
+    /// What kind of address this is.
+    pub kind: Kind,
     /// For pods and the node itself; for all when `external` is none.
     pub choice: Choice,
-    /// For sources outside of the cluster, where that differs (`externalTrafficPolicy: Local`).
+    /// For sources outside of the cluster, where that differs (`externalTrafficPolicy: Local`): local endpoints alone,
+    /// which see the client's address.
     pub external: Option<Choice>,
     /// A client keeps its endpoint for so many seconds after its last connection.
     pub affinity: Option<u32>,
+    /// Who may connect at all, pods and the node included; others are dropped. None is everybody.
+    pub sources: Option<BTreeSet<IpNet>>,
+    /// Endpoints that get no new connections but still serve those they have (terminating ones, ones too far away).
+    /// Known for datagram protocols alone, where nothing but a deleted flow would make a client look for another.
+    pub lingering: BTreeSet<Target>,
+}
+
+impl Wanted {
+    /// The endpoints whose datagram flows go on.
+    pub fn serving(&self) -> BTreeSet<Target> {
+        let chosen = self.choice.targets().chain(self.external.iter().flat_map(Choice::targets));
+        chosen.chain(&self.lingering).copied().collect()
+    }
+}
+
+/// What a load balancer's health check is told (`spec.healthCheckNodePort`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// Where it asks, on the node's addresses.
+    pub port: u16,
+    /// Ready endpoints on this node.
+    pub local: usize,
 }
 
 /// All about one Service.
@@ -70,32 +133,12 @@ pub struct ServiceModel {
     pub cluster_ips: BTreeSet<IpAddr>,
     /// Endpoints on this node: a connection of one to itself needs another source address.
     pub local: BTreeSet<IpAddr>,
+    /// For `type: LoadBalancer` with `externalTrafficPolicy: Local`.
+    pub health: Option<HealthCheck>,
 }
 
-/// What must be known about the node.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct NodeView {
-    /// `metadata.name`.
-    pub name: String,
-    /// Addresses on which node ports are served.
-    pub ips: Vec<IpAddr>,
-    /// The label `topology.kubernetes.io/zone`.
-    pub zone: Option<String>,
-    /// `spec.podCIDRs`.
-    pub pod_cidrs: Vec<IpNet>,
-}
-
-impl NodeView {
-    fn has(&self, endpoint: &Endpoint) -> bool {
-        match &endpoint.node {
-            Some(node) => *node == self.name,
-            // Slices made by hand may leave the node out.
-            None => self.pod_cidrs.iter().any(|c| c.contains(&endpoint.ip)),
-        }
-    }
-}
-
-/// Reads a Service. One without a cluster IP, and one that another proxy serves, asks nothing.
+/// Reads a Service. One without a cluster IP, and one that another proxy serves, asks nothing. Of a family in which it
+/// has no cluster IP it serves no address at all.
 pub fn service<'a>(
     service: &Service,
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
@@ -107,209 +150,126 @@ pub fn service<'a>(
     if other || spec.type_.as_deref() == Some("ExternalName") || service.metadata.deletion_timestamp.is_some() {
         return model;
     }
-    model.cluster_ips = cluster_ips(spec.cluster_ip.as_ref(), spec.cluster_ips.as_ref());
+    model.cluster_ips = cluster_ips(spec);
+    // Of a family that the node has no address of, it can serve nothing.
+    model.cluster_ips.retain(|ip| node.ips.iter().any(|own| own.is_ipv4() == ip.is_ipv4()));
     if model.cluster_ips.is_empty() {
         return model;
     }
-    let external = external_ips(service);
-    let affinity = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
-        let seconds = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref()?.timeout_seconds);
-        seconds.and_then(|s| u32::try_from(s).ok()).unwrap_or(AFFINITY_SECONDS)
-    });
+    let addresses = addresses(service, &model.cluster_ips, node);
+    let affinity = affinity(spec);
     let internal_local = spec.internal_traffic_policy.as_deref() == Some("Local");
     let external_local = spec.external_traffic_policy.as_deref() == Some("Local");
     let slices: Vec<&EndpointSlice> = slices.into_iter().collect();
+    let mut ready_here = BTreeSet::new();
     for port in spec.ports.iter().flatten() {
         let Some((protocol, number)) = numbers(port) else { continue };
-        let all = endpoints::of_port(slices.iter().copied(), port.name.as_deref().unwrap_or(""));
-        model.local.extend(all.iter().filter(|e| node.has(e)).map(|e| e.ip));
-        for ip in &model.cluster_ips {
-            let choice = choose(&all, ip, node, internal_local);
-            model.fronts.insert(Front { ip: *ip, protocol, port: number }, Wanted { choice, external: None, affinity });
-        }
+        let name = port.name.as_deref().unwrap_or("");
+        let all = endpoints::of_protocol(slices.iter().copied(), name, port.protocol.as_deref().unwrap_or("TCP"));
+        let here = all.iter().filter(|e| node.has(e));
+        model.local.extend(here.clone().map(|e| e.ip));
+        ready_here.extend(here.filter(|e| e.ready).map(|e| e.ip));
+        let by_family = [true, false].map(|v4| Endpoints::new(&all, v4, node));
+        let label = label(service, name);
         let node_port = port.node_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p > 0);
-        let node_fronts = node.ips.iter().filter_map(|ip| node_port.map(|port| Front { ip: *ip, protocol, port }));
-        let others = external.iter().map(|ip| Front { ip: *ip, protocol, port: number });
-        for front in node_fronts.chain(others) {
-            let choice = choose(&all, &front.ip, node, false);
-            let external = external_local.then(|| choose(&all, &front.ip, node, true));
-            model.fronts.insert(front, Wanted { choice, external, affinity });
+        for address in &addresses {
+            let at = if address.kind == Kind::NodePort { node_port } else { Some(number) };
+            let Some(at) = at else { continue };
+            let ends = &by_family[usize::from(!address.ip.is_ipv4())];
+            let is_internal = address.kind == Kind::ClusterIp;
+            let choice = if is_internal && internal_local { ends.local() } else { ends.cluster() };
+            let external = (!is_internal && external_local).then(|| ends.local());
+            let mut wanted = Wanted {
+                port: label.clone(),
+                kind: address.kind,
+                choice,
+                external,
+                affinity,
+                sources: address.sources.clone(),
+                lingering: BTreeSet::new(),
+            };
+            if protocol != TCP {
+                wanted.lingering = &ends.serving() - &wanted.serving();
+            }
+            model.fronts.insert(Front { ip: address.ip, protocol, port: at }, wanted);
         }
     }
+    let checked = spec.type_.as_deref() == Some("LoadBalancer") && external_local;
+    let port = spec.health_check_node_port.filter(|_| checked).and_then(|p| u16::try_from(p).ok());
+    // One pod may have an address of each family; it is one endpoint.
+    let local = [true, false].map(|v4| ready_here.iter().filter(|ip| ip.is_ipv4() == v4).count());
+    model.health = port.filter(|p| *p > 0).map(|port| HealthCheck { port, local: local[0].max(local[1]) });
     model
 }
 
-fn cluster_ips(one: Option<&String>, all: Option<&Vec<String>>) -> BTreeSet<IpAddr> {
-    // "None" and "" do not parse.
-    all.into_iter().flatten().chain(one).filter_map(|ip| ip.parse().ok()).collect()
+/// An address of a Service, without its ports.
+struct Address {
+    ip: IpAddr,
+    kind: Kind,
+    sources: Option<BTreeSet<IpNet>>,
 }
 
-/// External addresses, and those of a load balancer that leaves the destination address alone.
-fn external_ips(service: &Service) -> BTreeSet<IpAddr> {
-    let Some(spec) = &service.spec else { return BTreeSet::new() };
-    let mut ips: BTreeSet<IpAddr> = spec.external_ips.iter().flatten().filter_map(|ip| ip.parse().ok()).collect();
-    // An address whose sources are limited is better not served than served to all.
-    if spec.load_balancer_source_ranges.as_ref().is_none_or(Vec::is_empty) {
-        let status = service.status.as_ref().and_then(|s| s.load_balancer.as_ref());
-        let ingress = status.and_then(|l| l.ingress.as_ref()).into_iter().flatten();
-        let whole = ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy"));
-        ips.extend(whole.filter_map(|i| i.ip.as_ref()?.parse::<IpAddr>().ok()));
+/// All addresses; should two kinds have the same one, the later is served.
+fn addresses(service: &Service, cluster_ips: &BTreeSet<IpAddr>, node: &NodeView) -> Vec<Address> {
+    let Some(spec) = &service.spec else { return Vec::new() };
+    let is_served = |ip: &IpAddr| cluster_ips.iter().any(|c| c.is_ipv4() == ip.is_ipv4());
+    let open = |kind| move |ip: IpAddr| Address { ip, kind, sources: None };
+    let mut all: Vec<Address> = cluster_ips.iter().copied().map(open(Kind::ClusterIp)).collect();
+    all.extend(node.node_port_ips.iter().copied().filter(is_served).map(open(Kind::NodePort)));
+    let external = spec.external_ips.iter().flatten().filter_map(|ip| ip.parse().ok()).filter(is_served);
+    all.extend(external.map(open(Kind::ExternalIp)));
+    let status = service.status.as_ref().and_then(|s| s.load_balancer.as_ref());
+    let ingress = status.and_then(|l| l.ingress.as_ref()).into_iter().flatten();
+    // What a proxying balancer sends has another destination already.
+    let whole = ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy"));
+    let balanced: BTreeSet<IpAddr> =
+        whole.filter_map(|i| i.ip.as_ref()?.parse().ok()).filter(|ip| is_served(ip)).collect();
+    all.extend(balanced.iter().map(|ip| Address {
+        ip: *ip,
+        kind: Kind::LoadBalancer,
+        sources: sources(spec, ip.is_ipv4(), &balanced, node),
+    }));
+    all
+}
+
+/// `loadBalancerSourceRanges` of a family. When they let the node in, they let in the balancer's own addresses too: a
+/// connection of the node to one of them, should it be an address of the node, comes from that address.
+fn sources(spec: &ServiceSpec, v4: bool, balanced: &BTreeSet<IpAddr>, node: &NodeView) -> Option<BTreeSet<IpNet>> {
+    let ranges = spec.load_balancer_source_ranges.iter().flatten().filter_map(|r| r.trim().parse::<IpNet>().ok());
+    let mut ranges: BTreeSet<IpNet> = ranges.filter(|r| r.addr().is_ipv4() == v4).map(|r| r.trunc()).collect();
+    if ranges.is_empty() || ranges.iter().any(|r| r.prefix_len() == 0) {
+        return None;
     }
-    ips
+    if ranges.iter().any(|r| node.ips.iter().any(|ip| r.contains(ip))) {
+        ranges.extend(balanced.iter().filter(|ip| ip.is_ipv4() == v4).map(|ip| IpNet::from(*ip)));
+    }
+    Some(ranges)
+}
+
+fn cluster_ips(spec: &ServiceSpec) -> BTreeSet<IpAddr> {
+    // "None" and "" do not parse.
+    spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip).filter_map(|ip| ip.parse().ok()).collect()
+}
+
+fn affinity(spec: &ServiceSpec) -> Option<u32> {
+    (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
+        let seconds = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref()?.timeout_seconds);
+        seconds.and_then(|s| u32::try_from(s).ok()).filter(|s| *s > 0).unwrap_or(AFFINITY_SECONDS)
+    })
+}
+
+fn label(service: &Service, port: &str) -> Arc<str> {
+    let meta = &service.metadata;
+    let (namespace, name) = (meta.namespace.as_deref().unwrap_or(""), meta.name.as_deref().unwrap_or(""));
+    if port.is_empty() { format!("{namespace}/{name}").into() } else { format!("{namespace}/{name}:{port}").into() }
 }
 
 fn numbers(port: &ServicePort) -> Option<(u8, u16)> {
     let protocol = match port.protocol.as_deref().unwrap_or("TCP") {
-        "TCP" => 6,
-        "UDP" => 17,
-        "SCTP" => 132,
+        "TCP" => TCP,
+        "UDP" => UDP,
+        "SCTP" => SCTP,
         _ => return None,
     };
     Some((protocol, u16::try_from(port.port).ok()?))
-}
-
-fn choose(all: &[Endpoint], front: &IpAddr, node: &NodeView, only_local: bool) -> Choice {
-    let all: Vec<Endpoint> = all.iter().filter(|e| e.ip.is_ipv4() == front.is_ipv4()).cloned().collect();
-    let anywhere = endpoints::usable(&all);
-    if anywhere.is_empty() {
-        return Choice::Refuse;
-    }
-    let spread = |chosen: Vec<&Endpoint>| {
-        let targets: BTreeSet<_> = chosen.iter().map(|e| Target { ip: e.ip, port: e.port }).collect();
-        if targets.is_empty() { Choice::Drop } else { Choice::Spread(targets) }
-    };
-    if only_local {
-        let local: Vec<Endpoint> = all.iter().filter(|e| node.has(e)).cloned().collect();
-        return spread(endpoints::usable(&local));
-    }
-    spread(near(anywhere, node))
-}
-
-/// Topology hints (KEP-2433, KEP-4444): heeded when every endpoint has one and one is for here.
-fn near<'a>(usable: Vec<&'a Endpoint>, node: &NodeView) -> Vec<&'a Endpoint> {
-    if usable.iter().all(|e| !e.node_hints.is_empty()) {
-        let same: Vec<_> = usable.iter().copied().filter(|e| e.node_hints.contains(&node.name)).collect();
-        if !same.is_empty() {
-            return same;
-        }
-    }
-    if let Some(zone) = &node.zone
-        && usable.iter().all(|e| !e.zone_hints.is_empty())
-    {
-        let same: Vec<_> = usable.iter().copied().filter(|e| e.zone_hints.contains(zone)).collect();
-        if !same.is_empty() {
-            return same;
-        }
-    }
-    usable
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn node() -> NodeView {
-        NodeView {
-            name: "one".into(),
-            ips: vec!["10.90.0.11".parse().unwrap()],
-            zone: Some("z1".into()),
-            pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
-        }
-    }
-
-    fn svc(spec: serde_json::Value) -> Service {
-        let mut base = json!({"clusterIP": "10.96.0.5", "clusterIPs": ["10.96.0.5"],
-            "ports": [{"name": "http", "port": 80, "protocol": "TCP", "nodePort": 30080}]});
-        base.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
-        serde_json::from_value(json!({"metadata": {"name": "s", "namespace": "d"}, "spec": base})).unwrap()
-    }
-
-    /// (address, node, ready, serving and terminating)
-    fn slice(endpoints: &[(&str, &str, bool, bool)]) -> EndpointSlice {
-        let endpoints: Vec<_> = endpoints
-            .iter()
-            .map(|(ip, node, ready, leaving)| {
-                json!({"addresses": [ip], "nodeName": node,
-                    "conditions": {"ready": ready, "serving": ready | leaving, "terminating": leaving}})
-            })
-            .collect();
-        serde_json::from_value(json!({"metadata": {"name": "s-1"}, "addressType": "IPv4", "endpoints": endpoints,
-            "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}]}))
-        .unwrap()
-    }
-
-    fn front(ip: &str, port: u16) -> Front {
-        Front { ip: ip.parse().unwrap(), protocol: 6, port }
-    }
-
-    fn to(ips: &[&str]) -> Choice {
-        Choice::Spread(ips.iter().map(|ip| Target { ip: ip.parse().unwrap(), port: 8080 }).collect())
-    }
-
-    #[test]
-    fn cluster_ip_and_node_port_go_to_the_ready_ones() {
-        let slice = slice(&[
-            ("10.244.1.2", "one", true, false),
-            ("10.244.2.2", "two", true, false),
-            ("10.244.2.3", "two", false, false),
-        ]);
-        let m = service(&svc(json!({})), [&slice], &node());
-        assert_eq!(m.fronts.len(), 2);
-        for f in [front("10.96.0.5", 80), front("10.90.0.11", 30080)] {
-            assert_eq!(m.fronts[&f].choice, to(&["10.244.1.2", "10.244.2.2"]));
-            assert_eq!(m.fronts[&f].external, None);
-        }
-        assert_eq!(m.local, ["10.244.1.2".parse().unwrap()].into());
-    }
-
-    #[test]
-    fn none_refuses_and_terminating_ones_serve_as_long_as_they_can() {
-        let at = front("10.96.0.5", 80);
-        assert_eq!(service(&svc(json!({})), [], &node()).fronts[&at].choice, Choice::Refuse);
-        let leaving = slice(&[("10.244.1.2", "one", false, true), ("10.244.1.3", "one", false, false)]);
-        assert_eq!(service(&svc(json!({})), [&leaving], &node()).fronts[&at].choice, to(&["10.244.1.2"]));
-    }
-
-    #[test]
-    fn local_policies() {
-        let far = slice(&[("10.244.2.2", "two", true, false)]);
-        let both = slice(&[("10.244.1.2", "one", false, true), ("10.244.2.2", "two", true, false)]);
-        let internal = svc(json!({"internalTrafficPolicy": "Local"}));
-        let at = front("10.96.0.5", 80);
-        assert_eq!(service(&internal, [&far], &node()).fronts[&at].choice, Choice::Drop);
-        assert_eq!(service(&internal, [], &node()).fronts[&at].choice, Choice::Refuse);
-        // The fall-back to terminating endpoints is decided among the local ones.
-        assert_eq!(service(&internal, [&both], &node()).fronts[&at].choice, to(&["10.244.1.2"]));
-        let external = svc(json!({"externalTrafficPolicy": "Local", "type": "NodePort"}));
-        let m = service(&external, [&far], &node());
-        let np = &m.fronts[&front("10.90.0.11", 30080)];
-        assert_eq!((np.choice.clone(), np.external.clone()), (to(&["10.244.2.2"]), Some(Choice::Drop)));
-        assert_eq!(m.fronts[&at].external, None);
-    }
-
-    #[test]
-    fn hints_count_only_when_complete_and_met() {
-        let hinted = |zones: [Option<&str>; 2]| {
-            let mut s = slice(&[("10.244.1.2", "one", true, false), ("10.244.2.2", "two", true, false)]);
-            for (e, z) in s.endpoints.iter_mut().zip(zones) {
-                e.hints = z.map(|z| serde_json::from_value(json!({"forZones": [{"name": z}]})).unwrap());
-            }
-            service(&svc(json!({})), [&s], &node()).fronts[&front("10.96.0.5", 80)].choice.clone()
-        };
-        let all = to(&["10.244.1.2", "10.244.2.2"]);
-        assert_eq!(hinted([Some("z1"), Some("z2")]), to(&["10.244.1.2"]));
-        assert_eq!(hinted([Some("z2"), Some("z3")]), all);
-        assert_eq!(hinted([Some("z1"), None]), all);
-    }
-
-    #[test]
-    fn headless_external_name_and_foreign_ask_nothing() {
-        for spec in [json!({"clusterIP": "None", "clusterIPs": ["None"]}), json!({"type": "ExternalName"})] {
-            assert_eq!(service(&svc(spec), [], &node()), ServiceModel::default());
-        }
-        let mut foreign = svc(json!({}));
-        foreign.metadata.labels = Some([(OTHER_PROXY.to_owned(), "x".to_owned())].into());
-        assert_eq!(service(&foreign, [], &node()), ServiceModel::default());
-    }
 }

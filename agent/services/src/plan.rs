@@ -4,7 +4,10 @@
 //! places while they live; when one goes, the last one moves into its hole, so that a change of one endpoint is a
 //! change of a few elements.
 
-use crate::model::{Choice, Front, ServiceModel, Target, Wanted};
+use crate::{
+    conntrack::{Stale, stale},
+    model::{Choice, Front, ServiceModel, TCP, Target, Wanted},
+};
 use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -98,14 +101,6 @@ impl Plan {
     pub fn is_empty(&self) -> bool {
         self.delete.is_empty() && self.add.is_empty()
     }
-
-    /// Endpoints that are no more behind a front: (front, endpoint).
-    pub fn gone(&self) -> BTreeSet<(Front, Target)> {
-        let pairs = |of: &BTreeSet<Element>| -> BTreeSet<_> {
-            of.iter().filter_map(|e| if let Element::Endpoint(f, _, t) = e { Some((*f, *t)) } else { None }).collect()
-        };
-        &pairs(&self.delete) - &pairs(&self.add)
-    }
 }
 
 /// The affinity time-outs in use, in seconds; their order is the kernel's and only grows.
@@ -145,6 +140,7 @@ pub struct Planner {
     fronts: BTreeMap<Front, PlacedFront>,
     ranges: BTreeSet<Element>,
     timeouts: Timeouts,
+    stale: Stale,
 }
 
 impl Planner {
@@ -158,8 +154,24 @@ impl Planner {
         &self.timeouts
     }
 
+    /// The fronts whose datagram flows are to be looked at since the last call.
+    pub fn take_stale(&mut self) -> Stale {
+        std::mem::take(&mut self.stale)
+    }
+
+    fn wanted(&self, front: &Front) -> Option<&Wanted> {
+        let name = self.claims.get(front)?.first()?;
+        self.services.get(name)?.fronts.get(front)
+    }
+
     /// Sets or removes a service; the plan is what that changes.
     pub fn set(&mut self, name: &str, model: Option<ServiceModel>) -> Plan {
+        let before: BTreeSet<Front> =
+            self.services.get(name).into_iter().flat_map(|s| s.fronts.keys()).copied().collect();
+        let touched: BTreeSet<Front> =
+            before.into_iter().chain(model.iter().flat_map(|m| m.fronts.keys()).copied()).collect();
+        let wanted: Vec<(Front, Option<Wanted>)> =
+            touched.iter().filter(|f| f.protocol != TCP).map(|f| (*f, self.wanted(f).cloned())).collect();
         let old = self.services.remove(name).unwrap_or_default();
         let new = model.clone().unwrap_or_default();
         if let Some(model) = model {
@@ -183,9 +195,13 @@ impl Planner {
         for front in new.fronts.keys() {
             self.claims.entry(*front).or_default().insert(name.to_owned());
         }
-        let touched: BTreeSet<Front> = old.fronts.keys().chain(new.fronts.keys()).copied().collect();
         for front in touched {
             self.place(front, &mut plan);
+        }
+        for (front, before) in wanted {
+            if let Some(on) = stale(&front, before.as_ref(), self.wanted(&front)) {
+                self.stale.insert(front, on);
+            }
         }
         plan
     }
@@ -246,8 +262,7 @@ impl Planner {
     }
 
     fn place(&mut self, front: Front, plan: &mut Plan) {
-        let wanted =
-            self.claims.get(&front).and_then(|c| c.first()).and_then(|s| self.services.get(s)?.fronts.get(&front));
+        let wanted = self.wanted(&front);
         let old = self.fronts.get(&front);
         let new = wanted.map(|w| settle_front(old, w));
         let affinity = new.as_ref().and_then(|n| n.affinity);
@@ -382,6 +397,7 @@ fn bounds(set: RangeSet, nets: &[IpNet]) -> Vec<Element> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Kind;
     use proptest::prelude::*;
 
     fn front(n: u8) -> Front {
@@ -397,11 +413,20 @@ mod tests {
             if t.is_empty() { Choice::Refuse } else { Choice::Spread(t.iter().map(|n| target(*n)).collect()) }
         };
         let near: BTreeSet<u16> = targets.iter().copied().filter(|n| n % 2 == 0).collect();
-        let wanted = Wanted { choice: spread(targets), external: external.then(|| spread(&near)), affinity };
+        let wanted = Wanted {
+            port: "d/s".into(),
+            kind: Kind::ClusterIp,
+            choice: spread(targets),
+            external: external.then(|| spread(&near)),
+            affinity,
+            sources: None,
+            lingering: BTreeSet::new(),
+        };
         ServiceModel {
             fronts: [(front(front_at), wanted)].into(),
             cluster_ips: [front(front_at).ip].into(),
             local: near.iter().map(|n| target(*n).ip).collect(),
+            health: None,
         }
     }
 
@@ -451,7 +476,6 @@ mod tests {
         let plan = p.set("s", Some(model(1, &(0..10).filter(|n| *n != 3).collect(), false, None)));
         let moved: Vec<_> = plan.add.iter().filter(|e| matches!(e, Element::Endpoint(..))).collect();
         assert_eq!(moved, [&Element::Endpoint(front(1), 3, target(9))]);
-        assert_eq!(plan.gone(), [(front(1), target(3))].into());
     }
 
     #[test]

@@ -4,39 +4,15 @@
 //! whole, and replaced at once when it is not; at no point is there a moment without rules.
 
 use crate::{
+    conntrack::{Conntrack, Stale},
     kernel::Kernel,
-    model::{Front, ServiceModel, Target},
+    model::ServiceModel,
     plan::{Plan, Planner, Timeouts},
+    renderer::{Done, Ranges, Renderer},
     wire::WireError,
 };
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-};
-
-/// Ranges as [`Planner::set_ranges`] wants them.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ranges {
-    /// All pods.
-    pub pods: Vec<IpNet>,
-    /// All service addresses.
-    pub services: Vec<IpNet>,
-    /// The node's addresses and pods.
-    pub local: Vec<IpNet>,
-}
-
-/// What one synchronisation did.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Done {
-    /// Elements deleted and added.
-    pub elements: usize,
-    /// Whether the tables were made anew.
-    pub rebuilt: bool,
-    /// Datagram flows that were cut off from endpoints that are gone.
-    pub flows: usize,
-}
+use std::path::{Path, PathBuf};
 
 /// What must be known again after a restart.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -55,13 +31,14 @@ pub struct Program {
     structure: Option<(u64, Timeouts)>,
     /// The generation that our last commit made; none when the elements must be read first.
     generation: Option<u32>,
-    /// Endpoints whose datagram flows are still to be deleted.
-    gone: BTreeSet<(Front, Target)>,
+    conntrack: Conntrack,
+    /// Fronts whose datagram flows are still to be looked at.
+    stale: Stale,
 }
 
 impl Program {
     /// Looks at what is there. Changes nothing yet.
-    pub fn open(mut kernel: Kernel, state_dir: &Path) -> Result<Self, WireError> {
+    pub fn open(mut kernel: Kernel, conntrack: Conntrack, state_dir: &Path) -> Result<Self, WireError> {
         let file = state_dir.join("services.json");
         let saved: Saved =
             std::fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
@@ -77,48 +54,9 @@ impl Program {
             file,
             structure: whole.map(|s| (s, timeouts)),
             generation: None,
-            gone: BTreeSet::new(),
+            conntrack,
+            stale: Stale::new(),
         })
-    }
-
-    /// Whether a former process' tables were found whole.
-    pub fn adopted(&self) -> bool {
-        self.structure.is_some()
-    }
-
-    /// Takes changes over and programs them. With `first`, the changes are all there is. After an error the next call
-    /// does all that is still to be done.
-    pub fn sync(
-        &mut self,
-        changes: Vec<(String, Option<ServiceModel>)>,
-        ranges: &Ranges,
-        first: bool,
-    ) -> Result<Done, WireError> {
-        let mut plan = self.planner.set_ranges(&ranges.pods, &ranges.services, &ranges.local);
-        for (name, model) in changes {
-            plan.extend(self.planner.set(&name, model));
-        }
-        if first {
-            self.planner.forget_unclaimed();
-        }
-        let mut done = match self.program(&plan) {
-            Ok(done) => done,
-            Err(error) => {
-                tracing::warn!(%error, "a change of the service rules was refused; comparing all of them");
-                self.generation = None;
-                match self.program(&plan) {
-                    Ok(done) => done,
-                    Err(error) => {
-                        tracing::warn!(%error, "the service rules cannot be mended; making them anew");
-                        self.rebuild()?
-                    }
-                }
-            }
-        };
-        self.gone.extend(plan.gone());
-        done.flows = self.kernel.forget_flows(&self.gone)?;
-        self.gone.clear();
-        Ok(done)
     }
 
     /// Looks whether somebody has changed our tables, and mends them.
@@ -174,6 +112,45 @@ impl Program {
             tracing::warn!(%error, file = %self.file.display(), "the state of the service rules cannot be kept");
         }
         Ok(Done { elements: elements.len(), rebuilt: true, flows: 0 })
+    }
+}
+
+impl Renderer for Program {
+    fn adopted(&self) -> bool {
+        self.structure.is_some()
+    }
+
+    fn sync(
+        &mut self,
+        changes: Vec<(String, Option<ServiceModel>)>,
+        ranges: &Ranges,
+        first: bool,
+    ) -> anyhow::Result<Done> {
+        let mut plan = self.planner.set_ranges(&ranges.pods, &ranges.services, &ranges.local);
+        for (name, model) in changes {
+            plan.extend(self.planner.set(&name, model));
+        }
+        self.stale.extend(self.planner.take_stale());
+        if first {
+            self.planner.forget_unclaimed();
+        }
+        let mut done = match self.program(&plan) {
+            Ok(done) => done,
+            Err(error) => {
+                tracing::warn!(%error, "a change of the service rules was refused; comparing all of them");
+                self.generation = None;
+                match self.program(&plan) {
+                    Ok(done) => done,
+                    Err(error) => {
+                        tracing::warn!(%error, "the service rules cannot be mended; making them anew");
+                        self.rebuild()?
+                    }
+                }
+            }
+        };
+        done.flows = self.conntrack.forget(&self.stale)?;
+        self.stale.clear();
+        Ok(done)
     }
 }
 

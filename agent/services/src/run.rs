@@ -1,11 +1,13 @@
 //! kube-proxy's loop: watch → model → plan → apply.
 
 use crate::{
+    conntrack::Conntrack,
     family::Family,
     kernel::Kernel,
     metrics::{Health, Metrics, serve, trigger},
-    model::{self, NodeView, ServiceModel},
-    program::{Program, Ranges},
+    model::{self, NodeView, ServiceModel, node_port_ips},
+    program::Program,
+    renderer::{Ranges, Renderer},
     view::View,
 };
 use anyhow::Context;
@@ -69,16 +71,22 @@ pub async fn run(client: kube::Client, config: ServicesConfig, shutdown: Cancell
     families.sort();
     families.dedup();
     let kernel = Kernel::open(families).context("kube-proxy needs nftables")?;
-    let program = Program::open(kernel, &config.state_dir).context("reading the kernel's service rules")?;
+    let conntrack = Conntrack::open().context("kube-proxy needs connection tracking")?;
+    let program = Program::open(kernel, conntrack, &config.state_dir).context("reading the kernel's service rules")?;
     tracing::info!(node = config.node_name, adopted = program.adopted(), "kube-proxy starts");
     let routes = Routes::here()?;
-    let node = NodeView { name: config.node_name.clone(), ips: config.node_ips.clone(), ..NodeView::default() };
+    let node = NodeView {
+        name: config.node_name.clone(),
+        ips: config.node_ips.clone(),
+        node_port_ips: node_port_ips(&config.cluster.node_port_addresses, &config.node_ips, &own_addresses()),
+        ..NodeView::default()
+    };
     Proxy {
         config,
         routes,
         view: View::default(),
         node,
-        program: Some(program),
+        program: Some(Box::new(program)),
         metrics,
         health,
         pending: Vec::new(),
@@ -89,13 +97,29 @@ pub async fn run(client: kube::Client, config: ServicesConfig, shutdown: Cancell
     .await
 }
 
+/// All addresses of the calling thread's network namespace.
+fn own_addresses() -> Vec<IpAddr> {
+    let all = match nix::ifaddrs::getifaddrs() {
+        Ok(all) => all,
+        Err(error) => {
+            tracing::warn!(%error, "reading the node's addresses; node ports are served on its primary ones");
+            return Vec::new();
+        }
+    };
+    let ip = |address: nix::sys::socket::SockaddrStorage| {
+        let v4 = address.as_sockaddr_in().map(|a| IpAddr::from(a.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::from(a.ip())))
+    };
+    all.filter_map(|a| ip(a.address?)).collect()
+}
+
 struct Proxy {
     config: ServicesConfig,
     routes: Routes,
     view: View,
     node: NodeView,
     /// Lent to a blocking thread while it works.
-    program: Option<Program>,
+    program: Option<Box<dyn Renderer>>,
     metrics: Metrics,
     health: Arc<Health>,
     pending: Vec<(String, Option<ServiceModel>)>,
@@ -127,6 +151,9 @@ impl Proxy {
                 Some(events) = slices.next() => self.take_slices(events),
                 Some(events) = nodes.next() => self.take_nodes(events),
                 _ = check.tick() => is_check = true,
+            }
+            if is_check {
+                self.look_at_addresses();
             }
             self.look();
             if self.view.is_complete() && (is_check || !self.synced || !self.pending.is_empty()) {
@@ -183,6 +210,17 @@ impl Proxy {
                 // Ranges may change without any Service.
                 self.synced = false;
             }
+        }
+    }
+
+    /// Node ports follow the node's addresses.
+    fn look_at_addresses(&mut self) {
+        let cluster = &self.config.cluster;
+        let ips = node_port_ips(&cluster.node_port_addresses, &self.config.node_ips, &own_addresses());
+        if ips != self.node.node_port_ips {
+            tracing::info!(?ips, "node ports are served on these addresses from now on");
+            self.node.node_port_ips = ips;
+            self.view.touch_all();
         }
     }
 

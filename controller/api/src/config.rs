@@ -21,6 +21,49 @@ pub struct ClusterConfig {
     pub domain: String,
     /// First and last node port. Default 30000–32767.
     pub node_ports: (u16, u16),
+    /// On which of a node's addresses node ports are served: `primary`, or ranges. Default `[primary]`; empty is all.
+    pub node_port_addresses: Vec<NodePortAddress>,
+}
+
+/// An entry of `nodePortAddresses`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum NodePortAddress {
+    /// The node's primary addresses, one a family.
+    Primary,
+    /// All addresses of the node in this range.
+    Range(IpNet),
+}
+
+impl std::str::FromStr for NodePortAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "primary" => Ok(Self::Primary),
+            _ => text
+                .parse()
+                .map(Self::Range)
+                .map_err(|_| format!("{text:?} is neither \"primary\" nor a range as 10.0.0.0/8")),
+        }
+    }
+}
+
+impl TryFrom<String> for NodePortAddress {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<NodePortAddress> for String {
+    fn from(address: NodePortAddress) -> Self {
+        match address {
+            NodePortAddress::Primary => "primary".to_owned(),
+            NodePortAddress::Range(range) => range.to_string(),
+        }
+    }
 }
 
 impl Default for ClusterConfig {
@@ -33,6 +76,7 @@ impl Default for ClusterConfig {
             dns_ip: IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10)),
             domain: "cluster.local".to_owned(),
             node_ports: (30000, 32767),
+            node_port_addresses: vec![NodePortAddress::Primary],
         }
     }
 }

@@ -3,7 +3,7 @@
 //! In: the EndpointSlices of a Service (discovery.k8s.io/v1). Out: [`Endpoint`]s with their conditions resolved, and
 //! [`usable`], which applies the terminating fallback of KEP-1669.
 
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{EndpointPort, EndpointSlice};
 use std::net::IpAddr;
 
 /// The label that ties a slice to its Service.
@@ -42,10 +42,29 @@ pub fn service_name(slice: &EndpointSlice) -> Option<&str> {
 /// All endpoints of a Service port, by the port's name (`""` for an unnamed one), without doubles, sorted.
 /// Slices are those of one Service; addresses that do not parse and ports without a number are passed over.
 pub fn of_port<'a>(slices: impl IntoIterator<Item = &'a EndpointSlice>, port_name: &str) -> Vec<Endpoint> {
+    matching(slices, |p| p.name.as_deref().unwrap_or("") == port_name)
+}
+
+/// As [`of_port`], and of that protocol alone: `TCP`, `UDP` or `SCTP`.
+pub fn of_protocol<'a>(
+    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+    port_name: &str,
+    protocol: &str,
+) -> Vec<Endpoint> {
+    let is = |p: &EndpointPort| {
+        p.name.as_deref().unwrap_or("") == port_name && p.protocol.as_deref().unwrap_or("TCP") == protocol
+    };
+    matching(slices, is)
+}
+
+fn matching<'a>(
+    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+    is: impl Fn(&EndpointPort) -> bool,
+) -> Vec<Endpoint> {
     let mut all: Vec<Endpoint> = Vec::new();
     for slice in slices {
         let numbers = slice.ports.iter().flatten();
-        for number in numbers.filter(|p| p.name.as_deref().unwrap_or("") == port_name).filter_map(|p| p.port) {
+        for number in numbers.filter(|p| is(p)).filter_map(|p| p.port) {
             let Ok(port) = u16::try_from(number) else { continue };
             all.extend(slice.endpoints.iter().flat_map(|e| resolve(e, port)));
         }

@@ -1,7 +1,9 @@
 //! Changes under traffic, restarts, and others who meddle with our tables.
 
-use crate::support::{Lab, VIP, at, exchange, service, tcp, udp_socket};
-use causeway_services::{model::ServiceModel, program::Done};
+use crate::support::{
+    FAMILIES, Lab, Mode, VIP, at, each_mode, exchange, node_one, service, slices, tcp, udp_socket, vip,
+};
+use causeway_services::{model::ServiceModel, renderer::Done};
 use serde_json::json;
 use std::{
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
@@ -10,7 +12,7 @@ use std::{
 
 #[tokio::test(flavor = "multi_thread")]
 async fn endpoints_come_and_go_without_a_refused_connection() {
-    let mut lab = Lab::new().await;
+    let mut lab = Lab::new(Mode::Nftables).await;
     let client = lab.pod("one", "client").await;
     let mut pods = Vec::new();
     for i in 0..6 {
@@ -46,22 +48,44 @@ async fn endpoints_come_and_go_without_a_refused_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_datagram_flow_leaves_an_endpoint_that_is_gone() {
-    let mut lab = Lab::new().await;
-    let (client, a, b) = (lab.pod("one", "client").await, lab.pod("one", "a").await, lab.pod("two", "b").await);
-    let s = service("s", json!({}));
-    lab.set(&s, &[&a]);
-    let socket = udp_socket(&client.netns, at(VIP, 80));
-    assert_eq!(exchange(&socket).unwrap().server, a.ip);
-    lab.set(&s, &[&a, &b]);
-    assert_eq!(exchange(&socket).unwrap().server, a.ip, "a flow stays where it is");
-    assert_eq!(lab.set(&s, &[&b]).flows, 1);
-    assert_eq!(exchange(&socket).unwrap().server, b.ip);
+async fn datagram_flows_follow_their_service() {
+    each_mode(async |mut lab| {
+        let (client, a, b) = (lab.pod("one", "client").await, lab.pod("one", "a").await, lab.pod("two", "b").await);
+        let s = service("s", json!({}));
+        for family in FAMILIES {
+            let (near, far) = (a.of(family), b.of(family));
+            lab.set(&s, &[&a]);
+            let socket = udp_socket(&client.netns, at(vip(family), 80));
+            assert_eq!(exchange(&socket).unwrap().server, near);
+            lab.set(&s, &[&a, &b]);
+            assert_eq!(exchange(&socket).unwrap().server, near, "a flow stays where it is");
+            let leaving = json!({"conditions": {"ready": false, "serving": true, "terminating": true}});
+            lab.set_slices(&s, &slices(&[(&a, leaving), (&b, json!({}))]));
+            assert_eq!(exchange(&socket).unwrap().server, near, "also while the endpoint terminates");
+            assert_eq!(lab.set(&s, &[&b]).flows, 1, "{family:?}");
+            assert_eq!(exchange(&socket).unwrap().server, far);
+            // Without an endpoint it hears so, and with the first one it goes on.
+            lab.set(&s, &[]);
+            assert!(exchange(&socket).is_err());
+            lab.set(&s, &[&a]);
+            assert_eq!(exchange(&socket).unwrap().server, near);
+            assert_eq!(lab.remove(&s).flows, 1, "a deleted Service takes its flows along");
+            assert!(exchange(&socket).is_err());
+
+            // A flow to the node's own port, that nobody served, becomes the Service's.
+            let socket = udp_socket(lab.segment.lan(), at(node_one(family), 30080));
+            assert!(exchange(&socket).is_err());
+            lab.set(&s, &[&a]);
+            assert_eq!(exchange(&socket).unwrap().server, near);
+            lab.remove(&s);
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_adopts_and_meddling_is_mended() {
-    let mut lab = Lab::new().await;
+    let mut lab = Lab::new(Mode::Nftables).await;
     let (client, a, b) = (lab.pod("one", "client").await, lab.pod("one", "a").await, lab.pod("two", "b").await);
     let affine = service("s", json!({"sessionAffinity": "ClientIP"}));
     assert!(lab.set(&affine, &[&a, &b]).rebuilt);
@@ -90,17 +114,17 @@ async fn a_restart_adopts_and_meddling_is_mended() {
 
     // Others' tables do not concern us.
     lab.nft("add table ip other");
-    assert_eq!(lab.program.check().unwrap(), Done::default());
+    assert_eq!(lab.check(), Done::default());
     lab.nft("flush map ip causeway services");
     assert!(tcp(&client.netns, at(VIP, 80)).is_err());
-    let mended = lab.program.check().unwrap();
+    let mended = lab.check();
     assert_eq!((mended.rebuilt, mended.elements), (false, 4), "{mended:?}");
     tcp(&client.netns, at(VIP, 80)).unwrap();
     for meddling in ["flush chain ip causeway services", "delete table ip causeway"] {
         lab.nft(meddling);
-        assert!(lab.program.check().unwrap().rebuilt, "{meddling}");
+        assert!(lab.check().rebuilt, "{meddling}");
         tcp(&client.netns, at(VIP, 80)).unwrap();
-        assert_eq!(lab.program.check().unwrap(), Done::default());
+        assert_eq!(lab.check(), Done::default());
     }
     // A change of ours that no longer fits does not get stuck.
     lab.nft("flush map ip causeway endpoints");
@@ -111,7 +135,7 @@ async fn a_restart_adopts_and_meddling_is_mended() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_services_load_at_once_and_one_changes_fast() {
-    let mut lab = Lab::new().await;
+    let mut lab = Lab::new(Mode::Nftables).await;
     let (client, a) = (lab.pod("one", "client").await, lab.pod("one", "a").await);
     let model = |n: u32, ends: u32| -> ServiceModel {
         let ip = std::net::Ipv4Addr::from(u32::from(std::net::Ipv4Addr::new(10, 97, 0, 0)) + n);

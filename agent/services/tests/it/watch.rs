@@ -1,6 +1,6 @@
 //! The whole loop, from watch events to packets, against a server that speaks just list and watch.
 
-use crate::support::{Lab, VIP, at, service, slice, tcp};
+use crate::support::{Lab, Mode, VIP, at, service, slice, tcp};
 use bytes::Bytes;
 use causeway_services::{ServicesConfig, run};
 use futures::StreamExt;
@@ -45,7 +45,7 @@ fn tokio_stream(from: mpsc::UnboundedReceiver<String>) -> impl futures::Stream<I
 
 #[tokio::test(flavor = "multi_thread")]
 async fn watch_events_become_rules_and_health_says_so() {
-    let lab = Lab::new().await;
+    let lab = Lab::new(Mode::Nftables).await;
     let (client, a, b) = (lab.pod("one", "client").await, lab.pod("one", "a").await, lab.pod("two", "b").await);
     let labelled = |pods: &[&crate::support::Pod]| {
         let mut value = serde_json::to_value(slice(pods)).unwrap();
@@ -158,7 +158,7 @@ impl Api {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rules_stay_while_the_api_is_away() {
-    let lab = Lab::new().await;
+    let lab = Lab::new(Mode::Nftables).await;
     let (client, a, b) = (lab.pod("one", "client").await, lab.pod("one", "a").await, lab.pod("two", "b").await);
     let labelled = |pods: &[&crate::support::Pod]| {
         let mut value = serde_json::to_value(slice(pods)).unwrap();
