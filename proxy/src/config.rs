@@ -4,6 +4,8 @@
 //! [`Planner`] applies the smallest change: new endpoints go into the upstreams that live on, anything else swaps the
 //! table and the certificates whole. Readers never wait and never see half a change.
 
+pub mod annotations;
+pub mod caches;
 pub mod certs;
 pub mod model;
 pub mod names;
@@ -11,10 +13,13 @@ pub mod view;
 pub mod watch;
 
 use crate::metrics::Metrics;
-use crate::route::{Action, ObjectKey, Registry, Route, Table};
+use crate::route::policy::Canary;
+use crate::route::upstream::BackendKey;
+use crate::route::{Action, ObjectKey, Registry, Route, Table, Upstream};
 use arc_swap::ArcSwap;
-use certs::{CertCache, Certificates};
-use model::{Model, Report, Rule, Settings, Target};
+use caches::Caches;
+use certs::Certificates;
+use model::{Model, Report, Settings, Target};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::sync::{Notify, watch as watch_channel};
@@ -50,7 +55,7 @@ pub struct Dirt {
 pub struct Planner {
     shared: Arc<Shared>,
     settings: Settings,
-    cache: CertCache,
+    caches: Caches,
     reports: watch_channel::Sender<Arc<Vec<Report>>>,
 }
 
@@ -90,13 +95,13 @@ impl Planner {
     /// A planner and the reports it makes, for those who write them back.
     pub fn new(shared: Arc<Shared>, settings: Settings) -> (Self, watch_channel::Receiver<Arc<Vec<Report>>>) {
         let (reports, receiver) = watch_channel::channel(Arc::default());
-        (Self { shared, settings, cache: CertCache::default(), reports }, receiver)
+        (Self { shared, settings, caches: Caches::default(), reports }, receiver)
     }
 
     /// Brings the data plane up to the view.
     pub fn apply(&mut self, view: &View, dirt: &Dirt) {
         if dirt.routes {
-            let model = model::build(view, &self.settings, &mut self.cache);
+            let model = model::build(view, &self.settings, &mut self.caches);
             self.swap(view, model);
         } else {
             for service in &dirt.services {
@@ -107,7 +112,7 @@ impl Planner {
                 }
             }
             if dirt.reports {
-                let model = model::build(view, &self.settings, &mut self.cache);
+                let model = model::build(view, &self.settings, &mut self.caches);
                 self.reports.send_replace(Arc::new(model.reports));
             }
         }
@@ -115,11 +120,18 @@ impl Planner {
 
     fn swap(&mut self, view: &View, model: Model) {
         let mut table = Table::default();
-        for Rule { host, path, owner, target } in &model.rules {
-            table.insert(host, path, self.route(view, owner, target));
+        for rule in &model.rules {
+            let canary = rule.canary.as_ref().and_then(|(choice, target)| match target {
+                Target::Backend(key) => Some(Canary { choice: choice.clone(), upstream: self.upstream(view, key) }),
+                // A canary that leads nowhere takes nobody with it.
+                Target::Unavailable(_) => None,
+            });
+            let (owner, action) = (rule.owner.clone(), self.action(view, &rule.target));
+            let (policy, rewrite) = (rule.policy.clone(), rule.rewrite.clone());
+            table.insert(&rule.host, &rule.path, Arc::new(Route { owner, action, policy, rewrite, canary }));
         }
         for (host, owner, target) in &model.defaults {
-            table.set_default(host, self.route(view, owner, target));
+            table.set_default(host, Arc::new(Route::plain(owner.clone(), self.action(view, target))));
         }
         let metrics = &self.shared.metrics;
         metrics.routes.set(i64::try_from(table.len()).unwrap_or(i64::MAX));
@@ -132,18 +144,19 @@ impl Planner {
         self.reports.send_replace(Arc::new(model.reports));
     }
 
-    /// A route whose upstream already has its endpoints, so that it can serve the moment it can be found.
-    fn route(&self, view: &View, owner: &ObjectKey, target: &Target) -> Arc<Route> {
-        let action = match target {
-            Target::Backend(key) => {
-                let upstream = self.shared.registry.get(key);
-                if matches!(key, crate::route::upstream::BackendKey::Service { .. }) {
-                    upstream.set(&model::addresses(view, key));
-                }
-                Action::Forward(upstream)
-            }
+    fn action(&self, view: &View, target: &Target) -> Action {
+        match target {
+            Target::Backend(key) => Action::Forward(self.upstream(view, key)),
             Target::Unavailable(why) => Action::Unavailable(Arc::clone(why)),
-        };
-        Arc::new(Route { owner: owner.clone(), action })
+        }
+    }
+
+    /// An upstream that already has its endpoints, so that a route can serve the moment it can be found.
+    fn upstream(&self, view: &View, key: &BackendKey) -> Arc<Upstream> {
+        let upstream = self.shared.registry.get(key);
+        if matches!(key, BackendKey::Service { .. }) {
+            upstream.set(&model::addresses(view, key));
+        }
+        upstream
     }
 }

@@ -4,8 +4,11 @@
 //! [`host`] and [`path`] bring what a client wrote into the one form that is compared; [`table`] finds the route;
 //! [`upstream`] holds the endpoints a route forwards to and picks one. Everything here is free of I/O.
 
+pub mod auth;
 pub mod host;
 pub mod path;
+pub mod policy;
+pub mod rate;
 pub mod table;
 pub mod upstream;
 
@@ -45,7 +48,7 @@ impl fmt::Display for ObjectKey {
     }
 }
 
-/// What happens to a request that a route matches. Redirects, weighted backends and mirrors will be further kinds.
+/// Where a request goes that a route matches. Weighted backends and mirrors will be further kinds.
 #[derive(Debug, Clone)]
 pub enum Action {
     /// Send it to one of the upstream's endpoints.
@@ -59,6 +62,19 @@ pub enum Action {
 pub struct Route {
     /// The Ingress it comes from.
     pub owner: ObjectKey,
-    /// What to do.
+    /// Where to send it.
     pub action: Action,
+    /// What else to do; none: nothing.
+    pub policy: Option<Arc<policy::Policy>>,
+    /// The path that is sent on, where it is not the one that came.
+    pub rewrite: Option<policy::Rewrite>,
+    /// Another backend for some of the requests.
+    pub canary: Option<policy::Canary>,
+}
+
+impl Route {
+    /// A route that only forwards.
+    pub fn plain(owner: ObjectKey, action: Action) -> Self {
+        Self { owner, action, policy: None, rewrite: None, canary: None }
+    }
 }

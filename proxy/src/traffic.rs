@@ -2,12 +2,13 @@
 //!
 //! [`listen`] accepts and hands connections to Pingora's HTTP application, [`conn`] is the byte stream below it with
 //! the limits Pingora lacks, [`tls`] terminates TLS, [`gateway`] decides for each request, [`pages`] says what went
-//! wrong. Nothing here waits for the control plane.
+//! wrong, [`policy`] does what a route asks for besides. Nothing here waits for the control plane.
 
 pub mod conn;
 pub mod gateway;
 pub mod listen;
 pub mod pages;
+pub mod policy;
 pub mod tls;
 
 use ipnet::IpNet;
@@ -44,6 +45,9 @@ pub struct Limits {
     pub drain: Duration,
     /// Peers whose `X-Forwarded-*` headers are believed and extended instead of replaced. Default none.
     pub trusted_proxies: Vec<IpNet>,
+    /// The ports (HTTP, HTTPS) by which clients know us, where these are not 80 and 443: a redirect from the one to
+    /// HTTPS names the other.
+    pub public_ports: Option<(u16, u16)>,
 }
 
 impl Default for Limits {
@@ -63,6 +67,7 @@ impl Default for Limits {
             h2_streams: 128,
             drain: Duration::from_secs(10),
             trusted_proxies: Vec::new(),
+            public_ports: None,
         }
     }
 }

@@ -6,6 +6,8 @@
 #[path = "it/harness.rs"]
 mod harness;
 
+#[path = "it/annotations.rs"]
+mod annotations;
 #[path = "it/api.rs"]
 mod api;
 #[path = "it/away.rs"]

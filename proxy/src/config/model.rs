@@ -3,8 +3,12 @@
 //! Ingresses are taken in the order of their age (then namespace and name), so that of two that claim the same host
 //! and path the older one wins and the younger one is told. A mistake never takes more with it than the rule it is in.
 
-use super::certs::{CertCache, Certificates};
+use super::annotations::Asked;
+use super::caches::Caches;
+use super::certs::Certificates;
 use super::view::View;
+use crate::route::path::BadPath;
+use crate::route::policy::{CanaryChoice, Policy, Rewrite};
 use crate::route::upstream::{BackendKey, Protocol};
 use crate::route::{HostPattern, ObjectKey, PathPattern};
 use causeway_api::endpoints;
@@ -47,7 +51,7 @@ pub struct Model {
 }
 
 /// One rule.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Rule {
     /// For these hosts.
     pub host: HostPattern,
@@ -57,6 +61,12 @@ pub struct Rule {
     pub owner: ObjectKey,
     /// Goes there.
     pub target: Target,
+    /// What the Ingress' annotations ask for.
+    pub policy: Option<Arc<Policy>>,
+    /// The path that is sent on.
+    pub rewrite: Option<Rewrite>,
+    /// Another backend for some of the requests.
+    pub canary: Option<(CanaryChoice, Target)>,
 }
 
 /// Where a rule leads.
@@ -89,13 +99,14 @@ pub struct Problem {
 struct Builder<'a> {
     view: &'a View,
     model: Model,
-    claims: HashMap<(HostPattern, PathPattern), ObjectKey>,
+    /// Who has a host and path, and where its rule stands in the model.
+    claims: HashMap<(HostPattern, PathPattern), (ObjectKey, usize)>,
     defaults: HashMap<HostPattern, ObjectKey>,
     certificates: HashMap<HostPattern, (ObjectKey, ObjectKey)>,
 }
 
 /// Builds the model.
-pub fn build(view: &View, settings: &Settings, cache: &mut CertCache) -> Model {
+pub fn build(view: &View, settings: &Settings, caches: &mut Caches) -> Model {
     let mut builder = Builder {
         view,
         model: Model::default(),
@@ -103,11 +114,23 @@ pub fn build(view: &View, settings: &Settings, cache: &mut CertCache) -> Model {
         defaults: HashMap::new(),
         certificates: HashMap::new(),
     };
+    // Canaries last: they are part of other Ingresses' rules.
+    let mut canaries = Vec::new();
     for ingress in owned(view, settings) {
-        let problems = builder.ingress(&ingress, cache);
+        let (asked, mut problems) = caches.asked(view, &ingress);
+        match &asked.canary {
+            Some(choice) => canaries.push((builder.model.reports.len(), choice.clone(), Arc::clone(&asked))),
+            None => builder.ingress(&ingress, &asked, caches, &mut problems),
+        }
         builder.model.reports.push(Report { ingress, problems });
     }
-    cache.sweep();
+    for (at, choice, asked) in canaries {
+        let ingress = Arc::clone(&builder.model.reports[at].ingress);
+        let mut problems = std::mem::take(&mut builder.model.reports[at].problems);
+        builder.canary(&ingress, &choice, &asked, &mut problems);
+        builder.model.reports[at].problems = problems;
+    }
+    caches.sweep();
     builder.model
 }
 
@@ -154,13 +177,12 @@ fn owned(view: &View, settings: &Settings) -> Vec<Arc<Ingress>> {
 }
 
 impl Builder<'_> {
-    fn ingress(&mut self, ingress: &Ingress, cache: &mut CertCache) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        let Some(spec) = &ingress.spec else { return problems };
+    fn ingress(&mut self, ingress: &Ingress, asked: &Asked, caches: &mut Caches, problems: &mut Vec<Problem>) {
+        let Some(spec) = &ingress.spec else { return };
         let owner = ObjectKey::of(ingress);
-        let default = spec.default_backend.as_ref().map(|b| self.target(&owner, b, &mut problems));
+        let default = spec.default_backend.as_ref().map(|b| self.target(&owner, b, asked, problems));
         for rule in spec.rules.iter().flatten() {
-            self.rule(&owner, rule, default.as_ref(), &mut problems);
+            self.rule(&owner, rule, default.as_ref(), asked, problems);
         }
         if let Some(target) = default {
             let alone = spec.rules.as_ref().is_none_or(Vec::is_empty);
@@ -180,12 +202,58 @@ impl Builder<'_> {
             }
         }
         for tls in spec.tls.iter().flatten() {
-            self.tls(&owner, tls, cache, &mut problems);
+            self.tls(&owner, tls, caches, problems);
         }
-        problems
     }
 
-    fn rule(&mut self, owner: &ObjectKey, rule: &IngressRule, default: Option<&Target>, problems: &mut Vec<Problem>) {
+    /// Adds an Ingress' backends to the rules of others that have the same hosts and paths.
+    fn canary(&mut self, ingress: &Ingress, choice: &CanaryChoice, asked: &Asked, problems: &mut Vec<Problem>) {
+        let owner = ObjectKey::of(ingress);
+        for rule in ingress.spec.iter().flat_map(|s| s.rules.iter().flatten()) {
+            for entry in rule.http.iter().flat_map(|http| &http.paths) {
+                let text = entry.path.as_deref().unwrap_or("/");
+                let key = (HostPattern::parse(rule.host.as_deref()), pattern(entry, asked));
+                let main = match key {
+                    // The main Ingress may have it as an expression, or not.
+                    (Ok(host), Ok(path)) => [Ok(path), PathPattern::prefix(text), PathPattern::regex(text)]
+                        .into_iter()
+                        .flatten()
+                        .find_map(|path| self.claims.get(&(host.clone(), path)).map(|(_, at)| *at)),
+                    _ => None,
+                };
+                let target = self.target(&owner, &entry.backend, asked, problems);
+                match main {
+                    Some(at) if self.model.rules[at].owner.namespace != owner.namespace => problems.push(Problem {
+                        reason: "CanaryWithoutMain",
+                        message: format!("path {text:?} belongs to an Ingress of another namespace"),
+                    }),
+                    Some(at) if self.model.rules[at].canary.is_none() => {
+                        self.model.rules[at].canary = Some((choice.clone(), target));
+                    }
+                    Some(_) => problems.push(Problem {
+                        reason: "Conflict",
+                        message: format!("path {text:?} has an older canary already"),
+                    }),
+                    None => problems.push(Problem {
+                        reason: "CanaryWithoutMain",
+                        message: format!(
+                            "host {:?} path {text:?}: there is no other Ingress with it that this could be the canary of",
+                            rule.host.as_deref().unwrap_or("")
+                        ),
+                    }),
+                }
+            }
+        }
+    }
+
+    fn rule(
+        &mut self,
+        owner: &ObjectKey,
+        rule: &IngressRule,
+        default: Option<&Target>,
+        asked: &Asked,
+        problems: &mut Vec<Problem>,
+    ) {
         let host = match HostPattern::parse(rule.host.as_deref()) {
             Ok(host) => host,
             Err(error) => {
@@ -202,14 +270,20 @@ impl Builder<'_> {
             self.model.defaults.push((host.clone(), owner.clone(), target.clone()));
         }
         for path in rule.http.iter().flat_map(|http| &http.paths) {
-            self.path(owner, &host, path, problems);
+            self.path(owner, &host, path, asked, problems);
         }
     }
 
-    fn path(&mut self, owner: &ObjectKey, host: &HostPattern, entry: &HTTPIngressPath, problems: &mut Vec<Problem>) {
+    fn path(
+        &mut self,
+        owner: &ObjectKey,
+        host: &HostPattern,
+        entry: &HTTPIngressPath,
+        asked: &Asked,
+        problems: &mut Vec<Problem>,
+    ) {
         let text = entry.path.as_deref().unwrap_or("/");
-        let parsed = if entry.path_type == "Exact" { PathPattern::exact(text) } else { PathPattern::prefix(text) };
-        let path = match parsed {
+        let path = match pattern(entry, asked) {
             Ok(path) => path,
             Err(error) => {
                 problems.push(Problem { reason: "InvalidPath", message: format!("path {text:?}: {error}") });
@@ -218,7 +292,7 @@ impl Builder<'_> {
         };
         match self.claims.entry((host.clone(), path.clone())) {
             Entry::Occupied(winner) => {
-                let winner = winner.get();
+                let (winner, _) = winner.get();
                 let message = if winner == owner {
                     format!("host {host} path {text} ({}) stands here twice; the first counts", entry.path_type)
                 } else {
@@ -231,16 +305,24 @@ impl Builder<'_> {
                 return;
             }
             Entry::Vacant(free) => {
-                free.insert(owner.clone());
+                free.insert((owner.clone(), self.model.rules.len()));
             }
         }
-        let target = self.target(owner, &entry.backend, problems);
-        self.model.rules.push(Rule { host: host.clone(), path, owner: owner.clone(), target });
+        let target = self.target(owner, &entry.backend, asked, problems);
+        let rewrite = asked.rewrite.as_ref().map(|to| Rewrite { from: path.compiled(), to: to.clone() });
+        let (host, owner, policy) = (host.clone(), owner.clone(), asked.policy.clone());
+        self.model.rules.push(Rule { host, path, owner, target, policy, rewrite, canary: None });
     }
 
-    fn target(&self, owner: &ObjectKey, backend: &IngressBackend, problems: &mut Vec<Problem>) -> Target {
+    fn target(
+        &self,
+        owner: &ObjectKey,
+        backend: &IngressBackend,
+        asked: &Asked,
+        problems: &mut Vec<Problem>,
+    ) -> Target {
         let result = match (&backend.service, &backend.resource) {
-            (Some(service), _) => self.service(owner, service),
+            (Some(service), _) => self.service(owner, service, asked),
             (None, Some(resource)) => Err(Problem {
                 reason: "ResourceBackend",
                 message: format!(
@@ -262,7 +344,12 @@ impl Builder<'_> {
         }
     }
 
-    fn service(&self, owner: &ObjectKey, backend: &IngressServiceBackend) -> Result<BackendKey, Problem> {
+    fn service(
+        &self,
+        owner: &ObjectKey,
+        backend: &IngressServiceBackend,
+        asked: &Asked,
+    ) -> Result<BackendKey, Problem> {
         let key = ObjectKey { namespace: Arc::clone(&owner.namespace), name: backend.name.as_str().into() };
         let Some(service) = self.view.services.get(&key) else {
             return Err(Problem {
@@ -273,7 +360,8 @@ impl Builder<'_> {
         let port = find_port(service, backend);
         let protocol = match port.and_then(|p| p.app_protocol.as_deref()) {
             Some("kubernetes.io/h2c" | "h2c" | "grpc") => Protocol::H2c,
-            _ => Protocol::Http1,
+            Some("https" | "kubernetes.io/wss") => Protocol::Https,
+            _ => asked.protocol.unwrap_or_default(),
         };
         let spec = service.spec.as_ref();
         if spec.and_then(|s| s.type_.as_deref()) == Some("ExternalName") {
@@ -289,11 +377,11 @@ impl Builder<'_> {
         Ok(BackendKey::Service { service: key, port: port.name.as_deref().unwrap_or("").into(), protocol })
     }
 
-    fn tls(&mut self, owner: &ObjectKey, tls: &IngressTLS, cache: &mut CertCache, problems: &mut Vec<Problem>) {
+    fn tls(&mut self, owner: &ObjectKey, tls: &IngressTLS, caches: &mut Caches, problems: &mut Vec<Problem>) {
         let Some(name) = tls.secret_name.as_deref().filter(|n| !n.is_empty()) else { return };
         let secret = ObjectKey { namespace: Arc::clone(&owner.namespace), name: name.into() };
         let found = match self.view.secrets.get(&secret) {
-            Some(object) => cache.get(&secret, object).map_err(|error| Problem {
+            Some(object) => caches.certificates.get(&secret, object).map_err(|error| Problem {
                 reason: "InvalidCertificate",
                 message: format!("Secret {secret}: {error}; its hosts get the default certificate until it is mended"),
             }),
@@ -338,6 +426,16 @@ impl Builder<'_> {
                 }
             }
         }
+    }
+}
+
+/// What paths an entry is for: nginx' expressions only where its annotations ask for them.
+fn pattern(entry: &HTTPIngressPath, asked: &Asked) -> Result<PathPattern, BadPath> {
+    let text = entry.path.as_deref().unwrap_or("/");
+    match entry.path_type.as_str() {
+        "Exact" => PathPattern::exact(text),
+        "ImplementationSpecific" if asked.regex => PathPattern::regex(text),
+        _ => PathPattern::prefix(text),
     }
 }
 

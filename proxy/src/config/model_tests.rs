@@ -23,7 +23,7 @@ fn view(objects: Vec<Value>) -> View {
 
 fn run(objects: Vec<Value>) -> Model {
     let settings = Settings { class: "causeway".to_owned(), default_class: true };
-    build(&view(objects), &settings, &mut CertCache::default())
+    build(&view(objects), &settings, &mut Caches::default())
 }
 
 fn service(name: &str, spec: Value) -> Value {

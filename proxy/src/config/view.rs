@@ -41,6 +41,8 @@ pub struct View {
     pub services: Store<Service>,
     /// TLS Secrets.
     pub secrets: Store<Secret>,
+    /// Secrets with password files.
+    pub auth_secrets: Store<Secret>,
     slices: Store<EndpointSlice>,
     by_service: HashMap<ObjectKey, HashMap<ObjectKey, Arc<EndpointSlice>>>,
 }
@@ -56,6 +58,8 @@ pub enum Update {
     Service(Box<Event<Service>>),
     /// Of a TLS Secret.
     Secret(Event<Secret>),
+    /// Of a Secret that may have a password file.
+    AuthSecret(Event<Secret>),
     /// Of an EndpointSlice.
     Slice(Event<EndpointSlice>),
 }
@@ -118,6 +122,7 @@ impl View {
             && self.ingresses.synced()
             && self.services.synced()
             && self.secrets.synced()
+            && self.auth_secrets.synced()
             && self.slices.synced()
     }
 
@@ -137,6 +142,7 @@ impl View {
             Update::Secret(event) => {
                 routes(differs(&self.secrets.handle(event), |a, b| a.data == b.data && a.type_ == b.type_))
             }
+            Update::AuthSecret(event) => routes(differs(&self.auth_secrets.handle(event), |a, b| a.data == b.data)),
             Update::Ingress(event) => {
                 let touch = self.ingresses.handle(event);
                 let changed =

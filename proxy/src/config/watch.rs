@@ -3,6 +3,7 @@
 //! Changes are taken as they come and applied together: what arrives while a table is built waits for the next one,
 //! and building never takes more than about a tenth of the time, however fast objects change.
 
+use super::caches::AUTH_KEY;
 use super::view::{Update, View};
 use super::{Dirt, Planner};
 use futures::future::ready;
@@ -65,13 +66,25 @@ pub async fn run(
 
 fn updates(client: Client) -> SelectAll<BoxStream<'static, Update>> {
     let tls_only = watcher::Config::default().fields("type=kubernetes.io/tls");
+    let opaque = watcher::Config::default().fields("type=Opaque");
     futures::stream::select_all([
         objects(Api::<IngressClass>::all(client.clone()), watcher::Config::default(), Update::Class),
         objects(Api::<Ingress>::all(client.clone()), watcher::Config::default(), Update::Ingress),
         objects(Api::<Service>::all(client.clone()), watcher::Config::default(), |e| Update::Service(Box::new(e))),
         objects(Api::<Secret>::all(client.clone()), tls_only, Update::Secret),
+        // Password files, which have no type of their own: of other Secrets nothing is kept.
+        objects(Api::<Secret>::all(client.clone()), opaque, |event| Update::AuthSecret(only_password_files(event))),
         objects(Api::<EndpointSlice>::all(client), watcher::Config::default(), Update::Slice),
     ])
+}
+
+fn only_password_files(mut event: Event<Secret>) -> Event<Secret> {
+    if let Event::Apply(secret) | Event::InitApply(secret) | Event::Delete(secret) = &mut event
+        && let Some(data) = &mut secret.data
+    {
+        data.retain(|key, _| key == AUTH_KEY);
+    }
+    event
 }
 
 fn objects<K>(api: Api<K>, config: watcher::Config, wrap: fn(Event<K>) -> Update) -> BoxStream<'static, Update>

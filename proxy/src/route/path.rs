@@ -5,6 +5,7 @@
 //! So a path can be matched by what a backend will make of it (`/public/../admin` is `/admin`), and a path that
 //! backends read differently (`/public/..%2fadmin`) is refused.
 
+use regex::bytes::{Regex, RegexBuilder};
 use std::borrow::Cow;
 use std::fmt;
 
@@ -17,18 +18,23 @@ pub enum BadPath {
     /// `%` without two hexadecimal digits, or an encoded NUL.
     #[error("the path has a malformed percent-encoding")]
     Encoding,
+    /// Not a regular expression, or one that takes too much memory.
+    #[error("the path is not a regular expression")]
+    Regex,
     /// More `..` than segments, or `..` next to an encoded slash.
     #[error("the path leaves its root")]
     Escape,
 }
 
-/// What paths a rule is for; both hold canonical paths.
+/// What paths a rule is for; exact ones and prefixes hold canonical paths.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PathPattern {
     /// This path, a trailing slash makes a difference.
     Exact(Box<[u8]>),
     /// Whole segments from the start; kept without a trailing slash, so the root is empty.
     Prefix(Box<[u8]>),
+    /// A regular expression that fits from the start, in whatever case.
+    Regex(Box<str>),
 }
 
 impl PathPattern {
@@ -43,6 +49,19 @@ impl PathPattern {
         Ok(Self::Prefix(path.strip_suffix(b"/").unwrap_or(&path).into()))
     }
 
+    /// A regular expression (RE2's syntax, without look-around).
+    pub fn regex(text: &str) -> Result<Self, BadPath> {
+        compile(text).map(|_| Self::Regex(text.into()))
+    }
+
+    /// The expression of one, ready to match canonical paths with.
+    pub fn compiled(&self) -> Option<Regex> {
+        match self {
+            Self::Regex(text) => compile(text).ok(),
+            Self::Exact(_) | Self::Prefix(_) => None,
+        }
+    }
+
     /// Whether a canonical path matches: the definition the table is tested against.
     pub fn matches(&self, path: &[u8]) -> bool {
         match self {
@@ -50,6 +69,7 @@ impl PathPattern {
             Self::Prefix(want) => {
                 path.strip_prefix(&**want).is_some_and(|rest| rest.first().is_none_or(|&b| b == b'/'))
             }
+            Self::Regex(_) => self.compiled().is_some_and(|r| r.is_match(path)),
         }
     }
 }
@@ -59,8 +79,16 @@ impl fmt::Display for PathPattern {
         match self {
             Self::Exact(p) => write!(f, "= {}", String::from_utf8_lossy(p)),
             Self::Prefix(p) => write!(f, "{}/", String::from_utf8_lossy(p)),
+            Self::Regex(text) => write!(f, "~ {text}"),
         }
     }
+}
+
+fn compile(text: &str) -> Result<Regex, BadPath> {
+    /// Bytes of a compiled expression.
+    const LIMIT: usize = 1 << 20;
+    let anchored = format!("^(?:{text})");
+    RegexBuilder::new(&anchored).case_insensitive(true).size_limit(LIMIT).build().map_err(|_| BadPath::Regex)
 }
 
 /// The canonical form of a path (without query). Borrows when it already is.

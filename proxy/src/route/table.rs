@@ -1,10 +1,12 @@
 //! The table: an immutable value that is swapped whole. Requests in flight keep the routes they found.
 //!
-//! Precedence: an exact host before a wildcard before rules for every host; within a host an exact path before the
-//! longest prefix. Where no rule matches, the default backend of the host's own Ingress answers, then the default of
+//! Precedence: an exact host before a wildcard before rules for every host; within a host an exact path before a regular
+//! expression (the longest in text that fits) before the longest prefix. Where no rule matches, the default backend of the host's own Ingress answers, then the default of
 //! all. A host is one hash, a path one hash plus one step a segment.
 
 use super::{HostPattern, PathPattern, Route};
+use regex::bytes::Regex;
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -21,6 +23,8 @@ pub struct Table {
 #[derive(Debug, Default)]
 struct PathTree {
     exact: HashMap<Box<[u8]>, Arc<Route>>,
+    /// Longest text first. Their cost grows with their number, on the hosts that have them.
+    expressions: Vec<(Box<str>, Regex, Arc<Route>)>,
     prefixes: Node,
     /// Answers what no rule does: the `defaultBackend` of an Ingress with rules for this host.
     default: Option<Arc<Route>>,
@@ -58,6 +62,13 @@ impl Table {
                 }
                 node.route = Some(route);
             }
+            PathPattern::Regex(text) => {
+                let Some(expression) = path.compiled() else { return };
+                tree.expressions.retain(|(t, ..)| t != text);
+                let key = |t: &str| (Reverse(t.len()), t.to_owned());
+                let at = tree.expressions.partition_point(|(t, ..)| key(t) < key(text));
+                tree.expressions.insert(at, (text.clone(), expression, route));
+            }
         }
     }
 
@@ -87,6 +98,9 @@ impl Table {
             for (path, route) in &tree.exact {
                 rows.push((host.clone(), format!("= {}", String::from_utf8_lossy(path)), Arc::clone(route)));
             }
+            for (text, _, route) in &tree.expressions {
+                rows.push((host.clone(), format!("~ {text}"), Arc::clone(route)));
+            }
             tree.prefixes.rows(&mut String::new(), &mut |path, route| {
                 rows.push((host.clone(), format!("{path}/"), Arc::clone(route)));
             });
@@ -112,6 +126,9 @@ impl PathTree {
         if !self.exact.is_empty()
             && let Some(route) = self.exact.get(path)
         {
+            return Some(route);
+        }
+        if let Some((.., route)) = self.expressions.iter().find(|(_, expression, _)| expression.is_match(path)) {
             return Some(route);
         }
         let mut node = &self.prefixes;
@@ -155,7 +172,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     fn route(name: &str) -> Arc<Route> {
-        Arc::new(Route { owner: ObjectKey::new("t", name), action: Action::Unavailable("test".into()) })
+        Arc::new(Route::plain(ObjectKey::new("t", name), Action::Unavailable("test".into())))
     }
 
     fn found(table: &Table, host: &str, path: &str) -> Option<String> {
@@ -216,9 +233,14 @@ mod tests {
     }
 
     fn paths() -> impl Strategy<Value = PathPattern> {
-        ("(/[ab]{1,2}){0,3}/?", any::<bool>()).prop_map(|(p, exact)| {
+        ("(/[ab]{1,2}){0,3}/?", 0..3).prop_map(|(p, kind)| {
             let p = if p.is_empty() { "/".to_owned() } else { p };
-            if exact { PathPattern::exact(&p).unwrap() } else { PathPattern::prefix(&p).unwrap() }
+            match kind {
+                0 => PathPattern::exact(&p).unwrap(),
+                1 => PathPattern::prefix(&p).unwrap(),
+                // Lengths differ where expressions do, so that the order is the definition's.
+                _ => PathPattern::regex(&format!("{p}.{{{},}}$", p.bytes().filter(|b| *b == b'a').count())).unwrap(),
+            }
         })
     }
 
@@ -235,7 +257,8 @@ mod tests {
                 HostPattern::Any => 0,
             };
             match p {
-                PathPattern::Exact(p) => (host_rank, 1, p.len()),
+                PathPattern::Exact(p) => (host_rank, 2, p.len()),
+                PathPattern::Regex(t) => (host_rank, 1, t.len()),
                 PathPattern::Prefix(p) => (host_rank, 0, p.len()),
             }
         })

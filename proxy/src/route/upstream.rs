@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use rand::Rng as _;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Weak};
@@ -28,6 +29,22 @@ pub enum Protocol {
     Http1,
     /// HTTP/2 in clear text with prior knowledge (`appProtocol: kubernetes.io/h2c`).
     H2c,
+    /// HTTP/1.1 in TLS, whoever the endpoint says it is.
+    Https,
+    /// HTTP/2 in TLS, likewise.
+    H2,
+}
+
+impl Protocol {
+    /// Whether it is spoken in TLS.
+    pub fn is_tls(self) -> bool {
+        matches!(self, Self::Https | Self::H2)
+    }
+
+    /// Whether it is HTTP/2.
+    pub fn is_h2(self) -> bool {
+        matches!(self, Self::H2c | Self::H2)
+    }
 }
 
 /// What names an upstream: endpoints are shared by all routes that have the same.
@@ -60,6 +77,8 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// Differs from every other endpoint's in this process, also from that of an earlier one at the same address.
     pub id: u64,
+    /// Tells it from others in cookies, also after a restart; says nothing of its address.
+    pub tag: u64,
     active: AtomicU32,
     failures: AtomicU32,
     /// Milliseconds on [`clock`]; 0 is not ejected.
@@ -110,6 +129,11 @@ impl Endpoint {
         Self {
             address,
             id: NEXT.fetch_add(1, Ordering::Relaxed),
+            tag: {
+                let mut hasher = DefaultHasher::new();
+                address.hash(&mut hasher);
+                hasher.finish()
+            },
             active: AtomicU32::new(0),
             failures: AtomicU32::new(0),
             ejected_until: AtomicU64::new(0),
@@ -187,6 +211,13 @@ impl Upstream {
             .collect();
         self.endpoints.store(Arc::new(new));
         true
+    }
+
+    /// The endpoint of a client that has been here before, unless it is gone or refuses connections.
+    pub fn find(&self, tag: &str, tried: &[u64]) -> Option<Arc<Endpoint>> {
+        let tag = u64::from_str_radix(tag, 16).ok()?;
+        let endpoints = self.endpoints.load();
+        endpoints.iter().find(|e| e.tag == tag && !tried.contains(&e.id) && !e.ejected()).cloned()
     }
 
     /// An endpoint for a request that has been to `tried` (ids) already. None when there is no endpoint, or none

@@ -5,13 +5,14 @@
 //! idempotent method) and no answer has begun.
 
 use super::conn::Conn;
-use super::{Limits, pages};
+use super::{Limits, pages, policy};
 use crate::config::Shared;
+use crate::route::policy::Policy;
 use crate::route::upstream::{InFlight, Protocol};
 use crate::route::{Action, Route, Upstream, host, path};
 use async_trait::async_trait;
 use http::{HeaderValue, StatusCode, Version, header};
-use pingora::http::RequestHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
@@ -37,6 +38,12 @@ pub struct Gateway {
 pub struct RequestState {
     start: Instant,
     route: Option<Arc<Route>>,
+    /// The canary's, for a request that goes there.
+    pub(super) canary: Option<Arc<Upstream>>,
+    /// Bytes that the body may still have.
+    pub(super) body_left: Option<u64>,
+    /// The endpoint that a client is to come back to, where it does not know yet.
+    new_tag: Option<u64>,
     upgrade: bool,
     at: Option<InFlight>,
     /// Ids of the endpoints that were tried.
@@ -90,25 +97,42 @@ impl Gateway {
         }
     }
 
-    fn peer(&self, address: std::net::SocketAddr, id: u64, protocol: Protocol, upgrade: bool) -> HttpPeer {
-        let mut peer = HttpPeer::new(address, false, String::new());
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn peer(
+        &self,
+        address: std::net::SocketAddr,
+        id: u64,
+        protocol: Protocol,
+        upgrade: bool,
+        policy: Option<&Policy>,
+    ) -> HttpPeer {
+        // In TLS, whoever has the pod's address is believed, as with clear text. An address as the name is not sent.
+        let name = if protocol.is_tls() { address.ip().to_string() } else { String::new() };
+        let mut peer = HttpPeer::new(address, protocol.is_tls(), name);
         // An address that went and came back is another endpoint: it gets no connection of the former one.
         peer.group_key = id;
         let silence = if upgrade { self.limits.upgraded_timeout } else { self.limits.upstream_timeout };
+        let connect = policy.and_then(|p| p.connect_timeout).unwrap_or(self.limits.connect_timeout);
         let options = &mut peer.options;
-        options.connection_timeout = Some(self.limits.connect_timeout);
-        options.total_connection_timeout = Some(self.limits.connect_timeout);
-        options.read_timeout = Some(silence);
-        options.write_timeout = Some(silence);
+        options.connection_timeout = Some(connect);
+        options.total_connection_timeout = Some(connect);
+        options.read_timeout = Some(policy.and_then(|p| p.read_timeout).unwrap_or(silence));
+        options.write_timeout = Some(policy.and_then(|p| p.send_timeout).unwrap_or(silence));
         options.idle_timeout = Some(self.limits.upstream_idle);
-        if protocol == Protocol::H2c {
+        if protocol.is_tls() {
+            (options.verify_cert, options.verify_hostname) = (false, false);
+        }
+        if protocol.is_h2() {
             options.set_http_version(2, 2);
             options.max_h2_streams = 100;
         }
         peer
     }
 
-    fn trusted(&self, peer: IpAddr) -> bool {
+    pub(super) fn trusted(&self, peer: IpAddr) -> bool {
         let peer = peer.to_canonical();
         self.limits.trusted_proxies.iter().any(|net| net.contains(&peer))
     }
@@ -154,7 +178,14 @@ impl Gateway {
 }
 
 impl RequestState {
+    fn policy(&self) -> Option<&Policy> {
+        self.route.as_ref()?.policy.as_deref()
+    }
+
     fn upstream(&self) -> Option<&Arc<Upstream>> {
+        if self.canary.is_some() {
+            return self.canary.as_ref();
+        }
         match &self.route.as_ref()?.action {
             Action::Forward(upstream) => Some(upstream),
             Action::Unavailable(_) => None,
@@ -167,7 +198,16 @@ impl ProxyHttp for Gateway {
     type CTX = RequestState;
 
     fn new_ctx(&self) -> Self::CTX {
-        RequestState { start: Instant::now(), route: None, upgrade: false, at: None, tried: Vec::new() }
+        RequestState {
+            start: Instant::now(),
+            route: None,
+            canary: None,
+            body_left: None,
+            new_tag: None,
+            upgrade: false,
+            at: None,
+            tried: Vec::new(),
+        }
     }
 
     fn init_downstream_modules(&self, _modules: &mut pingora::modules::http::HttpModules) {
@@ -199,8 +239,10 @@ impl ProxyHttp for Gateway {
     async fn request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<bool> {
         match self.judge(session.req_header()) {
             Verdict::Forward(route) => {
+                let answered =
+                    (route.policy.is_some() || route.canary.is_some()) && self.enforce(session, &route, ctx).await?;
                 ctx.route = Some(route);
-                Ok(false)
+                Ok(answered)
             }
             Verdict::Refuse(status, text) => {
                 if status == StatusCode::BAD_REQUEST {
@@ -214,17 +256,22 @@ impl ProxyHttp for Gateway {
         }
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Self::CTX) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<Box<HttpPeer>> {
         ctx.at = None;
         let Some(upstream) = ctx.upstream() else {
             return Error::e_explain(ErrorType::InternalError, "a request without a route");
         };
         let protocol = upstream.key.protocol();
-        let Some(endpoint) = upstream.pick(&ctx.tried) else {
+        let affinity = ctx.policy().and_then(|p| p.affinity.as_ref());
+        let sent = affinity.and_then(|a| policy::cookie_of(session.req_header(), &a.cookie));
+        let known = sent.and_then(|tag| upstream.find(tag, &ctx.tried));
+        let is_new = affinity.is_some() && known.is_none();
+        let Some(endpoint) = known.or_else(|| upstream.pick(&ctx.tried)) else {
             self.shared.metrics.no_endpoint.inc();
             return Error::e_explain(ErrorType::HTTPStatus(503), format!("{} has no ready endpoint", upstream.key));
         };
-        let peer = self.peer(endpoint.address, endpoint.id, protocol, ctx.upgrade);
+        let peer = self.peer(endpoint.address, endpoint.id, protocol, ctx.upgrade, ctx.policy());
+        ctx.new_tag = is_new.then_some(endpoint.tag);
         ctx.at = Some(InFlight::start(endpoint));
         Ok(Box::new(peer))
     }
@@ -248,9 +295,35 @@ impl ProxyHttp for Gateway {
         &self,
         session: &mut Session,
         request: &mut RequestHeader,
-        _ctx: &mut Self::CTX,
+        ctx: &mut Self::CTX,
     ) -> Result<()> {
-        self.forwarded_headers(session, request)
+        self.forwarded_headers(session, request)?;
+        match &ctx.route {
+            Some(route) => policy::rewrite(route, request),
+            None => Ok(()),
+        }
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<bytes::Bytes>,
+        _end_of_stream: bool,
+        ctx: &mut Self::CTX,
+    ) -> Result<()> {
+        policy::count_body(ctx, body.as_ref().map_or(0, bytes::Bytes::len))
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        answer: &mut ResponseHeader,
+        ctx: &mut Self::CTX,
+    ) -> Result<()> {
+        match ctx.policy() {
+            Some(policy) => policy::answered(policy, session.req_header(), ctx.new_tag, answer),
+            None => Ok(()),
+        }
     }
 
     fn fail_to_connect(
@@ -363,7 +436,7 @@ impl Gateway {
 }
 
 /// `Host`, or the authority of the target (HTTP/2, absolute form).
-fn authority(request: &RequestHeader) -> Option<&[u8]> {
+pub(super) fn authority(request: &RequestHeader) -> Option<&[u8]> {
     match request.uri.authority() {
         Some(authority) => Some(authority.as_str().as_bytes()),
         None => request.headers.get(header::HOST).map(HeaderValue::as_bytes),

@@ -6,14 +6,38 @@ use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::{BError, ErrorSource, ErrorType, OrErr};
 
+/// What a client is told whose request's body is too large.
+pub const TOO_LARGE: &str = "The request's body is larger than this route takes (annotation proxy-body-size).";
+
 /// Sends a short text. The connection stays usable where the request has been read.
 pub async fn send(session: &mut ServerSession, status: StatusCode, text: &str) -> Result<(), BError> {
+    send_with(session, status, text, &[]).await
+}
+
+/// The same with further headers.
+pub async fn send_with(
+    session: &mut ServerSession,
+    status: StatusCode,
+    text: &str,
+    headers: &[(&'static str, String)],
+) -> Result<(), BError> {
+    if status == StatusCode::NO_CONTENT {
+        let mut head = ResponseHeader::build(status, Some(headers.len()))?;
+        for (name, value) in headers {
+            head.insert_header(*name, value)?;
+        }
+        session.write_response_header(Box::new(head)).await?;
+        return session.finish_body().await;
+    }
     let body = Bytes::from(format!("{} {}\n{text}\n", status.as_u16(), status.canonical_reason().unwrap_or("")));
     let mut head = ResponseHeader::build(status, Some(5))?;
     head.insert_header(header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
     head.insert_header(header::CONTENT_LENGTH, body.len())?;
     head.insert_header(header::CACHE_CONTROL, "no-store")?;
     head.insert_header(header::SERVER, "causeway")?;
+    for (name, value) in headers {
+        head.insert_header(*name, value)?;
+    }
     if status == StatusCode::SERVICE_UNAVAILABLE {
         head.insert_header(header::RETRY_AFTER, "1")?;
     }
@@ -28,6 +52,9 @@ pub async fn send(session: &mut ServerSession, status: StatusCode, text: &str) -
 
 /// What a client is told about an error; none when it is gone.
 pub fn of_error(error: &pingora::Error) -> Option<(StatusCode, &'static str)> {
+    if let ErrorType::HTTPStatus(413) = error.etype() {
+        return Some((StatusCode::PAYLOAD_TOO_LARGE, TOO_LARGE));
+    }
     if let ErrorType::HTTPStatus(code) = error.etype() {
         return StatusCode::from_u16(*code).ok().map(|status| (status, "The request could not be served."));
     }

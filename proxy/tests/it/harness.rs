@@ -80,6 +80,7 @@ impl Lab {
             dirt.merge(self.view.handle(match object["kind"].as_str().unwrap() {
                 "Ingress" => Update::Ingress(event(object, apply)),
                 "Service" => Update::Service(Box::new(event(object, apply))),
+                "Secret" if object["type"] == "Opaque" => Update::AuthSecret(event(object, apply)),
                 "Secret" => Update::Secret(event(object, apply)),
                 "EndpointSlice" => Update::Slice(event(object, apply)),
                 other => panic!("no such kind here: {other}"),
