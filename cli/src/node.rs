@@ -248,9 +248,12 @@ fn proxy(config: &Arc<NodeConfig>, http: TcpListener, https: TcpListener, tasks:
         let (config, token) = (config.clone(), token.clone());
         async move {
             let [http, http_inside, https, https_inside, admin] = all;
+            let (http, https) = (http?, https?);
+            let public_ports = Some((http.local_addr()?.port(), https.local_addr()?.port()));
             let proxy = ProxyConfig {
-                http: vec![http?, http_inside?],
-                https: vec![https?, https_inside?],
+                limits: causeway_proxy::Limits { public_ports, ..causeway_proxy::Limits::default() },
+                http: vec![http, http_inside?],
+                https: vec![https, https_inside?],
                 admin: Some(admin?),
                 publish_addresses: vec![IpAddr::V4(Ipv4Addr::LOCALHOST).to_string(), ip.to_string()],
                 name_servers: vec![ip],
