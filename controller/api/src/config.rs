@@ -1,5 +1,6 @@
 //! The cluster's ranges, ports and names, with their documented defaults.
 
+use crate::dns::DnsSettings;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr};
@@ -23,6 +24,8 @@ pub struct ClusterConfig {
     pub node_ports: (u16, u16),
     /// On which of a node's addresses node ports are served: `primary`, or ranges. Default `[primary]`; empty is all.
     pub node_port_addresses: Vec<NodePortAddress>,
+    /// What cluster DNS answers and whom it asks.
+    pub dns: DnsSettings,
 }
 
 /// An entry of `nodePortAddresses`.
@@ -77,6 +80,7 @@ impl Default for ClusterConfig {
             domain: "cluster.local".to_owned(),
             node_ports: (30000, 32767),
             node_port_addresses: vec![NodePortAddress::Primary],
+            dns: DnsSettings::default(),
         }
     }
 }
