@@ -20,7 +20,6 @@ demo() {
 tests() {
   demo
   need busybox-static /bin/busybox
-  need iputils-ping ping
   need bind9-dnsutils dig
   need bsdutils script
 }

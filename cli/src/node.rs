@@ -4,13 +4,13 @@
 
 use crate::clients::Clients;
 use crate::tasks::{Health, Tasks};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use causeway_access::Identity;
 use causeway_api::config::ClusterConfig;
 use causeway_api::identity::{USER_DNS, USER_INGRESS, USER_PROXY};
 use causeway_dns::DnsConfig;
 use causeway_kubelet::{KubeletConfig, NodeCapacity};
-use causeway_network::{BridgeConfig, BridgeNetwork, NetNs, NetNsRuntime, PodNetwork, vxlan};
+use causeway_network::{BridgeConfig, BridgeNetwork, NetNs, NetNsRuntime, PodNetwork};
 use causeway_proxy::ProxyConfig;
 use causeway_runtime::{Containerd, ContainerdConfig, Runtime};
 use causeway_services::ServicesConfig;
@@ -67,7 +67,7 @@ pub struct NodeConfig {
     /// Registries that are spoken to over plain HTTP.
     pub insecure_registries: Vec<String>,
     /// Servers for names outside the cluster.
-    pub dns_upstreams: Vec<String>,
+    pub dns_upstreams: Vec<SocketAddr>,
     /// The runtime on which registries and upstreams are asked: the machine's, where a node has no way out.
     pub outside: Handle,
     /// The ingress' listeners towards the user (HTTP, HTTPS), for the node that has it.
@@ -160,9 +160,7 @@ fn kubelet(config: &Arc<NodeConfig>, runtime: Arc<dyn Runtime>, tasks: &mut Task
             let network = move |cidrs| {
                 let opened = async move {
                     let state = config.dir.join("network");
-                    let mtu = vxlan::pod_mtu(&config.cluster.pod_network, config.primary()?).await?;
                     let bridge = BridgeConfig::new(&config.name, cidrs, state, &config.netns_prefix);
-                    let bridge = BridgeConfig { mtu, ..bridge };
                     Ok(Arc::new(BridgeNetwork::open(bridge).await?) as Arc<dyn PodNetwork>)
                 };
                 Box::pin(opened) as futures::future::BoxFuture<'static, _>
@@ -204,22 +202,21 @@ fn dns(config: &Arc<NodeConfig>, tasks: &mut Tasks) -> Result<()> {
         tcp.push(config.listen(*ip, 53, "DNS")?);
     }
     let admin = config.listen(config.primary()?, DNS_ADMIN_PORT, "DNS' health")?;
-    let mut cluster = config.cluster.clone();
-    cluster.dns.upstreams.extend(config.dns_upstreams.iter().cloned());
-    causeway_dns::check(&cluster.dns).map_err(anyhow::Error::msg).context("reading the settings of DNS")?;
     let (config, token) = (config.clone(), tasks.token());
     tasks.supervise("dns", move || {
         let udp = udp.iter().map(std::net::UdpSocket::try_clone).collect::<std::io::Result<Vec<_>>>();
         let tcp = tcp.iter().map(TcpListener::try_clone).collect::<std::io::Result<Vec<_>>>();
-        let (config, token, admin, cluster) = (config.clone(), token.clone(), admin.try_clone(), cluster.clone());
+        let (config, token, admin) = (config.clone(), token.clone(), admin.try_clone());
         async move {
             let dns = DnsConfig {
-                cluster,
+                cluster: config.cluster.clone(),
                 node_name: config.name.clone(),
                 node_ips: config.ips.clone(),
                 udp: udp?,
                 tcp: tcp?,
                 admin: Some(admin?),
+                upstreams: config.dns_upstreams.clone(),
+                stub_domains: Default::default(),
                 forward_on: Some(config.outside.clone()),
                 publish: true,
                 state_dir: Some(config.dir.join("dns")),
@@ -231,11 +228,13 @@ fn dns(config: &Arc<NodeConfig>, tasks: &mut Tasks) -> Result<()> {
 }
 
 /// Servers for names outside the cluster, as given on the command line.
-pub fn upstreams(texts: &[String]) -> Result<Vec<String>> {
-    for text in texts {
-        causeway_dns::upstream::Address::parse(text).map_err(anyhow::Error::msg).context("--dns-upstream")?;
-    }
-    Ok(texts.to_vec())
+pub fn upstreams(texts: &[String]) -> Result<Vec<SocketAddr>> {
+    let parse = |text: &String| match (text.parse::<SocketAddr>(), text.parse::<IpAddr>()) {
+        (Ok(addr), _) => Ok(addr),
+        (_, Ok(ip)) => Ok(SocketAddr::new(ip, 53)),
+        _ => bail!("--dns-upstream {text:?} is neither an address nor address:port"),
+    };
+    texts.iter().map(parse).collect()
 }
 
 fn proxy(config: &Arc<NodeConfig>, http: TcpListener, https: TcpListener, tasks: &mut Tasks) -> Result<()> {
@@ -272,12 +271,8 @@ fn node_routes(config: &Arc<NodeConfig>, tasks: &mut Tasks) {
     tasks.supervise("node-routes", move || {
         let (config, token) = (config.clone(), token.clone());
         async move {
-            let routes = causeway_network::node_routes::NodeRoutesConfig {
-                node_name: Some(config.name.clone()),
-                node_ips: config.ips.clone(),
-                netns: None,
-                cluster: config.cluster.clone(),
-            };
+            let routes =
+                causeway_network::node_routes::NodeRoutesConfig { node_name: Some(config.name.clone()), netns: None };
             causeway_network::node_routes::run(config.clients.kubelet()?, routes, token).await
         }
     });

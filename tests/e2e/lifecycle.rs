@@ -11,7 +11,7 @@ use std::net::TcpListener;
 type Alone = fn() -> Result<()>;
 
 pub fn tests() -> Vec<Trial> {
-    let all: [(&str, Alone); 7] = [
+    let all: [(&str, Alone); 8] = [
         ("lifecycle::down_leaves_nothing_behind", down_leaves_nothing_behind),
         ("lifecycle::down_after_kill_leaves_nothing_behind", down_after_kill_leaves_nothing_behind),
         ("lifecycle::up_after_kill_finds_its_pods_running", up_after_kill_finds_its_pods_running),
@@ -19,6 +19,7 @@ pub fn tests() -> Vec<Trial> {
         ("lifecycle::two_clusters_live_side_by_side", two_clusters_live_side_by_side),
         ("lifecycle::a_port_in_use_is_named", a_port_in_use_is_named),
         ("demo::the_shop_opens", crate::demo::the_shop_opens),
+        ("proxy_modes::iptables_and_a_switch", crate::proxy_modes::iptables_serves_all_and_a_switch_refuses_nobody),
     ];
     all.into_iter()
         .map(|(name, test)| Trial::test(name, move || test().map_err(|e| Failed::from(format!("{e:#}")))))

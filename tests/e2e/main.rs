@@ -11,6 +11,7 @@ mod ingress;
 mod kubectl;
 mod lifecycle;
 mod pods;
+mod proxy_modes;
 mod services;
 mod storage;
 mod workloads;

@@ -32,10 +32,6 @@ impl Routes {
         Ok(Self { netlink: Netlink::here()? })
     }
 
-    pub(crate) fn on(netlink: Netlink) -> Self {
-        Self { netlink }
-    }
-
     /// Of another namespace. Must be called on a tokio runtime.
     pub fn inside(netns: &NetNs) -> Result<Self> {
         Ok(Self { netlink: Netlink::inside(netns)? })
@@ -48,19 +44,49 @@ impl Routes {
         for (net, via) in wanted {
             routes.insert(Route { gateway: Some(*via), ..Route::new(*net, NODE_ROUTES) });
         }
-        sync_protocol(&self.netlink, NODE_ROUTES, routes).await
+        self.sync_protocol(NODE_ROUTES, routes).await
     }
 
     /// Ties the service ranges to the node: a process on the node may connect to a service address, and gets the
     /// node's address as its source, whether or not there is a default route. Packets that no rule translates end here
     /// instead of leaving by the default route.
     pub async fn sync_service_ranges(&self, ranges: &[IpNet], node_ips: &[IpAddr]) -> Result<usize> {
+        self.sync_service_routes(ranges, node_ips, false).await
+    }
+
+    /// The same for those who need untranslated packets to come by the hook of forwarding. To the kernel, a route of IPv6
+    /// to `lo` is no way for packets of others: it ends them before. So these go to the link with the node's address.
+    pub async fn sync_forwarded_service_ranges(&self, ranges: &[IpNet], node_ips: &[IpAddr]) -> Result<usize> {
+        self.sync_service_routes(ranges, node_ips, true).await
+    }
+
+    async fn sync_service_routes(&self, ranges: &[IpNet], node_ips: &[IpAddr], forwarded: bool) -> Result<usize> {
+        /// What the kernel gives routes of IPv6. Named, so that a route which changes its link is replaced in one step.
+        const METRIC_V6: u32 = 1024;
         let lo = self.netlink.link("lo").await?.ok_or_else(|| kernel("looking for the link lo", "there is none"))?;
-        let wanted = ranges.iter().filter_map(|range| {
-            let source = *node_ips.iter().find(|ip| ip.is_ipv4() == range.addr().is_ipv4())?;
-            Some(Route { link: Some(lo.index), source: Some(source), ..Route::new(*range, SERVICE_ROUTES) })
-        });
-        sync_protocol(&self.netlink, SERVICE_ROUTES, wanted.collect()).await
+        let mut wanted = BTreeSet::new();
+        for range in ranges {
+            let is_v4 = range.addr().is_ipv4();
+            let Some(source) = node_ips.iter().find(|ip| ip.is_ipv4() == is_v4) else { continue };
+            let link = if is_v4 || !forwarded { None } else { self.link_of(*source).await? };
+            wanted.insert(Route {
+                link: Some(link.unwrap_or(lo.index)),
+                source: Some(*source),
+                metric: (!is_v4).then_some(METRIC_V6),
+                ..Route::new(*range, SERVICE_ROUTES)
+            });
+        }
+        self.sync_protocol(SERVICE_ROUTES, wanted).await
+    }
+
+    /// The link that has an address.
+    async fn link_of(&self, ip: IpAddr) -> Result<Option<u32>> {
+        for link in self.netlink.links().await? {
+            if self.netlink.addresses(&link).await?.contains(&ip) {
+                return Ok(Some(link.index));
+            }
+        }
+        Ok(None)
     }
 
     /// Refuses these ranges at once where no better route is known. Never removed by the other calls.
@@ -71,23 +97,22 @@ impl Routes {
         }
         Ok(())
     }
-}
 
-/// Makes the routes with one protocol number exactly these; returns how many were changed.
-pub(crate) async fn sync_protocol(netlink: &Netlink, protocol: u8, wanted: BTreeSet<Route>) -> Result<usize> {
-    let present: Vec<Route> = netlink.routes_of(protocol).await?;
-    let (add, remove) = difference(&present, &wanted);
-    // Before adding: a destination may move to another gateway, and the kernel replaces by destination. What is
-    // replaced must not be deleted after.
-    for route in &remove {
-        if !add.iter().any(|a| a.destination == route.destination && a.metric == route.metric) {
-            netlink.delete_route(route).await?;
+    async fn sync_protocol(&self, protocol: u8, wanted: BTreeSet<Route>) -> Result<usize> {
+        let present: Vec<Route> = self.netlink.routes_of(protocol).await?;
+        let (add, remove) = difference(&present, &wanted);
+        // Before adding: a destination may move to another gateway, and the kernel replaces by destination. What is
+        // replaced must not be deleted after.
+        for route in &remove {
+            if !add.iter().any(|a| a.destination == route.destination && a.metric == route.metric) {
+                self.netlink.delete_route(route).await?;
+            }
         }
+        for route in &add {
+            self.netlink.put_route(route).await?;
+        }
+        Ok(add.len() + remove.len())
     }
-    for route in &add {
-        netlink.put_route(route).await?;
-    }
-    Ok(add.len() + remove.len())
 }
 
 /// What to add and what to remove. Links of routes by gateway, and metrics, are the kernel's choice unless wanted.

@@ -59,41 +59,61 @@ impl Kernel {
         Ok(all)
     }
 
+    /// Takes our tables away. To be called when other rules are in force. Returns whether there was anything.
+    pub fn remove(&mut self) -> Result<bool, WireError> {
+        let mut requests = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            if self.socket.structure(family, TABLE)?.is_some() {
+                let table = Attributes::default().text(1, TABLE);
+                requests.push(family.request(message::DEL_TABLE, 0, table, "deleting our table"));
+            }
+        }
+        if !requests.is_empty() {
+            self.socket.transaction(&requests)?;
+        }
+        Ok(!requests.is_empty())
+    }
+
     /// Does a plan as one transaction.
     pub fn apply(&mut self, plan: &Plan) -> Result<(), WireError> {
         let mut requests = Vec::new();
-        self.add_elements(&mut requests, message::DEL_ELEMENTS, &plan.delete);
-        self.add_elements(&mut requests, message::NEW_ELEMENTS, &plan.add);
+        add_elements(&self.families, &mut requests, message::DEL_ELEMENTS, &plan.delete);
+        add_elements(&self.families, &mut requests, message::NEW_ELEMENTS, &plan.add);
         self.socket.transaction(&requests)
     }
 
     /// Replaces our tables, with these elements, as one transaction.
     pub fn rebuild(&mut self, timeouts: &Timeouts, elements: &BTreeSet<Element>) -> Result<(), WireError> {
-        let mut requests: Vec<Request> = self.families.iter().flat_map(|f| rules::table(*f, timeouts)).collect();
-        self.add_elements(&mut requests, message::NEW_ELEMENTS, elements);
-        self.socket.transaction(&requests)
-    }
-
-    fn add_elements(&self, requests: &mut Vec<Request>, kind: u16, elements: &BTreeSet<Element>) {
-        let deleting = kind == message::DEL_ELEMENTS;
-        for family in &self.families {
-            for set in DATA_SETS {
-                let here = |e: &&Element| SetName::of(e) == set && Family::of(&e.ip()) == *family;
-                let here: Vec<&Element> = elements.iter().filter(here).collect();
-                for chunk in here.chunks(CHUNK) {
-                    let list = chunk.iter().fold(Attributes::default(), |list, e| list.nest(1, encode(e, !deleting)));
-                    let list = Attributes::default().text(1, TABLE).text(2, set.name()).nest(3, list);
-                    let verb = if deleting { "deleting" } else { "adding" };
-                    let what = format!("{verb} {} elements of the set {}", chunk.len(), set.name());
-                    requests.push(family.request(kind, if deleting { 0 } else { CREATE }, list, what));
-                }
-            }
-        }
+        self.socket.transaction(&all(&self.families, timeouts, elements))
     }
 
     /// The attributes of every element of a set.
     fn dump(&mut self, family: Family, set: SetName) -> Result<Vec<Vec<u8>>, WireError> {
         self.socket.elements(family, TABLE, set.name())
+    }
+}
+
+/// Requests for our tables with these elements, from nothing.
+pub fn all(families: &[Family], timeouts: &Timeouts, elements: &BTreeSet<Element>) -> Vec<Request> {
+    let mut requests: Vec<Request> = families.iter().flat_map(|f| rules::table(*f, timeouts)).collect();
+    add_elements(families, &mut requests, message::NEW_ELEMENTS, elements);
+    requests
+}
+
+fn add_elements(families: &[Family], requests: &mut Vec<Request>, kind: u16, elements: &BTreeSet<Element>) {
+    let deleting = kind == message::DEL_ELEMENTS;
+    for family in families {
+        for set in DATA_SETS {
+            let here = |e: &&Element| SetName::of(e) == set && Family::of(&e.ip()) == *family;
+            let here: Vec<&Element> = elements.iter().filter(here).collect();
+            for chunk in here.chunks(CHUNK) {
+                let list = chunk.iter().fold(Attributes::default(), |list, e| list.nest(1, encode(e, !deleting)));
+                let list = Attributes::default().text(1, TABLE).text(2, set.name()).nest(3, list);
+                let verb = if deleting { "deleting" } else { "adding" };
+                let what = format!("{verb} {} elements of the set {}", chunk.len(), set.name());
+                requests.push(family.request(kind, if deleting { 0 } else { CREATE }, list, what));
+            }
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! kube-proxy: service addresses in nftables.
+//! kube-proxy: service addresses in nftables, or in iptables.
 //!
 //! In: Services, EndpointSlices and the own Node, by watch ([`view`]). Out: the tables `ip causeway` (and `ip6 causeway`) of
 //! the node's network namespace. [`model`] says what a Service asks of this node, [`plan`] which elements of which sets
@@ -8,6 +8,7 @@
 
 pub mod conntrack;
 pub mod family;
+pub mod iptables;
 pub mod kernel;
 pub mod metrics;
 pub mod model;
@@ -16,6 +17,7 @@ pub mod program;
 pub mod renderer;
 pub mod rules;
 mod run;
+pub mod switch;
 pub mod view;
 
 pub use causeway_nft::wire;

@@ -3,7 +3,7 @@
 use axum::{Json, Router, http::StatusCode, response::IntoResponse, routing::get};
 use k8s_openapi::{api::discovery::v1::EndpointSlice, jiff::Timestamp};
 use parking_lot::Mutex;
-use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, Registry, exponential_buckets};
+use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntGaugeVec, Opts, Registry, exponential_buckets};
 use std::{sync::Arc, time::Duration};
 
 /// When an endpoint's pod changed, written by the EndpointSlice controller.
@@ -75,6 +75,51 @@ impl Metrics {
         for trigger in triggers {
             self.programming.observe(now.duration_since(*trigger).as_secs_f64().max(0.0));
         }
+    }
+}
+
+/// What kube-proxy counts in the mode iptables alone.
+#[derive(Debug, Clone)]
+pub struct IptablesMetrics {
+    /// Rules there are, by table.
+    total: IntGaugeVec,
+    /// Rules that the last synchronisation wrote, by table.
+    last: IntGaugeVec,
+    /// Restore files that were refused.
+    pub failures: IntCounter,
+    /// Those of them with some chains only.
+    pub partial_failures: IntCounter,
+}
+
+impl IptablesMetrics {
+    /// Registers all of them.
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let gauge = |name: &str, help: &str| {
+            IntGaugeVec::new(Opts::new(format!("kubeproxy_sync_proxy_rules_iptables_{name}"), help), &["table"])
+        };
+        let counter =
+            |name: &str, help: &str| IntCounter::new(format!("kubeproxy_sync_proxy_rules_iptables_{name}"), help);
+        let this = Self {
+            total: gauge("total", "Total number of iptables rules owned by kube-proxy")?,
+            last: gauge("last", "Number of iptables rules written by kube-proxy in last sync")?,
+            failures: counter("restore_failures_total", "Cumulative proxy iptables restore failures")?,
+            partial_failures: counter(
+                "partial_restore_failures_total",
+                "Cumulative proxy iptables partial restore failures",
+            )?,
+        };
+        registry.register(Box::new(this.total.clone()))?;
+        registry.register(Box::new(this.last.clone()))?;
+        registry.register(Box::new(this.failures.clone()))?;
+        registry.register(Box::new(this.partial_failures.clone()))?;
+        Ok(this)
+    }
+
+    /// Notes what was written to a table, and what is there now.
+    pub fn wrote(&self, table: &str, written: usize, total: usize) {
+        let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.last.with_label_values(&[table]).set(number(written));
+        self.total.with_label_values(&[table]).set(number(total));
     }
 }
 

@@ -1,17 +1,15 @@
 //! kube-proxy's loop: watch → model → plan → apply.
 
 use crate::{
-    conntrack::Conntrack,
     family::Family,
-    kernel::Kernel,
     metrics::{Health, Metrics, serve, trigger},
     model::{self, NodeView, ServiceModel, node_port_ips},
-    program::Program,
     renderer::{Ranges, Renderer},
+    switch,
     view::View,
 };
 use anyhow::Context;
-use causeway_api::config::ClusterConfig;
+use causeway_api::config::{ClusterConfig, ProxyMode};
 use causeway_network::routes::Routes;
 use futures::StreamExt;
 use ipnet::IpNet;
@@ -60,7 +58,7 @@ pub async fn run(client: kube::Client, config: ServicesConfig, shutdown: Cancell
     let health = Arc::new(Health::default());
     let mut config = config;
     if let Some(listener) = config.healthz_listener.take() {
-        let served = serve(listener, health.clone(), registry, shutdown.clone());
+        let served = serve(listener, health.clone(), registry.clone(), shutdown.clone());
         tokio::spawn(async move {
             if let Err(error) = served.await {
                 tracing::error!(%error, "kube-proxy's health endpoint ended");
@@ -70,10 +68,9 @@ pub async fn run(client: kube::Client, config: ServicesConfig, shutdown: Cancell
     let mut families: Vec<Family> = config.cluster.service_cidrs.iter().map(|c| Family::of(&c.addr())).collect();
     families.sort();
     families.dedup();
-    let kernel = Kernel::open(families).context("kube-proxy needs nftables")?;
-    let conntrack = Conntrack::open().context("kube-proxy needs connection tracking")?;
-    let program = Program::open(kernel, conntrack, &config.state_dir).context("reading the kernel's service rules")?;
-    tracing::info!(node = config.node_name, adopted = program.adopted(), "kube-proxy starts");
+    let mode = config.cluster.proxy_mode;
+    let program = switch::open(mode, config.cluster.iptables_flavour, families, &config.state_dir, &registry)?;
+    tracing::info!(node = config.node_name, %mode, adopted = program.adopted(), "kube-proxy starts");
     let routes = Routes::here()?;
     let node = NodeView {
         name: config.node_name.clone(),
@@ -86,12 +83,13 @@ pub async fn run(client: kube::Client, config: ServicesConfig, shutdown: Cancell
         routes,
         view: View::default(),
         node,
-        program: Some(Box::new(program)),
+        program: Some(program),
         metrics,
         health,
         pending: Vec::new(),
         triggers: Vec::new(),
         synced: false,
+        alone: false,
     }
     .run(client, shutdown)
     .await
@@ -125,6 +123,8 @@ struct Proxy {
     pending: Vec<(String, Option<ServiceModel>)>,
     triggers: Vec<Timestamp>,
     synced: bool,
+    /// What another renderer may have left is gone.
+    alone: bool,
 }
 
 type Events<K> = Vec<Result<watcher::Event<K>, watcher::Error>>;
@@ -257,14 +257,19 @@ impl Proxy {
             Ok(done) => done,
             Err(error) => {
                 // The planner has the changes: the next check programs them.
-                self.metrics.failures.inc();
-                tracing::error!(%error, "programming service rules; trying again");
+                if self.config.cluster.proxy_mode == ProxyMode::Nftables {
+                    self.metrics.failures.inc();
+                }
+                tracing::error!(error = format!("{error:#}"), "programming service rules; trying again");
                 return Ok(());
             }
         };
-        if let Err(error) =
-            self.routes.sync_service_ranges(&self.config.cluster.service_cidrs, &self.config.node_ips).await
-        {
+        let (services, own) = (&self.config.cluster.service_cidrs, &self.config.node_ips);
+        let routed = match self.config.cluster.proxy_mode {
+            ProxyMode::Nftables => self.routes.sync_service_ranges(services, own).await,
+            ProxyMode::Iptables => self.routes.sync_forwarded_service_ranges(services, own).await,
+        };
+        if let Err(error) = routed {
             tracing::warn!(%error, "routes of the service ranges; trying again");
         }
         self.metrics.programmed(&std::mem::take(&mut self.triggers), Timestamp::now());
@@ -275,9 +280,29 @@ impl Proxy {
         self.metrics.last.set(Timestamp::now().as_millisecond() as f64 / 1000.0);
         self.health.succeeds();
         self.synced = true;
+        self.remove_others().await;
         if let Some(ready) = &self.config.ready {
             ready.send_replace(true);
         }
         Ok(())
+    }
+
+    /// Once our rules are in force, takes away what another renderer has left; when that fails, the next check tries
+    /// again.
+    async fn remove_others(&mut self) {
+        if self.alone {
+            return;
+        }
+        let (mode, flavour) = (self.config.cluster.proxy_mode, self.config.cluster.iptables_flavour);
+        match tokio::task::spawn_blocking(move || switch::remove_others(mode, flavour)).await {
+            Ok(Ok(found)) => {
+                self.alone = true;
+                if found {
+                    tracing::info!(%mode, "took over from another mode, and removed its rules");
+                }
+            }
+            Ok(Err(error)) => tracing::warn!("the rules of another mode stay for now: {error:#}"),
+            Err(error) => tracing::warn!(%error, "the rules of another mode stay for now"),
+        }
     }
 }

@@ -3,9 +3,13 @@
 
 #[path = "it/changes.rs"]
 mod changes;
+#[path = "it/iptables.rs"]
+mod iptables;
 #[path = "it/packets.rs"]
 mod packets;
 #[path = "it/support.rs"]
 mod support;
+#[path = "it/trace.rs"]
+mod trace;
 #[path = "it/watch.rs"]
 mod watch;

@@ -1,7 +1,5 @@
 //! The cluster's ranges, ports and names, with their documented defaults.
 
-use crate::dns::DnsSettings;
-pub use crate::pod_network::{PodNetworkConfig, PodNetworkMode, ipv6_defaults};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr};
@@ -25,13 +23,55 @@ pub struct ClusterConfig {
     pub node_ports: (u16, u16),
     /// On which of a node's addresses node ports are served: `primary`, or ranges. Default `[primary]`; empty is all.
     pub node_port_addresses: Vec<NodePortAddress>,
-    /// What cluster DNS answers and whom it asks.
-    pub dns: DnsSettings,
-    /// How pods of different nodes reach each other.
-    pub pod_network: PodNetworkConfig,
-    /// A node that is not heard of for so long is marked `Unknown`. Default 40, as in Kubernetes; less than a few
-    /// renewals of a node's lease (10 s) marks healthy nodes.
-    pub node_monitor_grace_period_seconds: u32,
+    /// How kube-proxy programs the kernel: `causeway up --proxy-mode`. Default `nftables`.
+    pub proxy_mode: ProxyMode,
+    /// In the mode `iptables`: which of its two sets of tables. Default `auto`, as the machine's other programs.
+    pub iptables_flavour: IptablesFlavour,
+}
+
+/// How kube-proxy programs the kernel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyMode {
+    /// One table of its own, by netlink.
+    #[default]
+    Nftables,
+    /// Chains in the tables of `iptables`, by `iptables-restore`.
+    Iptables,
+}
+
+impl std::fmt::Display for ProxyMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+        })
+    }
+}
+
+impl std::str::FromStr for ProxyMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "nftables" => Ok(Self::Nftables),
+            "iptables" => Ok(Self::Iptables),
+            _ => Err(format!("{text:?} is neither \"nftables\" nor \"iptables\"")),
+        }
+    }
+}
+
+/// The sets of tables that `iptables` can write to; a kernel can have rules in both.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IptablesFlavour {
+    /// The one with other programs' rules; without any, that of the command `iptables`.
+    #[default]
+    Auto,
+    /// `iptables-nft`.
+    Nft,
+    /// `iptables-legacy`.
+    Legacy,
 }
 
 /// An entry of `nodePortAddresses`.
@@ -86,9 +126,8 @@ impl Default for ClusterConfig {
             domain: "cluster.local".to_owned(),
             node_ports: (30000, 32767),
             node_port_addresses: vec![NodePortAddress::Primary],
-            dns: DnsSettings::default(),
-            pod_network: PodNetworkConfig::default(),
-            node_monitor_grace_period_seconds: 40,
+            proxy_mode: ProxyMode::default(),
+            iptables_flavour: IptablesFlavour::default(),
         }
     }
 }
@@ -121,26 +160,7 @@ impl ClusterConfig {
         if self.domain.len() > 200 || !self.domain.split('.').all(label) {
             return Err(format!("domain: {:?} is no DNS domain in lower case", self.domain));
         }
-        self.pod_network.check()?;
-        if self.node_monitor_grace_period_seconds == 0 {
-            return Err("nodeMonitorGracePeriodSeconds: give at least 1".to_owned());
-        }
         Ok(())
-    }
-
-    /// Adds the default IPv6 ranges where pods or services have none: a dual-stack cluster.
-    pub fn make_dual_stack(&mut self) {
-        let ranges = [(&mut self.pod_cidrs, ipv6_defaults::PODS), (&mut self.service_cidrs, ipv6_defaults::SERVICES)];
-        for (ranges, default) in ranges {
-            if !ranges.iter().any(|r| r.addr().is_ipv6()) {
-                ranges.push(default);
-            }
-        }
-    }
-
-    /// Whether pods have addresses of IPv6, be it as the only family or the second.
-    pub fn has_ipv6(&self) -> bool {
-        self.pod_cidrs.iter().any(|r| r.addr().is_ipv6())
     }
 
     /// The node port range.

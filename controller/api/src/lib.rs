@@ -6,12 +6,10 @@
 
 pub mod backoff;
 pub mod config;
-pub mod dns;
 pub mod endpoints;
 pub mod events;
 pub mod identity;
 pub mod pod;
-pub mod pod_network;
 pub mod quantity;
 pub mod selector;
 pub mod version;

@@ -62,8 +62,7 @@ pub struct ControllersConfig {
 impl ControllersConfig {
     /// Defaults for all but what has none.
     pub fn new(cluster: ClusterConfig, ca_pem: String, volume_directory: PathBuf) -> Self {
-        let node_grace = Duration::from_secs(cluster.node_monitor_grace_period_seconds.into());
-        Self { cluster, ca_pem, volume_directory, node_grace, finished_pods: 12_500 }
+        Self { cluster, ca_pem, volume_directory, node_grace: Duration::from_secs(40), finished_pods: 12_500 }
     }
 }
 

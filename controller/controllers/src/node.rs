@@ -27,7 +27,7 @@ use tokio::time::Instant;
 
 /// Where nodes' leases are.
 const LEASES: &str = "kube-node-lease";
-/// How often a node is looked at when nothing changes, at the least.
+/// How often a node is looked at when nothing changes.
 const PERIOD: Duration = Duration::from_secs(5);
 
 /// The controller of nodes.
@@ -64,11 +64,6 @@ impl Nodes {
         Arc::new(Self { context, events, ranges, heard: Mutex::default() })
     }
 
-    /// How often a node is looked at: often enough to keep to the grace period.
-    fn period(&self) -> Duration {
-        PERIOD.min(self.context.config.node_grace / 4)
-    }
-
     /// One level-triggered step for one node.
     pub async fn reconcile(self: Arc<Self>, key: Key) -> Result<Option<Duration>> {
         let caches = &self.context.caches;
@@ -82,7 +77,7 @@ impl Nodes {
         }
         if let Some(ranges) = self.allocate(&node)? {
             // The change comes back through the watch.
-            return self.write_ranges(&node, ranges).await.map(|()| Some(self.period()));
+            return self.write_ranges(&node, ranges).await.map(|()| Some(PERIOD));
         }
         let silent = self.silence(&node);
         let now = Timestamp::now();
@@ -93,7 +88,7 @@ impl Nodes {
             let written =
                 self.context.cluster::<Node>().replace_status(&key.name, &PostParams::default(), &wanted).await;
             ignore_not_found(written.doing(|| format!("mark node {key} unknown")))?;
-            return Ok(Some(self.period()));
+            return Ok(Some(PERIOD));
         }
         let taints = health::taints(&node, &caches.nodes.all(), now);
         if let Some(taints) = taints {
@@ -108,7 +103,7 @@ impl Nodes {
         if health::ready(&node) == Some("Unknown") {
             self.mark_pods(&key.name, now).await?;
         }
-        Ok(Some(self.period()))
+        Ok(Some(PERIOD))
     }
 
     /// How long ago the node was last heard of, by our own clock: nodes' clocks may differ.

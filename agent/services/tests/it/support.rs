@@ -9,7 +9,12 @@ use causeway_network::{
 use causeway_services::{
     conntrack::Conntrack,
     family::Family,
+    iptables::{
+        program::Iptables,
+        tool::{Flavour, Tool},
+    },
     kernel::Kernel,
+    metrics::IptablesMetrics,
     model::{self, NodeView},
     program::Program,
     renderer::{Done, Ranges, Renderer},
@@ -36,11 +41,12 @@ pub const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     Nftables,
+    Iptables(Flavour),
 }
 
 /// Every test of packets runs over all of these.
 pub fn modes() -> Vec<Mode> {
-    vec![Mode::Nftables]
+    vec![Mode::Nftables, Mode::Iptables(Flavour::Nft), Mode::Iptables(Flavour::Legacy)]
 }
 
 /// Runs a test on a fresh lab for each mode.
@@ -107,8 +113,7 @@ impl Lab {
         let unreachable = ["10.244.0.0/16", "10.96.0.0/12", "fd10:244::/48", "fd96::/108"];
         let config = LocalConfig {
             cluster: name.clone(),
-            node_cidrs: vec!["10.90.0.0/24".parse().unwrap()],
-            layout: causeway_network::local::Layout::Shared,
+            node_cidr: "10.90.0.0/24".parse().unwrap(),
             unreachable: unreachable.map(|r| r.parse().unwrap()).into(),
             state_dir: dir.path().join("segment"),
         };
@@ -135,7 +140,11 @@ impl Lab {
         Routes::inside(&two.netns).unwrap().sync(&to_one).await.unwrap();
         Routes::inside(segment.lan()).unwrap().sync(&[to_one, to_two].concat()).await.unwrap();
         let services = ["10.96.0.0/12", "fd96::/108"].map(|r| r.parse().unwrap());
-        Routes::inside(&one.netns).unwrap().sync_service_ranges(&services, &FAMILIES.map(node_one)).await.unwrap();
+        let (routes, own) = (Routes::inside(&one.netns).unwrap(), FAMILIES.map(node_one));
+        match mode {
+            Mode::Nftables => routes.sync_service_ranges(&services, &own).await.unwrap(),
+            Mode::Iptables(_) => routes.sync_forwarded_service_ranges(&services, &own).await.unwrap(),
+        };
         let program = open_program(mode, &one.netns, dir.path().join("proxy"));
         std::mem::forget(clean);
         Self { name, mode, dir, segment, one, two, nets, program, zone: None }
@@ -243,6 +252,11 @@ fn open_program(mode: Mode, netns: &NetNs, dir: PathBuf) -> Box<dyn Renderer> {
             Mode::Nftables => {
                 let kernel = Kernel::open(FAMILIES.to_vec()).unwrap();
                 Box::new(Program::open(kernel, Conntrack::open().unwrap(), &dir).unwrap())
+            }
+            Mode::Iptables(flavour) => {
+                let metrics = IptablesMetrics::new(&prometheus::Registry::new()).unwrap();
+                let tool = Tool::open(Some(flavour)).unwrap();
+                Box::new(Iptables::open(tool, FAMILIES.to_vec(), Conntrack::open().unwrap(), metrics).unwrap())
             }
         }
     };
