@@ -155,7 +155,7 @@ impl BridgeNetwork {
         self.netlink.add_veth(near, far, self.config.mtu, self.bridge.index).await?;
         let gone = |name: &str| kernel(format!("connecting pod {}", record.pod.name), format!("{name} is gone again"));
         let port = self.netlink.link(&record.veth).await?.ok_or_else(|| gone(&record.veth))?;
-        self.netlink.set_hairpin(&port).await?;
+        self.netlink.set_pod_port(&port).await?;
         let lo = inside.link("lo").await?.ok_or_else(|| gone("lo"))?;
         inside.set_up(&lo).await?;
         let link = inside.link(POD_LINK).await?.ok_or_else(|| gone(POD_LINK))?;

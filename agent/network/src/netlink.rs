@@ -105,10 +105,12 @@ impl Netlink {
         made.map_err(|e| failed(format!("creating the veth pair {} and {}", near.name, far.name), e))
     }
 
-    pub async fn set_hairpin(&self, port: &Link) -> Result<()> {
-        let message = LinkBridgePort::new(port.index).hairpin(true).build();
+    /// Makes a bridge's port that of a pod: what goes out may come back by the gateway (hairpin), and no frame gets to
+    /// another pod by the bridge alone, past the node's IP layer and so past network policies (isolated).
+    pub async fn set_pod_port(&self, port: &Link) -> Result<()> {
+        let message = LinkBridgePort::new(port.index).hairpin(true).isolated(true).build();
         let done = self.handle.link().set_port(message).execute().await;
-        done.map_err(|e| failed(format!("setting hairpin mode on {}", port.name), e))
+        done.map_err(|e| failed(format!("making {} the port of a pod", port.name), e))
     }
 
     pub async fn set_up(&self, link: &Link) -> Result<()> {

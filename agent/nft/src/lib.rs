@@ -3,6 +3,8 @@
 //! In: tables, chains, rules and sets in the kernel's own terms ([`rule`], [`table`], [`set`]). Out: messages, sent as one
 //! atomic transaction, and what is in the kernel now ([`wire`], [`read`]). Nothing here knows what the rules are for.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
 pub mod family;
 pub mod read;
 pub mod rule;

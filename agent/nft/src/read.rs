@@ -7,11 +7,15 @@ use crate::{
 use nix::errno::Errno;
 
 impl Socket {
-    /// Counts every change of anybody's tables.
+    /// Counts the changes of anybody's tables by other programs. Each of our own components has a table of its own and
+    /// sees to it; what another component of this process does is no reason to read a table again.
     pub fn generation(&mut self) -> Result<u32, WireError> {
+        let commits = self.commits.clone();
+        let commits = commits.lock();
         let request = Family::V4.request(message::GET_GENERATION, 0, Attributes::default(), "reading the generation");
         let answers = self.ask(&request, false)?;
-        Ok(answers.first().and_then(|a| attribute(a, 1)).and_then(number).unwrap_or_default())
+        let all = answers.first().and_then(|a| attribute(a, 1)).and_then(number).unwrap_or_default();
+        Ok(all.wrapping_sub(*commits))
     }
 
     /// Chains, rules and sets of a table without their elements, in no order but that of the rules; none when there is
@@ -53,5 +57,33 @@ impl Socket {
         let answers = self.ask(&family.request(message::GET_ELEMENTS, 0, list, what), true)?;
         let lists = answers.iter().filter_map(|a| attribute(a, 3));
         Ok(lists.flat_map(attributes).map(|(_, element)| element.to_vec()).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::Table;
+    use nix::sched::{CloneFlags, unshare};
+    use std::process::Command;
+
+    #[test]
+    fn only_changes_of_others_count() {
+        // In a namespace of the thread's own, which goes with it.
+        let inside = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let (mut one, mut two) = (Socket::open().unwrap(), Socket::open().unwrap());
+            let before = one.generation().unwrap();
+            let mut table = Table::new(Family::V4, "a-test");
+            table.anew();
+            two.transaction(&table.requests).unwrap();
+            assert_eq!(one.generation().unwrap(), before);
+            assert!(two.structure(Family::V4, "another").unwrap().is_none());
+            let done = Command::new("nft").args(["add", "table", "ip", "theirs"]).status().unwrap();
+            assert!(done.success());
+            assert_ne!(one.generation().unwrap(), before);
+            assert_eq!(one.generation().unwrap(), two.generation().unwrap());
+        });
+        inside.join().unwrap();
     }
 }

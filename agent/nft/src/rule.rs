@@ -106,6 +106,22 @@ impl Rule {
         self.comparison(register, 1, value)
     }
 
+    /// Goes on only when a register is not below this.
+    pub fn at_least(self, register: u32, value: &[u8]) -> Self {
+        self.comparison(register, 5, value)
+    }
+
+    /// Goes on only when a register is not above this.
+    pub fn at_most(self, register: u32, value: &[u8]) -> Self {
+        self.comparison(register, 3, value)
+    }
+
+    /// Puts a value into registers.
+    pub fn constant(self, register: u32, value: &[u8]) -> Self {
+        let value = Attributes::default().bytes(1, value);
+        self.with("immediate", Attributes::default().number(1, register).nest(2, value))
+    }
+
     fn comparison(self, register: u32, operation: u32, value: &[u8]) -> Self {
         let value = Attributes::default().bytes(1, value);
         self.with("cmp", Attributes::default().number(1, register).number(2, operation).nest(3, value))

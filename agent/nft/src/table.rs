@@ -48,7 +48,19 @@ impl Table {
 
     /// One more rule at the end of a chain.
     pub fn rule(&mut self, chain: &str, rule: Rule) {
-        let attributes = Attributes::default().text(1, self.name).text(2, chain).nest(4, rule.0);
+        self.add_rule(chain, rule, Attributes::default());
+    }
+
+    /// The same with a comment, as `nft` shows it: at most 200 bytes.
+    pub fn commented_rule(&mut self, chain: &str, rule: Rule, comment: &str) {
+        const COMMENT: u8 = 0;
+        let bytes = [&[COMMENT, comment.len() as u8 + 1], comment.as_bytes(), &[0]].concat();
+        self.add_rule(chain, rule, Attributes::default().bytes(7, &bytes));
+    }
+
+    fn add_rule(&mut self, chain: &str, rule: Rule, more: Attributes) {
+        let mut attributes = Attributes::default().text(1, self.name).text(2, chain).nest(4, rule.0);
+        attributes.0.extend(more.0);
         let mut request = self.family.make(message::NEW_RULE, attributes, format!("a rule of the chain {chain}"));
         request.flags |= APPEND;
         self.requests.push(request);

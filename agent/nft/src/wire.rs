@@ -12,7 +12,15 @@ use nix::{
     },
     sys::time::TimeVal,
 };
-use std::os::fd::{AsRawFd, OwnedFd};
+use parking_lot::Mutex;
+use std::{
+    collections::HashMap,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
+    sync::{Arc, LazyLock},
+};
 
 /// `NFNL_SUBSYS_NFTABLES`.
 pub const NFTABLES: u16 = 10;
@@ -145,6 +153,9 @@ impl Request {
 #[derive(Debug)]
 pub struct Socket {
     fd: OwnedFd,
+    /// How many transactions this process has done in the socket's namespace. Held while one is done, so that it and
+    /// the kernel's own count are never seen apart.
+    pub(crate) commits: Arc<Mutex<u32>>,
     sequence: u32,
     send_buffer: usize,
 }
@@ -160,7 +171,8 @@ impl Socket {
         setsockopt(&fd, RcvBufForce, &(4 << 20)).map_err(failed("growing its buffer"))?;
         // The kernel answers within the call; waiting longer would be waiting for ever.
         setsockopt(&fd, ReceiveTimeout, &TimeVal::new(10, 0)).map_err(failed("setting its time-out"))?;
-        Ok(Self { fd, sequence: 1, send_buffer: 0 })
+        let commits = commits_here().map_err(failed("finding its network namespace"))?;
+        Ok(Self { fd, commits, sequence: 1, send_buffer: 0 })
     }
 
     /// Does all requests of one subsystem as one transaction, or none.
@@ -181,8 +193,12 @@ impl Socket {
         let last = first + requests.len() as u32;
         frame(BATCH_END).write(&mut out, 0, last + 1, NFTABLES);
         self.sequence = last + 2;
+        let commits = self.commits.clone();
+        let mut commits = commits.lock();
         self.send(&out)?;
-        self.verdict(first, last, requests)
+        self.verdict(first, last, requests)?;
+        *commits = commits.wrapping_add(1);
+        Ok(())
     }
 
     /// Does one request outside of a transaction.
@@ -296,6 +312,16 @@ impl Socket {
         let mut buffer = [0; 4096];
         while let Ok(_) | Err(Errno::ENOBUFS) = recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {}
     }
+}
+
+/// The count of the calling thread's network namespace.
+fn commits_here() -> Result<Arc<Mutex<u32>>, Errno> {
+    // Entries stay: only the count's changes matter, also should a later namespace get a number again.
+    static OF_NAMESPACE: LazyLock<Mutex<HashMap<u64, Arc<Mutex<u32>>>>> = LazyLock::new(Mutex::default);
+    let namespace = std::fs::metadata("/proc/thread-self/ns/net")
+        .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or_default()))?
+        .ino();
+    Ok(OF_NAMESPACE.lock().entry(namespace).or_default().clone())
 }
 
 struct Message<'a> {

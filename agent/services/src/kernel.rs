@@ -29,7 +29,7 @@ impl Kernel {
         Ok(Self { socket: Socket::open()?, families })
     }
 
-    /// Counts every change of anybody's tables.
+    /// Counts the changes of anybody's tables by other programs.
     pub fn generation(&mut self) -> Result<u32, WireError> {
         self.socket.generation()
     }

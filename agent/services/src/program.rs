@@ -29,7 +29,7 @@ pub struct Program {
     file: PathBuf,
     /// The structure's fingerprint and time-outs; none when it must be made.
     structure: Option<(u64, Timeouts)>,
-    /// The generation that our last commit made; none when the elements must be read first.
+    /// The generation, without our own commits, at our last commit; none when the elements must be read first.
     generation: Option<u32>,
     conntrack: Conntrack,
     /// Fronts whose datagram flows are still to be looked at.
@@ -89,11 +89,9 @@ impl Program {
         if !plan.is_empty() {
             self.generation = None;
             self.kernel.apply(plan)?;
-            // Every commit counts one. If another's came in between, the next look finds more.
-            self.generation = Some(generation.wrapping_add(1));
-        } else {
-            self.generation = Some(generation);
         }
+        // Read before: if another's change came in between, the next look finds more.
+        self.generation = Some(generation);
         Ok(())
     }
 
