@@ -53,7 +53,7 @@ fn allowed(name: &str) -> Option<&'static [&'static str]> {
         "causeway-scheduler" | "causeway-controllers" | "causeway-proxy" | "causeway-dns" => &["causeway-api"],
         "causeway-runtime" | "causeway-network" | "causeway-access" => &["causeway-api"],
         "causeway-kubelet" => &["causeway-api", "causeway-runtime", "causeway-network"],
-        "causeway-services" => &["causeway-api", "causeway-network", "causeway-nft"],
+        "causeway-services" | "causeway-policy" => &["causeway-api", "causeway-network", "causeway-nft"],
         _ => return None,
     })
 }

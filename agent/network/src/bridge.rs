@@ -291,10 +291,14 @@ fn prepare_node(node: &NetNs, bridge: &str, ipv6: bool) -> Result<()> {
 
 /// The same for a pod; runs inside it.
 fn prepare_pod(ipv6: bool) -> std::io::Result<()> {
+    // Pods talk through the gateway also when it says that there is a shorter way. Interfaces that come later take the
+    // default.
     write_sysctl("net/ipv4/conf/all/accept_redirects", "0")?;
+    write_sysctl("net/ipv4/conf/default/accept_redirects", "0")?;
     if ipv6 {
         write_sysctl("net/ipv6/conf/default/accept_dad", "0")?;
         write_sysctl("net/ipv6/conf/all/accept_redirects", "0")?;
+        write_sysctl("net/ipv6/conf/default/accept_redirects", "0")?;
     } else if std::path::Path::new("/proc/sys/net/ipv6").exists() {
         write_sysctl("net/ipv6/conf/default/disable_ipv6", "1")?;
     }

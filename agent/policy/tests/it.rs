@@ -1,0 +1,1 @@
+//! Network policies with real packets.
