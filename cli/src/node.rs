@@ -7,10 +7,11 @@ use crate::tasks::{Health, Tasks};
 use anyhow::{Context, Result, bail};
 use causeway_access::Identity;
 use causeway_api::config::ClusterConfig;
-use causeway_api::identity::{USER_DNS, USER_INGRESS, USER_PROXY};
+use causeway_api::identity::{USER_DNS, USER_INGRESS, USER_POLICY, USER_PROXY};
 use causeway_dns::DnsConfig;
 use causeway_kubelet::{KubeletConfig, NodeCapacity};
 use causeway_network::{BridgeConfig, BridgeNetwork, NetNs, NetNsRuntime, PodNetwork};
+use causeway_policy::{Gate, PolicyConfig};
 use causeway_proxy::ProxyConfig;
 use causeway_runtime::{Containerd, ContainerdConfig, Runtime};
 use causeway_services::ServicesConfig;
@@ -29,6 +30,8 @@ pub const KUBELET_PORT: u16 = 10250;
 pub const SERVICES_PORT: u16 = 10256;
 /// `/ready` and `/metrics` of DNS, where CoreDNS has its metrics.
 pub const DNS_ADMIN_PORT: u16 = 9153;
+/// `/healthz` and `/metrics` of network policies.
+pub const POLICY_PORT: u16 = 9091;
 /// `/readyz`, `/metrics` and `/debug/routes` of the ingress.
 pub const INGRESS_ADMIN_PORT: u16 = 10254;
 
@@ -95,7 +98,10 @@ impl Node {
         .await?;
         let ingress = config.ingress.take();
         let config = Arc::new(config);
-        kubelet(&config, Arc::new(containers), &mut tasks)?;
+        // Before the kubelet: a pod starts when its policies are in force.
+        let gate = Gate::default();
+        network_policy(&config, &gate, &mut tasks)?;
+        kubelet(&config, Arc::new(containers), &gate, &mut tasks)?;
         services(&config, &mut tasks)?;
         dns(&config, &mut tasks)?;
         if let Some((http, https)) = ingress {
@@ -131,12 +137,12 @@ pub fn containerd_namespace(node: &str) -> String {
     format!("causeway-{node}")
 }
 
-fn kubelet(config: &Arc<NodeConfig>, runtime: Arc<dyn Runtime>, tasks: &mut Tasks) -> Result<()> {
+fn kubelet(config: &Arc<NodeConfig>, runtime: Arc<dyn Runtime>, gate: &Gate, tasks: &mut Tasks) -> Result<()> {
     let listener = config.listen(config.primary()?, KUBELET_PORT, "the kubelet")?;
-    let (config, token) = (config.clone(), tasks.token());
+    let (config, gate, token) = (config.clone(), gate.clone(), tasks.token());
     tasks.supervise("kubelet", move || {
         let listener = listener.try_clone();
-        let (config, runtime, token) = (config.clone(), runtime.clone(), token.clone());
+        let (config, runtime, gate, token) = (config.clone(), runtime.clone(), gate.clone(), token.clone());
         async move {
             let kubelet = KubeletConfig {
                 dns_ip: config.cluster.dns_ip,
@@ -161,11 +167,31 @@ fn kubelet(config: &Arc<NodeConfig>, runtime: Arc<dyn Runtime>, tasks: &mut Task
                 let opened = async move {
                     let state = config.dir.join("network");
                     let bridge = BridgeConfig::new(&config.name, cidrs, state, &config.netns_prefix);
-                    Ok(Arc::new(BridgeNetwork::open(bridge).await?) as Arc<dyn PodNetwork>)
+                    let network = gate.around(Arc::new(BridgeNetwork::open(bridge).await?));
+                    Ok(Arc::new(network) as Arc<dyn PodNetwork>)
                 };
                 Box::pin(opened) as futures::future::BoxFuture<'static, _>
             };
             causeway_kubelet::run(client, kubelet, runtime, network, token).await
+        }
+    });
+    Ok(())
+}
+
+fn network_policy(config: &Arc<NodeConfig>, gate: &Gate, tasks: &mut Tasks) -> Result<()> {
+    let admin = config.listen(config.primary()?, POLICY_PORT, "the health of network policies")?;
+    let (config, gate, token) = (config.clone(), gate.clone(), tasks.token());
+    tasks.supervise("network-policy", move || {
+        let (config, gate, token, admin) = (config.clone(), gate.clone(), token.clone(), admin.try_clone());
+        async move {
+            let policy = PolicyConfig {
+                node_name: config.name.clone(),
+                cluster: config.cluster.clone(),
+                gate,
+                admin: Some(admin?),
+                ready: None,
+            };
+            causeway_policy::run(config.clients.client(USER_POLICY)?, policy, token).await
         }
     });
     Ok(())

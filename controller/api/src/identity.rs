@@ -41,6 +41,8 @@ pub const USER_PROXY: &str = "system:kube-proxy";
 pub const USER_INGRESS: &str = "system:causeway:ingress";
 /// Cluster DNS.
 pub const USER_DNS: &str = "system:causeway:dns";
+/// The network policies of a node.
+pub const USER_POLICY: &str = "system:causeway:network-policy";
 /// The API server towards kubelets.
 pub const USER_APISERVER: &str = "system:apiserver";
 

@@ -89,6 +89,11 @@ const INGRESS: &[Rule] = &[
     EVENTS,
     LEASES,
 ];
+const POLICY: &[Rule] = &[
+    (READ, "", &["pods", "namespaces", "nodes"]),
+    (READ, "networking.k8s.io", &["networkpolicies"]),
+    (READ, "discovery.k8s.io", &["endpointslices"]),
+];
 const NODE: &[Rule] = &[
     (
         READ,
@@ -134,6 +139,7 @@ fn table_of(user: &UserInfo) -> Option<&'static [Rule]> {
         identity::USER_SCHEDULER => Some(SCHEDULER),
         identity::USER_PROXY => Some(PROXY),
         identity::USER_DNS => Some(DNS),
+        identity::USER_POLICY => Some(POLICY),
         identity::USER_INGRESS => Some(INGRESS),
         _ if user.groups.iter().any(|g| g == identity::GROUP_NODES) => Some(NODE),
         _ => None,
@@ -217,6 +223,11 @@ mod tests {
         let proxy = UserInfo::component(identity::USER_PROXY, &[]);
         assert!(may(&proxy, "watch", "discovery.k8s.io", "endpointslices", ""));
         assert!(!may(&proxy, "get", "", "secrets", ""));
+        let policy = UserInfo::component(identity::USER_POLICY, &[]);
+        assert!(may(&policy, "watch", "networking.k8s.io", "networkpolicies", ""));
+        assert!(may(&policy, "list", "", "namespaces", ""));
+        assert!(!may(&policy, "get", "", "secrets", ""));
+        assert!(!may(&policy, "update", "", "pods", ""));
         let node = UserInfo::node("n1");
         assert!(may(&node, "patch", "", "pods", "status"));
         assert!(!may(&node, "create", "rbac.authorization.k8s.io", "clusterroles", ""));

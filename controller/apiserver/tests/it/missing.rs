@@ -68,10 +68,6 @@ async fn what_nobody_acts_on_yet_is_stored_with_a_warning() {
         let (ok, out, err) = running.kubectl_with(arguments, "").await;
         assert!(ok && err.contains(&format!("Warning: {words}")), "{arguments:?}: {out}\n{err}");
     }
-    let policy = json!({ "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-        "metadata": { "name": "n" }, "spec": { "podSelector": {} } });
-    let (ok, out, err) = running.kubectl_with(&["apply", "-f", "-"], &policy.to_string()).await;
-    assert!(ok && err.contains("Warning: NetworkPolicies are stored, but not enforced yet"), "{out}\n{err}");
 }
 
 /// The types and names of the first events.

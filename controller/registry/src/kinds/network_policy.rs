@@ -10,14 +10,7 @@ pub(super) fn resource() -> Resource {
     Kind::new("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies")
         .short(&["netpol"])
         .columns(&[("Name", "string", 0), ("Pod-Selector", "string", 0), ("Age", "string", 0)])
-        .rules(Rules {
-            default,
-            generation: true,
-            validate: network_policy::policy,
-            warnings: |_| vec!["NetworkPolicies are stored, but not enforced yet".to_owned()],
-            cells,
-            ..Rules::default()
-        })
+        .rules(Rules { default, generation: true, validate: network_policy::policy, cells, ..Rules::default() })
 }
 
 fn default(o: &mut Value) {
