@@ -4,7 +4,7 @@
 
 use crate::clients::Clients;
 use crate::tasks::{Health, Tasks};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use causeway_access::Identity;
 use causeway_api::config::ClusterConfig;
 use causeway_api::identity::{USER_DNS, USER_INGRESS, USER_POLICY, USER_PROXY};
@@ -70,7 +70,7 @@ pub struct NodeConfig {
     /// Registries that are spoken to over plain HTTP.
     pub insecure_registries: Vec<String>,
     /// Servers for names outside the cluster.
-    pub dns_upstreams: Vec<SocketAddr>,
+    pub dns_upstreams: Vec<String>,
     /// The runtime on which registries and upstreams are asked: the machine's, where a node has no way out.
     pub outside: Handle,
     /// The ingress' listeners towards the user (HTTP, HTTPS), for the node that has it.
@@ -228,21 +228,22 @@ fn dns(config: &Arc<NodeConfig>, tasks: &mut Tasks) -> Result<()> {
         tcp.push(config.listen(*ip, 53, "DNS")?);
     }
     let admin = config.listen(config.primary()?, DNS_ADMIN_PORT, "DNS' health")?;
+    let mut cluster = config.cluster.clone();
+    cluster.dns.upstreams.extend(config.dns_upstreams.iter().cloned());
+    causeway_dns::check(&cluster.dns).map_err(anyhow::Error::msg).context("reading the settings of DNS")?;
     let (config, token) = (config.clone(), tasks.token());
     tasks.supervise("dns", move || {
         let udp = udp.iter().map(std::net::UdpSocket::try_clone).collect::<std::io::Result<Vec<_>>>();
         let tcp = tcp.iter().map(TcpListener::try_clone).collect::<std::io::Result<Vec<_>>>();
-        let (config, token, admin) = (config.clone(), token.clone(), admin.try_clone());
+        let (config, token, admin, cluster) = (config.clone(), token.clone(), admin.try_clone(), cluster.clone());
         async move {
             let dns = DnsConfig {
-                cluster: config.cluster.clone(),
+                cluster,
                 node_name: config.name.clone(),
                 node_ips: config.ips.clone(),
                 udp: udp?,
                 tcp: tcp?,
                 admin: Some(admin?),
-                upstreams: config.dns_upstreams.clone(),
-                stub_domains: Default::default(),
                 forward_on: Some(config.outside.clone()),
                 publish: true,
                 state_dir: Some(config.dir.join("dns")),
@@ -254,13 +255,11 @@ fn dns(config: &Arc<NodeConfig>, tasks: &mut Tasks) -> Result<()> {
 }
 
 /// Servers for names outside the cluster, as given on the command line.
-pub fn upstreams(texts: &[String]) -> Result<Vec<SocketAddr>> {
-    let parse = |text: &String| match (text.parse::<SocketAddr>(), text.parse::<IpAddr>()) {
-        (Ok(addr), _) => Ok(addr),
-        (_, Ok(ip)) => Ok(SocketAddr::new(ip, 53)),
-        _ => bail!("--dns-upstream {text:?} is neither an address nor address:port"),
-    };
-    texts.iter().map(parse).collect()
+pub fn upstreams(texts: &[String]) -> Result<Vec<String>> {
+    for text in texts {
+        causeway_dns::upstream::Address::parse(text).map_err(anyhow::Error::msg).context("--dns-upstream")?;
+    }
+    Ok(texts.to_vec())
 }
 
 fn proxy(config: &Arc<NodeConfig>, http: TcpListener, https: TcpListener, tasks: &mut Tasks) -> Result<()> {

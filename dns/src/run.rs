@@ -1,18 +1,18 @@
 //! The component: serves the sockets from the first moment, fills the zone, publishes itself once complete.
 
 use crate::config::DnsConfig;
-use crate::forward::Forwarder;
 use crate::metrics::Metrics;
+use crate::pods::Pods;
+use crate::reload::{self, PodsWanted};
 use crate::server::Handler;
 use crate::zone::Zone;
-use crate::{listen, publish, snapshot, watch};
+use crate::{admin, listen, publish, snapshot, watch};
 use anyhow::{Context, Result};
 use kube::Client;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -25,18 +25,20 @@ const SNAPSHOT_EVERY: Duration = Duration::from_secs(2);
 
 /// Runs cluster DNS until `shutdown`.
 pub async fn run(client: Client, config: DnsConfig, shutdown: CancellationToken) -> Result<()> {
+    let base = config.cluster.dns.clone();
+    let settings = reload::last(config.state_dir.as_deref(), &base);
     let ranges = config.cluster.service_cidrs.iter().chain(&config.cluster.pod_cidrs).copied().collect();
-    let zone = Arc::new(Zone::new(&config.cluster.domain, ranges).map_err(anyhow::Error::msg)?);
-    let ready = Arc::new(AtomicBool::new(false));
-    let metrics = Arc::new(Metrics::new()?);
+    let pods = Arc::new(Pods::default());
+    let zone = Arc::new(Zone::new(&config.cluster.domain, ranges, pods.clone()).map_err(anyhow::Error::msg)?);
+    let metrics = Arc::new(Metrics::new(&config.cluster.domain)?);
+    let handler = Handler::new(zone.clone(), pods.clone(), metrics.clone(), &settings, config.forward_on.clone());
+    let handler = Arc::new(handler.map_err(anyhow::Error::msg)?);
+    let ready = handler.ready.clone();
     if let Some(dir) = &config.state_dir
         && snapshot::load(dir, &zone)
     {
         ready.store(true, Ordering::Release);
     }
-    let forwarder = Forwarder::new(&config).map_err(anyhow::Error::msg)?;
-    let handler = Handler { zone: zone.clone(), forwarder, ready: ready.clone(), metrics: metrics.clone() };
-    let handler = Arc::new(handler);
     // Serves until this function ends, which is after the endpoint has been taken out of use.
     let mut serving = JoinSet::new();
     for socket in config.udp {
@@ -50,20 +52,37 @@ pub async fn run(client: Client, config: DnsConfig, shutdown: CancellationToken)
     // Whatever ends us ends our tasks too: who starts us again would have them twice.
     let stop = shutdown.child_token();
     let _stop = stop.clone().drop_guard();
+    // Health is told to the last: that of an ending server is "lameduck".
+    let (ending, gone) = (Arc::new(AtomicBool::new(false)), CancellationToken::new());
+    let _gone = gone.clone().drop_guard();
     if let Some(listener) = config.admin {
         let listener = TcpListener::from_std(listener).context("taking over the admin socket of DNS")?;
-        tokio::spawn(admin(listener, ready.clone(), metrics.clone(), stop.clone()));
+        tokio::spawn(admin::serve(listener, handler.clone(), ending.clone(), gone));
     }
     let synced = Arc::new(Notify::new());
     let publisher = config.publish.then(|| {
         let (client, synced, stop) = (client.clone(), synced.clone(), stop.clone());
-        tokio::spawn(keep_published(client, config.node_name, config.node_ips, synced, stop))
+        tokio::spawn(keep_published(client, config.node_name.clone(), config.node_ips, synced, stop))
     });
     let changed = Arc::new(Notify::new());
-    let saver = config.state_dir.map(|dir| {
+    let saver = config.state_dir.clone().map(|dir| {
         let (zone, ready, changed, stop) = (zone.clone(), ready.clone(), changed.clone(), stop.clone());
         tokio::spawn(save(dir, zone, ready, changed, stop))
     });
+    let (wants, wanted) = tokio::sync::watch::channel(PodsWanted::from(&settings));
+    tokio::spawn(watch::pods(client.clone(), config.node_name.clone(), pods, wanted, stop.clone()));
+    let reload = reload::Reload {
+        handler: handler.clone(),
+        base,
+        inforce: settings,
+        forward_on: config.forward_on,
+        pods: wants,
+        node: config.node_name,
+        state_dir: config.state_dir,
+        lameduck: Arc::default(),
+    };
+    let lameduck = reload.lameduck();
+    tokio::spawn(reload.run(client.clone(), stop.clone()));
     let on_sync = || {
         ready.store(true, Ordering::Release);
         synced.notify_one();
@@ -74,15 +93,20 @@ pub async fn run(client: Client, config: DnsConfig, shutdown: CancellationToken)
         changed.notify_one();
     };
     let ended = tokio::select! {
-        ended = watch::run(&client, &zone, on_sync, on_change, &shutdown) => ended,
+        ended = watch::run(&client, &zone, &metrics, on_sync, on_change, &shutdown) => ended,
         Some(ended) = serving.join_next() => Err(match ended {
             Err(panic) => anyhow::Error::new(panic).context("serving DNS"),
             Ok(()) => anyhow::anyhow!("serving DNS ended by itself"),
         }),
     };
+    ending.store(true, Ordering::Release);
     stop.cancel();
     for task in [publisher, saver].into_iter().flatten() {
         task.await?;
+    }
+    if ended.is_ok() {
+        // Out of use, but not everybody knows yet.
+        tokio::time::sleep(Duration::from_secs(lameduck.load(Ordering::Acquire))).await;
     }
     ended
 }
@@ -147,35 +171,5 @@ async fn save(
             () = shutdown.cancelled() => {}
             () = tokio::time::sleep(SNAPSHOT_EVERY) => {}
         }
-    }
-}
-
-/// `/health`, `/ready` and `/metrics`, one request a connection.
-async fn admin(listener: TcpListener, ready: Arc<AtomicBool>, metrics: Arc<Metrics>, shutdown: CancellationToken) {
-    loop {
-        let accepted = tokio::select! {
-            () = shutdown.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let Ok((mut stream, _)) = accepted else {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        let (ready, metrics) = (ready.clone(), metrics.clone());
-        tokio::spawn(tokio::time::timeout(Duration::from_secs(5), async move {
-            let mut head = [0u8; 1024];
-            let Ok(n) = stream.read(&mut head).await else { return };
-            let line = String::from_utf8_lossy(&head[..n]);
-            let (status, body) = match line.split_whitespace().nth(1) {
-                Some("/health") => ("200 OK", "OK".to_owned()),
-                Some("/ready") if ready.load(Ordering::Acquire) => ("200 OK", "OK".to_owned()),
-                Some("/ready") => ("503 Service Unavailable", "kubernetes\n".to_owned()),
-                Some("/metrics") => ("200 OK", metrics.render()),
-                _ => ("404 Not Found", "not found\n".to_owned()),
-            };
-            let length = body.len();
-            let text = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}");
-            drop(stream.write_all(text.as_bytes()).await);
-        }));
     }
 }

@@ -1,28 +1,38 @@
-//! From the API to the zone. Two watches; a change of a Service or a slice works the records of that one service out
-//! again. The zone is complete once both first lists are in; until then nothing is removed from what a snapshot held.
+//! From the API to the zone. Three watches; a change of a Service or a slice works the records of that one service out
+//! again. The zone is complete once all first lists are in; until then nothing is removed from what a snapshot held. A
+//! fourth watch, of pods, runs while settings want it.
 
-use crate::model::{self, Key};
+use crate::metrics::Metrics;
+use crate::model::{self, Key, ServicePart, SlicePart};
+use crate::pods::{PodPart, Pods};
+use crate::reload::PodsWanted;
 use crate::zone::Zone;
 use anyhow::{Result, bail};
 use futures::{Stream, StreamExt};
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::jiff::Timestamp;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+
+/// When the pods behind a slice changed, as the controller of slices says.
+const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 type Events<K> = Pin<Box<dyn Stream<Item = watcher::Result<watcher::Event<K>>> + Send>>;
 
 /// What the API says, as far as names depend on it.
 #[derive(Default)]
 pub(crate) struct View {
-    services: HashMap<Key, Arc<Service>>,
-    slices: HashMap<Key, BTreeMap<String, Arc<EndpointSlice>>>,
+    services: HashMap<Key, ServicePart>,
+    slices: HashMap<Key, BTreeMap<Box<str>, SlicePart>>,
     /// Which service a slice belonged to when last seen.
     owners: HashMap<Key, Key>,
+    namespaces: HashSet<Box<str>>,
 }
 
 /// What one step of a watch means.
@@ -43,9 +53,8 @@ impl<K> Follow<K>
 where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
 {
-    fn new(client: &Client) -> Self {
-        let events =
-            watcher(Api::<K>::all(client.clone()), watcher::Config::default()).backoff(causeway_api::backoff::watch());
+    fn new(client: &Client, config: watcher::Config) -> Self {
+        let events = watcher(Api::<K>::all(client.clone()), config).backoff(causeway_api::backoff::watch());
         Self { events: Box::pin(events), seen: HashSet::new() }
     }
 
@@ -55,9 +64,9 @@ where
                 Ok(watcher::Event::Init) => self.seen.clear(),
                 Ok(watcher::Event::InitApply(object)) => {
                     self.seen.insert(key_of(&object));
-                    return Some(Step::Set(lean(object)));
+                    return Some(Step::Set(object));
                 }
-                Ok(watcher::Event::Apply(object)) => return Some(Step::Set(lean(object))),
+                Ok(watcher::Event::Apply(object)) => return Some(Step::Set(object)),
                 Ok(watcher::Event::InitDone) => return Some(Step::Complete(std::mem::take(&mut self.seen))),
                 Ok(watcher::Event::Delete(object)) => return Some(Step::Remove(object)),
                 Err(error) => tracing::debug!(%error, kind = %K::kind(&()), "watch interrupted; the zone stays"),
@@ -66,15 +75,8 @@ where
     }
 }
 
-/// Without what names never depend on and every copy would hold.
-fn lean<K: ResourceExt>(mut object: K) -> K {
-    object.meta_mut().managed_fields = None;
-    object.meta_mut().annotations = None;
-    object
-}
-
 fn key_of<K: ResourceExt>(object: &K) -> Key {
-    Key { namespace: object.namespace().unwrap_or_default(), name: object.name_any() }
+    Key { namespace: object.namespace().unwrap_or_default().into(), name: object.name_any().into() }
 }
 
 /// Keeps the zone up to date until `shutdown`. `synced` is called once, when the zone is first complete, and `changed`
@@ -82,40 +84,57 @@ fn key_of<K: ResourceExt>(object: &K) -> Key {
 pub(crate) async fn run(
     client: &Client,
     zone: &Zone,
+    metrics: &Metrics,
     mut synced: impl FnMut(),
     mut changed: impl FnMut(),
     shutdown: &CancellationToken,
 ) -> Result<()> {
-    let mut services = Follow::<Service>::new(client);
-    let mut slices = Follow::<EndpointSlice>::new(client);
+    let config = watcher::Config::default;
+    let mut services = Follow::<Service>::new(client, config());
+    let mut slices = Follow::<EndpointSlice>::new(client, config());
+    let mut namespaces = Follow::<Namespace>::new(client, config());
     let mut view = View::default();
-    let (mut have_services, mut have_slices) = (false, false);
+    let mut have = [false; 3];
     loop {
-        let complete_before = have_services && have_slices;
+        let complete_before = have == [true; 3];
+        let mut triggered = None;
         let touched = tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
             step = services.next() => match step {
                 Some(step) => {
-                    have_services |= matches!(step, Step::Complete(_));
+                    have[0] |= matches!(step, Step::Complete(_));
                     view.service(step)
                 }
                 None => bail!("a watch for DNS ended by itself"),
             },
             step = slices.next() => match step {
                 Some(step) => {
-                    have_slices |= matches!(step, Step::Complete(_));
+                    have[1] |= matches!(step, Step::Complete(_));
+                    triggered = complete_before.then(|| triggered_at(&step)).flatten();
                     view.slice(step)
                 }
                 None => bail!("a watch for DNS ended by itself"),
             },
+            step = namespaces.next() => match step {
+                Some(step) => {
+                    have[2] |= matches!(step, Step::Complete(_));
+                    view.namespace(step);
+                    if complete_before && zone.set_namespaces(view.namespaces.clone()) {
+                        changed();
+                    }
+                    Vec::new()
+                }
+                None => bail!("a watch for DNS ended by itself"),
+            },
         };
-        if !(have_services && have_slices) {
+        if have != [true; 3] {
             continue;
         }
         if complete_before {
             let mut any = false;
             for key in &touched {
                 any |= zone.set(key, view.records(key));
+                programmed(metrics, view.services.get(key), triggered);
             }
             if any {
                 changed();
@@ -128,17 +147,71 @@ pub(crate) async fn run(
     }
 }
 
+fn triggered_at(step: &Step<EndpointSlice>) -> Option<Timestamp> {
+    let Step::Set(slice) = step else { return None };
+    slice.metadata.annotations.as_ref()?.get(TRIGGERED)?.parse().ok()
+}
+
+/// As CoreDNS, only headless services are counted: the names of others do not change with their endpoints.
+fn programmed(metrics: &Metrics, service: Option<&ServicePart>, triggered: Option<Timestamp>) {
+    if let (Some(ServicePart::Headless(_)), Some(at)) = (service, triggered)
+        && let Ok(took) = Duration::try_from(Timestamp::now().duration_since(at))
+    {
+        metrics.programming.with_label_values(&["headless_with_selector"]).observe(took.as_secs_f64());
+    }
+}
+
+/// Follows the pods that settings want, until `shutdown`.
+pub(crate) async fn pods(
+    client: Client,
+    node: String,
+    pods: Arc<Pods>,
+    mut wanted: tokio::sync::watch::Receiver<PodsWanted>,
+    shutdown: CancellationToken,
+) {
+    loop {
+        let now = *wanted.borrow_and_update();
+        let config = match now {
+            PodsWanted::None => None,
+            PodsWanted::OfNode => Some(watcher::Config::default().fields(&format!("spec.nodeName={node}"))),
+            PodsWanted::All => Some(watcher::Config::default()),
+        };
+        let follow = async {
+            match config {
+                None => {
+                    pods.clear();
+                    std::future::pending().await
+                }
+                Some(config) => follow_pods(Follow::<Pod>::new(&client, config), &pods).await,
+            }
+        };
+        // Settings that want the same pods change nothing here.
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = follow => tracing::debug!("the watch of pods for DNS ended; it begins anew"),
+            changed = wanted.wait_for(|w| *w != now) => if changed.is_err() { return },
+        }
+    }
+}
+
+async fn follow_pods(mut follow: Follow<Pod>, pods: &Pods) {
+    while let Some(step) = follow.next().await {
+        match step {
+            Step::Set(pod) => pods.set(PodPart::from(&pod)),
+            Step::Remove(pod) => pods.remove(&key_of(&pod)),
+            Step::Complete(seen) => pods.retain(&seen),
+        }
+    }
+}
+
 impl View {
     fn records(&self, key: &Key) -> Option<model::Records> {
-        let service = self.services.get(key)?;
-        let slices: Vec<&Arc<EndpointSlice>> = self.slices.get(key).into_iter().flat_map(BTreeMap::values).collect();
-        let slices: Vec<Arc<EndpointSlice>> = slices.into_iter().cloned().collect();
-        model::records(service, &slices)
+        model::records(self.services.get(key)?, self.slices.get(key).into_iter().flat_map(BTreeMap::values))
     }
 
     /// Makes the zone what the view is, whatever it held.
     fn replace(&self, zone: &Zone) {
-        for (key, _) in zone.all() {
+        for key in zone.keys() {
             if !self.services.contains_key(&key) {
                 zone.set(&key, None);
             }
@@ -146,13 +219,22 @@ impl View {
         for key in self.services.keys() {
             zone.set(key, self.records(key));
         }
+        zone.set_namespaces(self.namespaces.clone());
+    }
+
+    fn namespace(&mut self, step: Step<Namespace>) {
+        match step {
+            Step::Set(namespace) => drop(self.namespaces.insert(namespace.name_any().into())),
+            Step::Remove(namespace) => drop(self.namespaces.remove(namespace.name_any().as_str())),
+            Step::Complete(seen) => self.namespaces = seen.into_iter().map(|key| key.name).collect(),
+        }
     }
 
     fn service(&mut self, step: Step<Service>) -> Vec<Key> {
         match step {
             Step::Set(service) => {
                 let key = key_of(&service);
-                self.services.insert(key.clone(), Arc::new(service));
+                self.services.insert(key.clone(), ServicePart::from(&service));
                 vec![key]
             }
             Step::Remove(service) => {
@@ -173,14 +255,14 @@ impl View {
             Step::Set(slice) => {
                 let key = key_of(&slice);
                 let owner = causeway_api::endpoints::service_name(&slice)
-                    .map(|name| Key { namespace: key.namespace.clone(), name: name.to_owned() });
+                    .map(|name| Key { namespace: key.namespace.clone(), name: name.into() });
                 let mut touched = Vec::new();
                 if self.owners.get(&key) != owner.as_ref() {
                     touched.extend(self.forget_slice(&key));
                 }
                 if let Some(owner) = owner {
                     self.owners.insert(key.clone(), owner.clone());
-                    self.slices.entry(owner.clone()).or_default().insert(key.name, Arc::new(slice));
+                    self.slices.entry(owner.clone()).or_default().insert(key.name, SlicePart::from(&slice));
                     touched.push(owner);
                 }
                 touched
@@ -228,7 +310,7 @@ mod tests {
 
     fn labels(view: &View, name: &str) -> Option<Vec<String>> {
         match view.records(&key(name))? {
-            model::Records::Headless { endpoints } => Some(endpoints.into_keys().collect()),
+            model::Records::Headless { endpoints } => Some(endpoints.iter().map(|e| e.label.to_string()).collect()),
             other => panic!("{other:?}"),
         }
     }
@@ -300,7 +382,7 @@ mod tests {
 
     #[test]
     fn the_first_complete_view_replaces_a_snapshot() {
-        let zone = Zone::new("cluster.local", vec![]).unwrap();
+        let zone = Zone::new("cluster.local", vec![], Arc::default()).unwrap();
         let old = model::Records::External { target: "x.example".into() };
         zone.set(&key("gone"), Some(old.clone()));
         zone.set(&key("a"), Some(old));
@@ -308,6 +390,6 @@ mod tests {
         view.service(Step::Set(service("a")));
         view.slice(Step::Set(slice("a-1", "a", "10.0.0.1")));
         view.replace(&zone);
-        assert_eq!(zone.all(), [(key("a"), view.records(&key("a")).unwrap())]);
+        zone.read(|services, _| assert_eq!(services, [(&key("a"), &view.records(&key("a")).unwrap())]));
     }
 }

@@ -4,20 +4,33 @@
 //! Names follow Kubernetes' DNS-based service discovery 1.1.0: `svc.ns.svc.DOMAIN`, `endpoint.svc.ns.svc.DOMAIN`,
 //! `_port._proto.svc.ns.svc.DOMAIN`, `1-2-3-4.ns.pod.DOMAIN`, `dns-version.DOMAIN`, and reverse names of addresses.
 
-use crate::model::{EndpointName, Key, Port, Records, undashed};
-use hickory_proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT};
+mod answers;
+mod labels;
+mod tables;
+
+use crate::model::{Key, Port, Protocol, Records, undashed};
+use crate::pods::Pods;
+pub(crate) use answers::cname;
+use answers::{address, alias, found, prefix};
+use causeway_api::dns::{DnsSettings, PodRecords};
+use hickory_proto::rr::rdata::{HINFO, NS, SOA, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use ipnet::IpNet;
+use labels::Labels;
 use parking_lot::RwLock;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::HashSet;
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use tables::Tables;
 
-/// Seconds an answer may be kept by who asked: CoreDNS' default.
-pub const TTL: u32 = 5;
 /// The version of the specification, served as TXT `dns-version`.
 const SPEC_VERSION: &str = "1.1.0";
+/// Changes are counted by service in this many lanes, so that a change spoils few kept answers.
+const LANES: usize = 1024;
 
 /// What the zone says to a question.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,82 +55,163 @@ pub enum Answer {
     NoName,
     /// Not a name of this zone: somebody else knows.
     NotOurs,
+    /// What it depends on has not been seen yet.
+    NotKnown,
 }
 
-#[derive(Default)]
-struct Tables {
-    services: HashMap<Key, Records>,
-    /// How many services a namespace has.
-    namespaces: HashMap<String, usize>,
-    /// Addresses of services and of endpoints of headless services, with the service and the endpoint's label.
-    reverse: HashMap<IpAddr, HashSet<(Key, Option<String>)>>,
+/// The state of the zone that an answer came from: it may be given again for as long as [`Zone::is_current`] says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    /// Counted changes of one lane; of everything with `None`.
+    lane: Option<u16>,
+    count: u32,
+}
+
+/// What is said in general; see [`DnsSettings`].
+#[derive(Debug, Clone, Copy)]
+struct Manner {
+    ttl: u32,
+    pods: PodRecords,
 }
 
 /// The zone. Readers and the one writer share it.
 pub struct Zone {
     domain: Name,
-    origin: Vec<String>,
+    origin: Labels,
     ranges: Vec<IpNet>,
     tables: RwLock<Tables>,
+    manner: RwLock<Manner>,
+    pods: Arc<Pods>,
     turn: AtomicUsize,
     serial: AtomicU32,
+    lanes: Box<[AtomicU32]>,
 }
 
 impl Zone {
-    /// An empty zone for a domain such as `cluster.local`; `ranges` are the addresses whose reverse names are ours.
-    pub fn new(domain: &str, ranges: Vec<IpNet>) -> Result<Self, String> {
+    /// An empty zone for a domain such as `cluster.local`; `ranges` are the addresses whose reverse names are ours, and
+    /// `pods` who has which address, for names of pods.
+    pub fn new(domain: &str, ranges: Vec<IpNet>, pods: Arc<Pods>) -> Result<Self, String> {
         let mut name = Name::from_str(domain).map_err(|e| format!("cluster domain {domain:?}: {e}"))?;
         name.set_fqdn(true);
-        let origin = labels(&name);
+        let origin = Labels::of(&name).ok_or_else(|| format!("cluster domain {domain:?} is no host name"))?;
+        let settings = DnsSettings::default();
         Ok(Self {
-            domain: name,
+            domain: name.to_lowercase(),
             origin,
             ranges,
             tables: RwLock::default(),
+            manner: RwLock::new(Manner { ttl: settings.ttl, pods: settings.pods }),
+            pods,
             turn: AtomicUsize::new(0),
             serial: AtomicU32::new(1),
+            lanes: (0..LANES).map(|_| AtomicU32::new(0)).collect(),
         })
+    }
+
+    /// The cluster's domain.
+    pub fn domain(&self) -> &Name {
+        &self.domain
+    }
+
+    /// Seconds an answer may be kept.
+    pub fn ttl(&self) -> u32 {
+        self.manner.read().ttl
+    }
+
+    /// Takes over what answers are like.
+    pub fn configure(&self, settings: &DnsSettings) {
+        *self.manner.write() = Manner { ttl: settings.ttl, pods: settings.pods };
+        for lane in &self.lanes {
+            lane.fetch_add(1, Ordering::Release);
+        }
+        self.serial.fetch_add(1, Ordering::Release);
     }
 
     /// Puts a service's records in place of what was there; `None` removes it. True when something changed.
     pub fn set(&self, key: &Key, records: Option<Records>) -> bool {
-        let mut tables = self.tables.write();
-        if tables.services.get(key) == records.as_ref() {
-            return false;
-        }
-        tables.remove(key);
-        if let Some(records) = records {
-            tables.insert(key.clone(), records);
-        }
-        self.serial.fetch_add(1, Ordering::Relaxed);
+        // What was there is freed after the lock.
+        let Some(_old) = self.tables.write().set(key, records) else { return false };
+        self.lanes[lane(&key.name, &key.namespace)].fetch_add(1, Ordering::Release);
+        self.serial.fetch_add(1, Ordering::Release);
         true
     }
 
-    /// Every service with its records.
-    pub fn all(&self) -> Vec<(Key, Records)> {
-        self.tables.read().services.iter().map(|(k, r)| (k.clone(), r.clone())).collect()
+    /// Takes over which namespaces exist, besides those that have services. True when that is news.
+    pub fn set_namespaces(&self, names: HashSet<Box<str>>) -> bool {
+        let mut tables = self.tables.write();
+        if tables.known == names {
+            return false;
+        }
+        tables.known = names;
+        self.serial.fetch_add(1, Ordering::Release);
+        true
+    }
+
+    /// Reads every service with its records, and the namespaces.
+    pub fn read<T>(&self, with: impl FnOnce(Vec<(&Key, &Records)>, Vec<&str>) -> T) -> T {
+        let tables = self.tables.read();
+        let services = tables.services.values().flat_map(|ns| ns.values()).map(|s| (&*s.key, &s.records)).collect();
+        with(services, tables.known.iter().map(|n| &**n).collect())
+    }
+
+    /// The keys of all services.
+    pub fn keys(&self) -> Vec<Key> {
+        self.read(|services, _| services.into_iter().map(|(key, _)| key.clone()).collect())
     }
 
     /// How many services have records.
     pub fn len(&self) -> usize {
-        self.tables.read().services.len()
+        self.tables.read().services.values().map(|ns| ns.len()).sum()
     }
 
     /// True before the first service.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.tables.read().services.is_empty()
+    }
+
+    /// The state that an answer to `name` with records, or without, comes from. To be asked for before the answer is.
+    pub fn stamp(&self, name: &Name, positive: bool) -> Stamp {
+        let of = |lane: usize| self.lanes[lane].load(Ordering::Acquire);
+        if positive
+            && let Some(labels) = Labels::of(name)
+            && let Some([.., service, namespace, "svc"]) = labels.before(&self.origin).as_deref()
+        {
+            let lane = lane(service, namespace);
+            return Stamp { lane: u16::try_from(lane).ok(), count: of(lane) };
+        }
+        Stamp { lane: None, count: self.serial.load(Ordering::Acquire) }
+    }
+
+    /// Whether nothing that the answer depends on has changed since.
+    pub fn is_current(&self, stamp: Stamp) -> bool {
+        let counter = stamp.lane.and_then(|lane| self.lanes.get(usize::from(lane))).unwrap_or(&self.serial);
+        counter.load(Ordering::Acquire) == stamp.count
     }
 
     /// Answers a question. `name` keeps the case it was asked in, which the answer repeats.
     pub fn lookup(&self, name: &Name, kind: RecordType) -> Answer {
-        let labels = labels(name);
-        if let Some(relative) = strip(&labels, &self.origin) {
-            return self.forward(name, relative, kind);
+        let manner = *self.manner.read();
+        if self.domain.zone_of(name) {
+            let Some(labels) = Labels::of(name) else { return Answer::NoName };
+            let Some(relative) = labels.before(&self.origin) else { return Answer::NoName };
+            let answer = self.forward(name, &relative, kind, manner);
+            return self.any(name, &relative, kind, manner, answer);
         }
         match name.parse_arpa_name() {
-            Ok(net) => self.backward(name, net, kind),
+            Ok(net) => self.backward(name, net, kind, manner),
             Err(_) => Answer::NotOurs,
         }
+    }
+
+    /// "Everything there is" is answered with next to nothing (RFC 8482).
+    fn any(&self, name: &Name, relative: &[&str], kind: RecordType, manner: Manner, answer: Answer) -> Answer {
+        if kind != RecordType::ANY || matches!(answer, Answer::NoName | Answer::NotKnown) {
+            return answer;
+        }
+        let exists =
+            answer != Answer::NoData || self.forward(name, relative, RecordType::SRV, manner) != Answer::NoName;
+        let hinfo = RData::HINFO(HINFO::new("RFC8482".to_owned(), String::new()));
+        if exists { found(vec![Record::from_rdata(name.clone(), manner.ttl, hinfo)]) } else { answer }
     }
 
     /// The start of authority that a negative answer about `name` carries. Resolvers keep such an answer only when its
@@ -137,116 +231,123 @@ impl Zone {
     fn soa(&self) -> Record {
         let ns = prefix(&["ns", "dns"], &self.domain);
         let mail = prefix(&["hostmaster"], &self.domain);
-        let serial = self.serial.load(Ordering::Relaxed);
-        let soa = SOA::new(ns, mail, serial, 7200, 1800, 86400, TTL);
-        Record::from_rdata(self.domain.clone(), TTL, RData::SOA(soa))
+        let (serial, ttl) = (self.serial.load(Ordering::Relaxed), self.manner.read().ttl);
+        let soa = SOA::new(ns, mail, serial, 7200, 1800, 86400, ttl);
+        Record::from_rdata(self.domain.clone(), ttl, RData::SOA(soa))
     }
 
-    fn forward(&self, name: &Name, relative: &[String], kind: RecordType) -> Answer {
-        let relative: Vec<&str> = relative.iter().map(String::as_str).collect();
-        match relative.as_slice() {
+    fn forward(&self, name: &Name, relative: &[&str], kind: RecordType, manner: Manner) -> Answer {
+        let ttl = manner.ttl;
+        match relative {
             [] => match kind {
                 RecordType::SOA => found(vec![self.soa()]),
                 RecordType::NS => {
                     let ns = RData::NS(NS(prefix(&["ns", "dns"], &self.domain)));
-                    found(vec![Record::from_rdata(name.clone(), TTL, ns)])
+                    found(vec![Record::from_rdata(name.clone(), ttl, ns)])
                 }
                 _ => Answer::NoData,
             },
+            // Where the zone's server is: who delegates to it asks.
+            ["ns", "dns"] => {
+                let tables = self.tables.read();
+                match tables.get("kube-dns", "kube-system") {
+                    Some(Records::Cluster { ips, .. }) => self.addresses(name, ips.iter().copied(), kind, ttl),
+                    _ => Answer::NoData,
+                }
+            }
             ["dns-version"] if kind == RecordType::TXT => {
                 let text = RData::TXT(TXT::new(vec![SPEC_VERSION.to_owned()]));
-                found(vec![Record::from_rdata(name.clone(), TTL, text)])
+                found(vec![Record::from_rdata(name.clone(), ttl, text)])
             }
-            ["dns-version"] | ["svc" | "pod"] => Answer::NoData,
-            [namespace, "svc" | "pod"] => match self.tables.read().namespaces.contains_key(*namespace) {
+            ["dns-version"] | ["svc" | "pod" | "dns"] => Answer::NoData,
+            [namespace, "svc" | "pod"] => match self.tables.read().has_namespace(namespace) {
                 true => Answer::NoData,
                 false => Answer::NoName,
             },
-            [label, namespace, "pod"] => self.pod(name, label, namespace, kind),
-            [service, namespace, "svc"] => self.service(name, service, namespace, kind),
+            [label, namespace, "pod"] => self.pod(name, label, namespace, kind, manner),
+            [service, namespace, "svc"] => self.service(name, service, namespace, kind, ttl),
             [port, protocol, service, namespace, "svc"] if port.starts_with('_') && protocol.starts_with('_') => {
-                self.port(name, (&port[1..], &protocol[1..]), service, namespace, kind)
+                let Some(protocol) = Protocol::of(&protocol[1..]) else { return Answer::NoName };
+                self.port(name, (&port[1..], protocol), (service, namespace), kind, ttl)
             }
             [protocol, service, namespace, "svc"] if protocol.starts_with('_') => {
                 // Nothing is here, but it exists when a port's name is below.
-                let below = |p: &Port| p.protocol == protocol[1..];
-                let exists = match self.tables.read().services.get(&key(service, namespace)) {
+                let Some(protocol) = Protocol::of(&protocol[1..]) else { return Answer::NoName };
+                let below = |p: &Port| p.protocol == protocol;
+                let exists = match self.tables.read().get(service, namespace) {
                     Some(Records::Cluster { ports, .. }) => ports.iter().any(below),
-                    Some(Records::Headless { endpoints }) => endpoints.values().flat_map(|e| &e.ports).any(below),
+                    Some(Records::Headless { endpoints }) => endpoints.iter().flat_map(|e| e.ports.iter()).any(below),
                     Some(Records::External { .. }) | None => false,
                 };
                 if exists { Answer::NoData } else { Answer::NoName }
             }
             [endpoint, service, namespace, "svc"] => {
                 let tables = self.tables.read();
-                let Some(Records::Headless { endpoints }) = tables.services.get(&key(service, namespace)) else {
+                let Some(Records::Headless { endpoints }) = tables.get(service, namespace) else {
                     return Answer::NoName;
                 };
-                endpoints.get(*endpoint).map_or(Answer::NoName, |e| self.addresses(name, e.ips.iter().copied(), kind))
+                match endpoints.binary_search_by(|e| (*e.label).cmp(endpoint)) {
+                    Ok(at) => self.addresses(name, endpoints[at].ips.iter().copied(), kind, ttl),
+                    Err(_) => Answer::NoName,
+                }
             }
             _ => Answer::NoName,
         }
     }
 
-    fn pod(&self, name: &Name, label: &str, namespace: &str, kind: RecordType) -> Answer {
-        // The address is in the name: it is answered when it can be a pod's, without knowing the pod.
-        match undashed(label) {
-            Some(ip) if self.tables.read().namespaces.contains_key(namespace) => {
-                self.addresses(name, [ip].into_iter(), kind)
-            }
-            _ => Answer::NoName,
-        }
+    fn pod(&self, name: &Name, label: &str, namespace: &str, kind: RecordType, manner: Manner) -> Answer {
+        let Some(ip) = undashed(label) else { return Answer::NoName };
+        let exists = match manner.pods {
+            PodRecords::Disabled => false,
+            // The address is in the name: it is answered when it can be a pod's, without knowing the pod.
+            PodRecords::Insecure => self.tables.read().has_namespace(namespace),
+            PodRecords::Verified if !self.pods.is_complete() => return Answer::NotKnown,
+            PodRecords::Verified => self.pods.is_in(ip, namespace),
+        };
+        if exists { self.addresses(name, [ip].into_iter(), kind, manner.ttl) } else { Answer::NoName }
     }
 
-    fn service(&self, name: &Name, service: &str, namespace: &str, kind: RecordType) -> Answer {
+    fn service(&self, name: &Name, service: &str, namespace: &str, kind: RecordType, ttl: u32) -> Answer {
         let tables = self.tables.read();
-        match tables.services.get(&key(service, namespace)) {
+        match tables.get(service, namespace) {
             None => Answer::NoName,
             Some(Records::Cluster { ips, ports }) if kind == RecordType::SRV => {
-                self.srv_cluster(name, name, ips, ports)
+                self.srv_cluster(name, name, ips, ports.iter(), ttl)
             }
-            Some(Records::Cluster { ips, .. }) => self.addresses(name, ips.iter().copied(), kind),
+            Some(Records::Cluster { ips, .. }) => self.addresses(name, ips.iter().copied(), kind, ttl),
             Some(Records::Headless { endpoints }) if endpoints.is_empty() => Answer::NoName,
             // Beyond the specification, as CoreDNS has it: peers of a StatefulSet find each other so.
             Some(Records::Headless { endpoints }) if kind == RecordType::SRV => {
-                self.srv_headless(name, name, endpoints, |_| true).unwrap_or(Answer::NoData)
+                self.srv_headless(name, name, endpoints, |_| true, ttl).unwrap_or(Answer::NoData)
             }
             Some(Records::Headless { endpoints }) => {
-                let ips: BTreeSet<IpAddr> = endpoints.values().flat_map(|e| e.ips.iter().copied()).collect();
-                self.addresses(name, ips.into_iter(), kind)
+                // Endpoints of two labels may share an address: it is said once.
+                let mut seen = HashSet::new();
+                let ips = endpoints.iter().flat_map(|e| e.ips.iter().copied());
+                self.addresses(name, ips.filter(|ip| seen.insert(*ip)), kind, ttl)
             }
-            Some(Records::External { target }) => alias(name, target),
+            Some(Records::External { target }) => alias(name, target, ttl),
         }
     }
 
-    fn srv_cluster<'a>(
+    fn port(
         &self,
         name: &Name,
-        target: &Name,
-        ips: &[IpAddr],
-        ports: impl IntoIterator<Item = &'a Port>,
+        asked: (&str, Protocol),
+        (service, namespace): (&str, &str),
+        kind: RecordType,
+        ttl: u32,
     ) -> Answer {
-        let srv =
-            |p: &Port| Record::from_rdata(name.clone(), TTL, RData::SRV(SRV::new(0, 100, p.port, target.clone())));
-        let answers: Vec<Record> = ports.into_iter().map(srv).collect();
-        if answers.is_empty() {
-            return Answer::NoData;
-        }
-        let additionals = ips.iter().map(|ip| address(target, *ip)).collect();
-        Answer::Found { answers, additionals }
-    }
-
-    fn port(&self, name: &Name, asked: (&str, &str), service: &str, namespace: &str, kind: RecordType) -> Answer {
         let tables = self.tables.read();
         let base = name.trim_to(name.num_labels().saturating_sub(2).into());
-        let is = |p: &Port| p.name == asked.0 && p.protocol == asked.1;
-        match tables.services.get(&key(service, namespace)) {
+        let is = |p: &Port| *p.name == *asked.0 && p.protocol == asked.1;
+        match tables.get(service, namespace) {
             Some(Records::Cluster { ips, ports }) => match ports.iter().find(|p| is(p)) {
                 None => Answer::NoName,
                 Some(_) if kind != RecordType::SRV => Answer::NoData,
-                Some(port) => self.srv_cluster(name, &base, ips, [port]),
+                Some(port) => self.srv_cluster(name, &base, ips, [port], ttl),
             },
-            Some(Records::Headless { endpoints }) => match self.srv_headless(name, &base, endpoints, is) {
+            Some(Records::Headless { endpoints }) => match self.srv_headless(name, &base, endpoints, is, ttl) {
                 None => Answer::NoName,
                 Some(_) if kind != RecordType::SRV => Answer::NoData,
                 Some(answer) => answer,
@@ -255,63 +356,13 @@ impl Zone {
         }
     }
 
-    /// An SRV record for each endpoint and port (an endpoint may have several numbers under one name); `None` when there
-    /// is no such port.
-    fn srv_headless(
-        &self,
-        name: &Name,
-        base: &Name,
-        endpoints: &BTreeMap<String, EndpointName>,
-        wanted: impl Fn(&Port) -> bool,
-    ) -> Option<Answer> {
-        let (mut answers, mut additionals) = (Vec::new(), Vec::new());
-        for (label, endpoint) in endpoints {
-            let target = prefix(&[label], base);
-            let numbers: BTreeSet<u16> = endpoint.ports.iter().filter(|p| wanted(p)).map(|p| p.port).collect();
-            if numbers.is_empty() {
-                continue;
-            }
-            let srv = |port| Record::from_rdata(name.clone(), TTL, RData::SRV(SRV::new(0, 100, port, target.clone())));
-            answers.extend(numbers.into_iter().map(srv));
-            additionals.extend(endpoint.ips.iter().map(|ip| address(&target, *ip)));
-        }
-        self.rotate(&mut answers);
-        (!answers.is_empty()).then_some(Answer::Found { answers, additionals })
-    }
-
-    fn backward(&self, name: &Name, net: IpNet, kind: RecordType) -> Answer {
-        let ours = self.ranges.iter().any(|r| r.contains(&net));
-        if net.prefix_len() < net.max_prefix_len() {
-            // Above addresses there is nothing, but it exists.
-            return if ours { Answer::NoData } else { Answer::NotOurs };
-        }
-        let tables = self.tables.read();
-        // Endpoints may be anywhere: pods in the node's network, machines outside the cluster.
-        let Some(owners) = tables.reverse.get(&net.addr()) else {
-            return if ours { Answer::NoName } else { Answer::NotOurs };
-        };
-        if kind != RecordType::PTR {
-            return Answer::NoData;
-        }
-        let mut names: Vec<Name> = owners
-            .iter()
-            .map(|(key, label)| {
-                let labels = [label.as_deref().unwrap_or_default(), &key.name, &key.namespace, "svc"];
-                prefix(&labels[usize::from(label.is_none())..], &self.domain)
-            })
-            .collect();
-        names.sort();
-        let ptr = |n| Record::from_rdata(name.clone(), TTL, RData::PTR(PTR(n)));
-        found(names.into_iter().map(ptr).collect())
-    }
-
-    fn addresses(&self, name: &Name, ips: impl Iterator<Item = IpAddr>, kind: RecordType) -> Answer {
+    fn addresses(&self, name: &Name, ips: impl Iterator<Item = IpAddr>, kind: RecordType, ttl: u32) -> Answer {
         let wanted = |ip: &IpAddr| match kind {
             RecordType::A => ip.is_ipv4(),
             RecordType::AAAA => ip.is_ipv6(),
             _ => false,
         };
-        let mut answers: Vec<Record> = ips.filter(wanted).map(|ip| address(name, ip)).collect();
+        let mut answers: Vec<Record> = ips.filter(wanted).map(|ip| address(name, ip, ttl)).collect();
         if answers.is_empty() {
             return Answer::NoData;
         }
@@ -328,87 +379,11 @@ impl Zone {
     }
 }
 
-impl Tables {
-    fn remove(&mut self, key: &Key) {
-        let Some(old) = self.services.remove(key) else { return };
-        for (ip, label) in reverse_of(&old) {
-            if let Some(owners) = self.reverse.get_mut(&ip) {
-                owners.remove(&(key.clone(), label));
-                if owners.is_empty() {
-                    self.reverse.remove(&ip);
-                }
-            }
-        }
-        if let Some(count) = self.namespaces.get_mut(&key.namespace) {
-            *count -= 1;
-            if *count == 0 {
-                self.namespaces.remove(&key.namespace);
-            }
-        }
-    }
-
-    fn insert(&mut self, key: Key, records: Records) {
-        for (ip, label) in reverse_of(&records) {
-            self.reverse.entry(ip).or_default().insert((key.clone(), label));
-        }
-        *self.namespaces.entry(key.namespace.clone()).or_default() += 1;
-        self.services.insert(key, records);
-    }
-}
-
-fn reverse_of(records: &Records) -> Vec<(IpAddr, Option<String>)> {
-    match records {
-        Records::Cluster { ips, .. } => ips.iter().map(|ip| (*ip, None)).collect(),
-        Records::Headless { endpoints } => {
-            let each = endpoints.iter().flat_map(|(label, e)| e.ips.iter().map(move |ip| (*ip, Some(label.clone()))));
-            each.collect()
-        }
-        Records::External { .. } => Vec::new(),
-    }
-}
-
-fn key(service: &str, namespace: &str) -> Key {
-    Key { namespace: namespace.to_owned(), name: service.to_owned() }
-}
-
-fn found(answers: Vec<Record>) -> Answer {
-    Answer::Found { answers, additionals: Vec::new() }
-}
-
-fn alias(name: &Name, target: &str) -> Answer {
-    match Name::from_str(target) {
-        Ok(mut target) => {
-            target.set_fqdn(true);
-            let record = Record::from_rdata(name.clone(), TTL, RData::CNAME(CNAME(target.clone())));
-            Answer::Alias { record: Box::new(record), target }
-        }
-        // The API refuses such names.
-        Err(_) => Answer::NoData,
-    }
-}
-
-fn address(name: &Name, ip: IpAddr) -> Record {
-    let data = match ip {
-        IpAddr::V4(ip) => RData::A(A(ip)),
-        IpAddr::V6(ip) => RData::AAAA(AAAA(ip)),
-    };
-    Record::from_rdata(name.clone(), TTL, data)
-}
-
-/// The labels of a name, lower case, most specific first.
-fn labels(name: &Name) -> Vec<String> {
-    name.iter().map(|l| String::from_utf8_lossy(l).to_ascii_lowercase()).collect()
-}
-
-/// The labels in front of an origin.
-fn strip<'a>(labels: &'a [String], origin: &[String]) -> Option<&'a [String]> {
-    let split = labels.len().checked_sub(origin.len())?;
-    (labels[split..] == *origin).then(|| &labels[..split])
-}
-
-/// Puts labels in front of a name. Labels come from objects the API has validated, so they fit.
-fn prefix(labels: &[&str], base: &Name) -> Name {
-    labels.iter().rev().fold(base.clone(), |name, label| name.prepend_label(*label).unwrap_or(name))
+/// The lane in which a service's changes are counted.
+fn lane(service: &str, namespace: &str) -> usize {
+    let mut hasher = DefaultHasher::new();
+    (service, namespace).hash(&mut hasher);
+    usize::try_from(hasher.finish() % LANES as u64).unwrap_or(0)
 }
 
 #[cfg(test)]

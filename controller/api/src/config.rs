@@ -1,5 +1,6 @@
 //! The cluster's ranges, ports and names, with their documented defaults.
 
+use crate::dns::DnsSettings;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr};
@@ -27,6 +28,8 @@ pub struct ClusterConfig {
     pub proxy_mode: ProxyMode,
     /// In the mode `iptables`: which of its two sets of tables. Default `auto`, as the machine's other programs.
     pub iptables_flavour: IptablesFlavour,
+    /// What cluster DNS answers and whom it asks.
+    pub dns: DnsSettings,
 }
 
 /// How kube-proxy programs the kernel.
@@ -128,6 +131,7 @@ impl Default for ClusterConfig {
             node_port_addresses: vec![NodePortAddress::Primary],
             proxy_mode: ProxyMode::default(),
             iptables_flavour: IptablesFlavour::default(),
+            dns: DnsSettings::default(),
         }
     }
 }

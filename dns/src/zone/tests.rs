@@ -1,36 +1,43 @@
 //! Every record kind, and the promise that a zone grown step by step is the zone made at once.
 
 use super::*;
-use crate::model::EndpointName;
+use crate::model::{Endpoint, Ports};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
-fn port(name: &str, number: u16) -> Port {
-    Port { name: name.into(), protocol: "tcp".into(), port: number }
+const TTL: u32 = 5;
+
+fn port(name: &str, port: u16) -> Port {
+    Port { name: name.into(), protocol: Protocol::Tcp, port }
+}
+
+fn key(name: &str, namespace: &str) -> Key {
+    Key { namespace: namespace.into(), name: name.into() }
+}
+
+fn cluster(ips: &[&str], ports: &[Port]) -> Option<Records> {
+    let ips = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+    Some(Records::Cluster { ips, ports: ports.iter().cloned().collect::<Ports>() })
+}
+
+fn endpoint(label: &str, ip: &str, ports: &[Port]) -> Endpoint {
+    let ips = [ip.parse().unwrap()].into();
+    Endpoint { label: label.into(), ips, ports: ports.iter().cloned().collect() }
 }
 
 fn zone() -> Zone {
-    let zone =
-        Zone::new("cluster.local", vec!["10.96.0.0/12".parse().unwrap(), "10.244.0.0/16".parse().unwrap()]).unwrap();
-    let cluster = Records::Cluster { ips: vec!["10.96.0.7".parse().unwrap()], ports: [port("http", 80)].into() };
-    zone.set(&key("web", "shop"), Some(cluster));
-    let endpoint = |ip: &str| EndpointName { ips: [ip.parse().unwrap()].into(), ports: [port("redis", 6379)].into() };
-    let endpoints = BTreeMap::from([
-        ("redis-0".to_owned(), endpoint("10.244.0.5")),
-        ("10-244-0-6".to_owned(), endpoint("10.244.0.6")),
-    ]);
-    zone.set(&key("redis", "shop"), Some(Records::Headless { endpoints }));
-    zone.set(
-        &key("bare", "shop"),
-        Some(Records::Cluster { ips: vec!["10.96.0.8".parse().unwrap()], ports: BTreeSet::new() }),
-    );
-    let far = EndpointName {
-        ips: ["192.0.2.9".parse().unwrap()].into(),
-        ports: [port("metrics", 9100), port("metrics", 9101), port("db", 5432)].into(),
-    };
-    zone.set(&key("far", "shop"), Some(Records::Headless { endpoints: BTreeMap::from([("db".to_owned(), far)]) }));
-    zone.set(&key("empty", "shop"), Some(Records::Headless { endpoints: BTreeMap::new() }));
+    let ranges = ["10.96.0.0/12", "10.244.0.0/16"].map(|r| r.parse().unwrap()).to_vec();
+    let zone = Zone::new("cluster.local", ranges, Arc::default()).unwrap();
+    zone.set(&key("web", "shop"), cluster(&["10.96.0.7"], &[port("http", 80)]));
+    let redis = [port("redis", 6379)];
+    let endpoints = [endpoint("redis-0", "10.244.0.5", &redis), endpoint("10-244-0-6", "10.244.0.6", &redis)];
+    zone.set(&key("redis", "shop"), Some(Records::headless(endpoints)));
+    zone.set(&key("bare", "shop"), cluster(&["10.96.0.8"], &[]));
+    let far = [port("db", 5432), port("metrics", 9100), port("metrics", 9101)];
+    zone.set(&key("far", "shop"), Some(Records::headless([endpoint("db", "192.0.2.9", &far)])));
+    zone.set(&key("empty", "shop"), Some(Records::headless([])));
     zone.set(&key("out", "shop"), Some(Records::External { target: "example.com".into() }));
+    zone.set_namespaces(["quiet".into()].into());
     zone
 }
 
@@ -103,6 +110,12 @@ fn every_record_kind() {
         ("web.none.svc.cluster.local", T::A, Err(Answer::NoName)),
         ("shop.svc.cluster.local", T::A, Err(Answer::NoData)),
         ("none.svc.cluster.local", T::A, Err(Answer::NoName)),
+        ("quiet.svc.cluster.local", T::A, Err(Answer::NoData)),
+        ("10-1-2-3.quiet.pod.cluster.local", T::A, Ok(vec!["10.1.2.3"])),
+        ("web.shop.svc.cluster.local", T::ANY, Ok(vec!["RFC8482 "])),
+        ("shop.svc.cluster.local", T::ANY, Ok(vec!["RFC8482 "])),
+        ("none.shop.svc.cluster.local", T::ANY, Err(Answer::NoName)),
+        ("ns.dns.cluster.local", T::A, Err(Answer::NoData)),
         ("svc.cluster.local", T::A, Err(Answer::NoData)),
         ("cluster.local", T::A, Err(Answer::NoData)),
         ("10-1-2-3.shop.pod.cluster.local", T::A, Ok(vec!["10.1.2.3"])),
@@ -134,6 +147,7 @@ fn negative_answers_name_the_zone_they_are_from() {
     let zone = Zone::new(
         "cluster.local",
         ["10.96.0.0/12", "10.244.0.0/16", "fd00:96::/108"].map(|r| r.parse().unwrap()).to_vec(),
+        Arc::default(),
     )
     .unwrap();
     for (name, owner) in [
@@ -167,15 +181,71 @@ fn answers_take_turns() {
     assert_eq!(seen.len(), 2);
 }
 
+#[test]
+fn names_of_pods_as_settings_say() {
+    let pods = Arc::new(Pods::default());
+    let zone = Zone::new("cluster.local", vec![], pods.clone()).unwrap();
+    zone.set_namespaces(["shop".into(), "other".into()].into());
+    let (name, verified) =
+        ("10-244-0-9.shop.pod.cluster.local", DnsSettings { pods: PodRecords::Verified, ..DnsSettings::default() });
+    assert_eq!(ask(&zone, name, RecordType::A), Ok(vec!["10.244.0.9".to_owned()]));
+    assert_eq!(ask(&zone, name, RecordType::AAAA), Err(Answer::NoData));
+    zone.configure(&verified);
+    assert_eq!(ask(&zone, name, RecordType::A), Err(Answer::NotKnown), "no pod has been seen");
+    pods.retain(&HashSet::new());
+    assert_eq!(ask(&zone, name, RecordType::A), Err(Answer::NoName));
+    pods.set(crate::pods::PodPart { key: key("a", "shop"), ips: vec!["10.244.0.9".parse().unwrap()] });
+    assert_eq!(ask(&zone, name, RecordType::A), Ok(vec!["10.244.0.9".to_owned()]));
+    assert_eq!(ask(&zone, "10-244-0-9.other.pod.cluster.local", RecordType::A), Err(Answer::NoName));
+    zone.configure(&DnsSettings { pods: PodRecords::Disabled, ..DnsSettings::default() });
+    assert_eq!(ask(&zone, name, RecordType::A), Err(Answer::NoName));
+}
+
+#[test]
+fn two_families_and_addresses_of_two_services() {
+    let zone = zone();
+    zone.set(&key("dual", "shop"), cluster(&["10.96.0.20", "fd00:96::20"], &[port("http", 80)]));
+    assert_eq!(ask(&zone, "dual.shop.svc.cluster.local", RecordType::A), Ok(vec!["10.96.0.20".to_owned()]));
+    assert_eq!(ask(&zone, "dual.shop.svc.cluster.local", RecordType::AAAA), Ok(vec!["fd00:96::20".to_owned()]));
+    let reverse = Name::from(std::net::Ipv6Addr::from_str("fd00:96::20").unwrap()).to_string();
+    assert_eq!(ask(&zone, &reverse, RecordType::PTR), Ok(vec!["dual.shop.svc.cluster.local.".to_owned()]));
+    // A pod behind two headless services has two names; when one goes, the other stays.
+    let again = Records::headless([endpoint("redis-0", "10.244.0.5", &[])]);
+    zone.set(&key("again", "shop"), Some(again));
+    let both = ["redis-0.again.shop.svc.cluster.local.", "redis-0.redis.shop.svc.cluster.local."].map(str::to_owned);
+    assert_eq!(ask(&zone, "5.0.244.10.in-addr.arpa", RecordType::PTR), Ok(both.to_vec()));
+    zone.set(&key("redis", "shop"), None);
+    assert_eq!(ask(&zone, "5.0.244.10.in-addr.arpa", RecordType::PTR), Ok(both[..1].to_vec()));
+}
+
+#[test]
+fn a_stamp_holds_until_what_it_is_of_changes() {
+    let zone = zone();
+    let name = |n: &str| Name::from_str(n).unwrap();
+    let web = zone.stamp(&name("web.shop.svc.cluster.local."), true);
+    let none = zone.stamp(&name("none.shop.svc.cluster.local."), false);
+    let port = zone.stamp(&name("_http._tcp.WEB.shop.svc.cluster.local."), true);
+    assert!(zone.is_current(web) && zone.is_current(none) && web == port);
+    zone.set(&key("other", "far"), cluster(&["10.96.0.30"], &[]));
+    assert!(zone.is_current(web), "another service's change");
+    assert!(!zone.is_current(none), "any service may be the one that was not there");
+    assert!(!zone.set(&key("web", "shop"), cluster(&["10.96.0.7"], &[super::tests::port("http", 80)])), "no news");
+    assert!(zone.is_current(web));
+    zone.set(&key("web", "shop"), None);
+    assert!(!zone.is_current(web));
+    let other = zone.stamp(&name("other.far.svc.cluster.local."), true);
+    zone.configure(&DnsSettings::default());
+    assert!(!zone.is_current(other));
+}
+
 proptest! {
     #[test]
     fn steps_and_all_at_once_agree(steps in prop::collection::vec((0u8..4, 0u8..3, 0u8..5), 1..60)) {
         let records = |what: u8, i: u8| match what {
             0 => None,
-            1 => Some(Records::Cluster { ips: vec![IpAddr::from([10, 96, 0, i])], ports: BTreeSet::new() }),
-            2 => Some(Records::External { target: format!("x{i}.example") }),
-            _ => Some(Records::Headless { endpoints: BTreeMap::from([(format!("h{i}"), EndpointName {
-                ips: [IpAddr::from([10, 244, 0, i])].into(), ports: BTreeSet::new() })]) }),
+            1 => cluster(&[&format!("10.96.0.{i}")], &[]),
+            2 => Some(Records::External { target: format!("x{i}.example").into() }),
+            _ => Some(Records::headless([0, i].map(|n| endpoint(&format!("h{n}"), &format!("10.244.0.{n}"), &[])))),
         };
         let (stepwise, mut last) = (zone(), BTreeMap::new());
         for (what, service, i) in steps {
@@ -189,7 +259,12 @@ proptest! {
         }
         let (a, b) = (stepwise.tables.read(), fresh.tables.read());
         prop_assert_eq!(&a.services, &b.services);
-        prop_assert_eq!(&a.namespaces, &b.namespaces);
-        prop_assert_eq!(&a.reverse, &b.reverse);
+        let owners = |t: &Tables| -> BTreeMap<IpAddr, BTreeSet<Key>> {
+            t.reverse.iter().map(|(ip, owners)| (*ip, owners.iter().map(|k| (**k).clone()).collect())).collect()
+        };
+        prop_assert_eq!(owners(&a), owners(&b));
+        for (ip, owners) in &a.reverse {
+            prop_assert_eq!(owners.iter().count(), owners.iter().collect::<BTreeSet<_>>().len(), "{}", ip);
+        }
     }
 }

@@ -48,7 +48,7 @@ impl Running {
     fn start(client: Client, state_dir: &Path) -> Self {
         let (udp, tcp) = sockets();
         let addr = tcp.local_addr().unwrap();
-        let mut config = config(vec![], None);
+        let mut config = config();
         config.node_ips = vec!["10.90.0.11".parse().unwrap()];
         (config.udp, config.tcp) = (vec![udp], vec![tcp]);
         config.publish = true;

@@ -1,6 +1,6 @@
 //! The way out: on whose network upstreams are asked, and what is said when they are silent.
 
-use super::support::{dig, start, start_for, start_with};
+use super::support::{dig, start, start_for, start_with, upstreams};
 use nix::sched::{CloneFlags, unshare};
 use std::net::SocketAddr;
 use std::process::Command;
@@ -22,7 +22,7 @@ async fn elsewhere() -> Runtime {
 async fn upstreams_are_asked_from_the_network_of_the_given_runtime() {
     let other = elsewhere().await;
     let upstream = other.spawn(start_for("corp.example", vec![])).await.unwrap();
-    let there = start_with("cluster.local", vec![upstream.addr], Some(other.handle().clone())).await;
+    let there = start_with("cluster.local", &upstreams(&[upstream.addr]), Some(other.handle().clone())).await;
     let found = dig(&there, "web.shop.svc.corp.example A").await;
     assert!(found.contains("status: NOERROR") && found.contains("10.96.0.7"), "{found}");
     // From here the same address is nobody's.

@@ -103,7 +103,8 @@ async fn aliases_end_where_their_targets_do() {
     use causeway_dns::model::Records;
     let dns = start(vec![]).await;
     let alias = |name: &str, to: &str| {
-        dns.zone.set(&key("shop", name), Some(Records::External { target: format!("{to}.shop.svc.cluster.local") }));
+        dns.zone
+            .set(&key("shop", name), Some(Records::External { target: format!("{to}.shop.svc.cluster.local").into() }));
     };
     for (name, to) in [("one", "two"), ("two", "web"), ("lost", "nowhere"), ("ring", "rong"), ("rong", "ring")] {
         alias(name, to);

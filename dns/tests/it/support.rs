@@ -1,17 +1,17 @@
 //! A server on loopback with a small zone, and `dig`.
 
+use causeway_api::dns::DnsSettings;
 use causeway_dns::DnsConfig;
-use causeway_dns::forward::Forwarder;
 use causeway_dns::listen;
 use causeway_dns::metrics::Metrics;
-use causeway_dns::model::{EndpointName, Key, Port, Records};
+use causeway_dns::model::{Endpoint, Key, Port, Ports, Protocol, Records};
+use causeway_dns::pods::Pods;
 use causeway_dns::server::Handler;
 use causeway_dns::zone::Zone;
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
@@ -19,26 +19,45 @@ use tokio::task::JoinSet;
 pub struct Dns {
     pub addr: SocketAddr,
     pub zone: Arc<Zone>,
+    pub pods: Arc<Pods>,
     pub ready: Arc<AtomicBool>,
+    pub handler: Arc<Handler>,
     _serving: JoinSet<()>,
+}
+
+impl Dns {
+    /// The value of a metric, over all its labels that hold `with`.
+    pub fn counted(&self, name: &str, with: &str) -> f64 {
+        let text = self.handler.render();
+        let lines = text.lines().filter(|l| l.starts_with(name) && l.contains(with));
+        lines
+            .filter(|l| l[name.len()..].starts_with(['{', ' ']))
+            .filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
 }
 
 pub fn key(namespace: &str, name: &str) -> Key {
     Key { namespace: namespace.into(), name: name.into() }
 }
 
-/// Starts a server whose other names go to `upstreams`.
-pub async fn start(upstreams: Vec<SocketAddr>) -> Dns {
-    start_with("cluster.local", upstreams, None).await
+/// Settings with these upstreams and no other change.
+pub fn upstreams(addrs: &[SocketAddr]) -> DnsSettings {
+    DnsSettings { upstreams: addrs.iter().map(ToString::to_string).collect(), ..DnsSettings::default() }
+}
+
+/// Starts a server whose other names go to `servers`.
+pub async fn start(servers: Vec<SocketAddr>) -> Dns {
+    start_with("cluster.local", &upstreams(&servers), None).await
 }
 
 /// As [`start`], for another domain.
-pub async fn start_for(domain: &str, upstreams: Vec<SocketAddr>) -> Dns {
-    start_with(domain, upstreams, None).await
+pub async fn start_for(domain: &str, servers: Vec<SocketAddr>) -> Dns {
+    start_with(domain, &upstreams(&servers), None).await
 }
 
 /// A configuration without sockets.
-pub fn config(upstreams: Vec<SocketAddr>, forward_on: Option<Handle>) -> DnsConfig {
+pub fn config() -> DnsConfig {
     DnsConfig {
         cluster: Default::default(),
         node_name: "node-1".into(),
@@ -46,43 +65,40 @@ pub fn config(upstreams: Vec<SocketAddr>, forward_on: Option<Handle>) -> DnsConf
         udp: vec![],
         tcp: vec![],
         admin: None,
-        upstreams,
-        stub_domains: Default::default(),
-        forward_on,
+        forward_on: None,
         publish: false,
         state_dir: None,
     }
 }
 
-/// As [`start_for`], with the upstreams asked on another runtime.
-pub async fn start_with(domain: &str, upstreams: Vec<SocketAddr>, forward_on: Option<Handle>) -> Dns {
-    let zone = Arc::new(Zone::new(domain, vec!["10.96.0.0/12".parse().unwrap()]).unwrap());
-    let port = Port { name: "http".into(), protocol: "tcp".into(), port: 80 };
-    let web = Records::Cluster { ips: vec!["10.96.0.7".parse().unwrap()], ports: [port].into() };
-    zone.set(&key("shop", "web"), Some(web));
-    let many = (0..200u8).map(|i| {
-        let ip = std::net::IpAddr::from([10, 244, 1, i]);
-        (format!("pod-{i}"), EndpointName { ips: [ip].into(), ports: Default::default() })
-    });
-    zone.set(&key("shop", "many"), Some(Records::Headless { endpoints: many.collect::<BTreeMap<_, _>>() }));
-    zone.set(&key("shop", "out"), Some(Records::External { target: "www.example.org".into() }));
-    zone.set(&key("shop", "inside"), Some(Records::External { target: "web.shop.svc.cluster.local".into() }));
-    let config = config(upstreams, forward_on);
-    let ready = Arc::new(AtomicBool::new(true));
-    let handler = Handler {
-        zone: zone.clone(),
-        forwarder: Forwarder::new(&config).unwrap(),
-        ready: ready.clone(),
-        metrics: Arc::new(Metrics::new().unwrap()),
-    };
+/// With these settings, and upstreams asked on another runtime.
+pub async fn start_with(domain: &str, settings: &DnsSettings, forward_on: Option<Handle>) -> Dns {
+    let pods = Arc::new(Pods::default());
+    let ranges = ["10.96.0.0/12", "fd00:96::/108"].map(|r| r.parse().unwrap()).into();
+    let zone = Arc::new(Zone::new(domain, ranges, pods.clone()).unwrap());
+    let http: Ports = [Port { name: "http".into(), protocol: Protocol::Tcp, port: 80 }].into();
+    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+    zone.set(&key("shop", "web"), Some(Records::Cluster { ips: [ip("10.96.0.7")].into(), ports: http.clone() }));
+    let both = Records::Cluster { ips: [ip("10.96.0.8"), ip("fd00:96::8")].into(), ports: http.clone() };
+    zone.set(&key("shop", "both"), Some(both));
+    let endpoint = |label: String, ip| Endpoint { label: label.into(), ips: [ip].into(), ports: http.clone() };
+    let many = (0..200u8).map(|i| endpoint(format!("pod-{i}"), IpAddr::from([10, 244, 1, i])));
+    zone.set(&key("shop", "many"), Some(Records::headless(many)));
+    let three = (1..4u8).map(|i| endpoint(format!("db-{i}"), IpAddr::from([10, 244, 2, i])));
+    zone.set(&key("shop", "db"), Some(Records::headless(three)));
+    let external = |target: &str| Some(Records::External { target: target.into() });
+    zone.set(&key("shop", "out"), external("www.example.org"));
+    zone.set(&key("shop", "inside"), external(&format!("web.shop.svc.{domain}")));
+    let metrics = Arc::new(Metrics::new(domain).unwrap());
+    let handler = Arc::new(Handler::new(zone.clone(), pods.clone(), metrics, settings, forward_on).unwrap());
+    handler.ready.store(true, Ordering::Release);
     let (udp, tcp) = sockets();
     let addr = tcp.local_addr().unwrap();
     let (udp, tcp) = (UdpSocket::from_std(udp).unwrap(), TcpListener::from_std(tcp).unwrap());
-    let handler = Arc::new(handler);
     let mut serving = JoinSet::new();
     serving.spawn(listen::udp(udp, handler.clone()));
-    serving.spawn(listen::tcp(tcp, handler));
-    Dns { addr, zone, ready, _serving: serving }
+    serving.spawn(listen::tcp(tcp, handler.clone()));
+    Dns { addr, zone, pods, ready: handler.ready.clone(), handler, _serving: serving }
 }
 
 /// A UDP and a TCP socket at one address.
