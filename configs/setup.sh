@@ -21,6 +21,7 @@ tests() {
   demo
   need busybox-static /bin/busybox
   need bind9-dnsutils dig
+  need unbound unbound
   need bsdutils script
 }
 bench() {

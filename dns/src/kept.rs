@@ -14,6 +14,9 @@ const HEADER: usize = 12;
 const MAX_QUESTION: usize = 255 + 4;
 /// An OPT record without options.
 pub const OPT_LENGTH: usize = 11;
+/// Options of an OPT record.
+const COOKIE: u8 = 10;
+const PADDING: u8 = 12;
 /// Flags of a question that change nothing for us or are repeated: recursion desired, authentic data, checking disabled.
 const PLAIN_FLAGS: u16 = 0x0130;
 /// The flags that are repeated: recursion desired, checking disabled.
@@ -84,7 +87,8 @@ impl Opt {
         // Root, type 41, payload, extended code 0, version 0, flags, length of the options; those change nothing.
         let [0, 0, 41, high, low, 0, 0, flags @ (0 | 0x80), 0, long, short, options @ ..] = record else { return None };
         let length = usize::from(u16::from_be_bytes([*long, *short]));
-        (options.len() == length).then_some(Self { payload: u16::from_be_bytes([*high, *low]), dnssec: *flags != 0 })
+        let plain = options.len() == length && are_harmless(options);
+        plain.then_some(Self { payload: u16::from_be_bytes([*high, *low]), dnssec: *flags != 0 })
     }
 
     /// The record of an answer.
@@ -92,6 +96,17 @@ impl Opt {
         let [high, low] = payload.to_be_bytes();
         [0, 0, 41, high, low, 0, 0, if self.dnssec { 0x80 } else { 0 }, 0, 0, 0]
     }
+}
+
+/// Whether these are options whose content is nobody's business: cookies and padding, each as long as it says.
+fn are_harmless(mut options: &[u8]) -> bool {
+    while let [0, COOKIE | PADDING, high, low, rest @ ..] = options {
+        match rest.get(usize::from(u16::from_be_bytes([*high, *low]))..) {
+            Some(behind) => options = behind,
+            None => return false,
+        }
+    }
+    options.is_empty()
 }
 
 /// An answer.

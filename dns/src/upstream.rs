@@ -109,6 +109,8 @@ pub struct Upstream {
     pub label: String,
     address: Address,
     trust: Option<ClientConfig>,
+    /// Holds the tasks of connections: they end with it.
+    provider: TokioRuntimeProvider,
     /// The connection in use, for TLS and for what is too long for a packet.
     held: Mutex<Option<DnsExchange<TokioRuntimeProvider>>>,
     fails: AtomicU32,
@@ -123,6 +125,7 @@ impl Upstream {
             label: address.to_string(),
             address,
             trust,
+            provider: TokioRuntimeProvider::default(),
             held: Mutex::default(),
             fails: AtomicU32::new(0),
             probing: AtomicBool::new(false),
@@ -140,9 +143,8 @@ impl Upstream {
         if self.address.tls.is_some() {
             return self.by_stream(request).await;
         }
-        let mut udp = UdpClientStream::builder(self.address.addr, TokioRuntimeProvider::default())
-            .with_timeout(Some(TIMEOUT))
-            .build();
+        let mut udp =
+            UdpClientStream::builder(self.address.addr, self.provider.clone()).with_timeout(Some(TIMEOUT)).build();
         let response = udp.send_message(request.clone()).next().await.unwrap_or(Err(NetError::Timeout))?;
         if response.metadata.truncation { self.by_stream(request).await } else { Ok(response) }
     }
@@ -165,7 +167,7 @@ impl Upstream {
             let answer = tokio::time::timeout(TIMEOUT, exchange.send(request.clone()).next()).await;
             match answer {
                 Ok(Some(Ok(response))) => return Ok(response),
-                Ok(Some(Err(NetError::Busy))) => return Err(NetError::Busy),
+                // "Busy" is also what a connection says that has ended.
                 failed => {
                     *self.held.lock().await = None;
                     if fresh {
@@ -180,7 +182,7 @@ impl Upstream {
     }
 
     async fn connect(&self) -> Result<DnsExchange<TokioRuntimeProvider>, NetError> {
-        let (addr, provider) = (self.address.addr, TokioRuntimeProvider::default());
+        let (addr, provider) = (self.address.addr, self.provider.clone());
         match (&self.address.tls, &self.trust) {
             (Some(name), Some(trust)) => {
                 tls_exchange(addr, name.clone(), trust.clone(), TIMEOUT, Some(MAX_ON_CONNECTION), provider).await

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{HostAlias, Pod};
 use std::fmt::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 const HOSTS_HEADER: &str = "# Kubernetes-managed hosts file.\n";
 const LOCAL: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
@@ -55,6 +55,12 @@ pub fn hosts(host: Option<&str>, ips: &[IpAddr], hostname: &str, fqdn: Option<&s
     text
 }
 
+/// Servers, search paths, bytes of one and of all search paths that resolvers read.
+const MAX_SERVERS: usize = 3;
+const MAX_SEARCHES: usize = 32;
+const MAX_SEARCH: usize = 255;
+const MAX_SEARCH_LINE: usize = 2048;
+
 /// A name service configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Resolv {
@@ -63,17 +69,23 @@ struct Resolv {
     options: Vec<(String, Option<String>)>,
 }
 
-/// `/etc/resolv.conf` of a pod; `upstream` is the text of the node's own.
-pub fn resolv_conf(pod: &Pod, dns_ip: IpAddr, domain: &str, upstream: Option<&str>) -> String {
+/// `/etc/resolv.conf` of a pod, and what had to be left out of it; `upstream` is the text of the node's own.
+pub fn resolv_conf(pod: &Pod, dns_ip: IpAddr, domain: &str, upstream: Option<&str>) -> (String, Vec<String>) {
     let spec = pod.spec.as_ref();
     let policy = spec.and_then(|s| s.dns_policy.as_deref()).unwrap_or("ClusterFirst");
     let host_network = spec.is_some_and(|s| s.host_network == Some(true));
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("");
+    let host = upstream.map(parse);
     let mut r = match policy {
         "None" => Resolv::default(),
-        "ClusterFirst" if !host_network => cluster(namespace, dns_ip, domain),
-        "ClusterFirstWithHostNet" => cluster(namespace, dns_ip, domain),
-        _ => upstream.map(parse).unwrap_or_default(),
+        "ClusterFirst" if !host_network => cluster(namespace, dns_ip, domain, host),
+        "ClusterFirstWithHostNet" => cluster(namespace, dns_ip, domain, host),
+        // Without servers a resolver would ask 127.0.0.1 for everything, and complete names with the host's domain.
+        _ => host.unwrap_or_else(|| Resolv {
+            servers: vec![Ipv4Addr::LOCALHOST.to_string()],
+            searches: vec![".".to_owned()],
+            options: Vec::new(),
+        }),
     };
     if let Some(config) = spec.and_then(|s| s.dns_config.as_ref()) {
         extend(&mut r.servers, config.nameservers.iter().flatten());
@@ -84,7 +96,37 @@ pub fn resolv_conf(pod: &Pod, dns_ip: IpAddr, domain: &str, upstream: Option<&st
             r.options.push((name, option.value.clone()));
         }
     }
-    render(&r)
+    let omitted = r.fit();
+    (render(&r), omitted)
+}
+
+impl Resolv {
+    /// Cuts it to what resolvers read; what was left out, in Kubernetes' words.
+    fn fit(&mut self) -> Vec<String> {
+        let mut omitted = Vec::new();
+        if self.servers.len() > MAX_SERVERS {
+            self.servers.truncate(MAX_SERVERS);
+            omitted.push(format!(
+                "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: {}",
+                self.servers.join(" ")
+            ));
+        }
+        let (before, mut length) = (self.searches.len(), 0);
+        self.searches.retain(|s| s.len() <= MAX_SEARCH);
+        let fitting = self.searches.iter().take(MAX_SEARCHES).take_while(|s| {
+            length += s.len() + 1;
+            length <= MAX_SEARCH_LINE + 1
+        });
+        let fitting = fitting.count();
+        self.searches.truncate(fitting);
+        if fitting < before {
+            omitted.push(format!(
+                "Search Line limits were exceeded, some search paths have been omitted, the applied search line is: {}",
+                self.searches.join(" ")
+            ));
+        }
+        omitted
+    }
 }
 
 fn extend<'a>(list: &mut Vec<String>, more: impl Iterator<Item = &'a String>) {
@@ -95,12 +137,11 @@ fn extend<'a>(list: &mut Vec<String>, more: impl Iterator<Item = &'a String>) {
     }
 }
 
-fn cluster(namespace: &str, dns_ip: IpAddr, domain: &str) -> Resolv {
-    Resolv {
-        servers: vec![dns_ip.to_string()],
-        searches: vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.to_owned()],
-        options: vec![("ndots".to_owned(), Some("5".to_owned()))],
-    }
+/// The cluster's, with the search paths of the node behind.
+fn cluster(namespace: &str, dns_ip: IpAddr, domain: &str, host: Option<Resolv>) -> Resolv {
+    let mut searches = vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.to_owned()];
+    extend(&mut searches, host.unwrap_or_default().searches.iter());
+    Resolv { servers: vec![dns_ip.to_string()], searches, options: vec![("ndots".to_owned(), Some("5".to_owned()))] }
 }
 
 fn parse(text: &str) -> Resolv {
@@ -152,9 +193,9 @@ mod tests {
     fn resolv_conf_by_policy() {
         let dns = "10.96.0.10".parse().unwrap();
         let up = "nameserver 9.9.9.9\nsearch lan\n";
-        let text = |spec| resolv_conf(&pod(spec), dns, "cluster.local", Some(up));
-        let cluster =
-            "search shop.svc.cluster.local svc.cluster.local cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n";
+        let text = |spec| resolv_conf(&pod(spec), dns, "cluster.local", Some(up)).0;
+        let cluster = "search shop.svc.cluster.local svc.cluster.local cluster.local lan\nnameserver 10.96.0.10\n\
+            options ndots:5\n";
         assert_eq!(text(json!({"containers": []})), cluster);
         assert_eq!(text(json!({"containers": [], "hostNetwork": true})), "search lan\nnameserver 9.9.9.9\n");
         assert_eq!(
@@ -164,6 +205,35 @@ mod tests {
         let none = json!({"containers": [], "dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.1.1.1"],
             "searches": ["a.b"], "options": [{"name": "ndots", "value": "1"}, {"name": "edns0"}]}});
         assert_eq!(text(none), "search a.b\nnameserver 1.1.1.1\noptions ndots:1 edns0\n");
+        let more = json!({"containers": [], "dnsConfig": {"nameservers": ["10.96.0.10", "1.1.1.1"],
+            "searches": ["lan", "a.b"], "options": [{"name": "ndots", "value": "2"}]}});
+        assert_eq!(
+            text(more),
+            "search shop.svc.cluster.local svc.cluster.local cluster.local lan a.b\nnameserver 10.96.0.10\n\
+             nameserver 1.1.1.1\noptions ndots:2\n"
+        );
+        // A node without servers has none to give, and a resolver must not look elsewhere.
+        let default = pod(json!({"containers": [], "dnsPolicy": "Default"}));
+        assert_eq!(resolv_conf(&default, dns, "cluster.local", None).0, "search .\nnameserver 127.0.0.1\n");
+    }
+
+    #[test]
+    fn resolv_conf_within_what_resolvers_read() {
+        let up = format!("nameserver 9.9.9.9\nsearch {}\n", vec!["a".repeat(100); 30].join(" "));
+        let searches: Vec<String> = (0..30).map(|i| format!("s{i}.example")).collect();
+        let conf = |config| {
+            let spec = json!({"containers": [], "dnsConfig": config});
+            resolv_conf(&pod(spec), "10.96.0.10".parse().unwrap(), "cluster.local", None)
+        };
+        let (text, omitted) = conf(json!({"nameservers": ["10.0.0.1", "10.0.0.2", "10.0.0.3"], "searches": searches}));
+        assert_eq!(text.lines().filter(|l| l.starts_with("nameserver")).count(), 3);
+        assert_eq!(text.lines().next().map(|l| l.split(' ').count()), Some(1 + 32));
+        assert_eq!(omitted.len(), 2);
+        assert!(omitted[0].ends_with("the applied nameserver line is: 10.96.0.10 10.0.0.1 10.0.0.2"), "{omitted:?}");
+        assert!(omitted[1].starts_with("Search Line limits were exceeded"), "{omitted:?}");
+        let default = pod(json!({"containers": [], "dnsPolicy": "Default"}));
+        let (text, omitted) = resolv_conf(&default, "10.96.0.10".parse().unwrap(), "cluster.local", Some(&up));
+        assert!(omitted.len() == 1 && text.lines().next().is_some_and(|l| l.len() <= "search ".len() + 2048), "{text}");
     }
 
     #[test]

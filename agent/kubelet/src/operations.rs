@@ -138,7 +138,10 @@ fn write_files(ctx: &Context, pod: &Pod, dir: &Path, ips: &[IpAddr]) -> std::io:
     let host = host_network(pod).then(|| std::fs::read_to_string("/etc/hosts").unwrap_or_default());
     let hosts = files::hosts(host.as_deref(), ips, &hostname, fqdn.as_deref(), &aliases);
     let upstream = config.resolv_conf_upstream.as_ref().and_then(|p| std::fs::read_to_string(p).ok());
-    let resolv = files::resolv_conf(pod, config.dns_ip, &config.cluster.domain, upstream.as_deref());
+    let (resolv, omitted) = files::resolv_conf(pod, config.dns_ip, &config.cluster.domain, upstream.as_deref());
+    for what in omitted {
+        ctx.pod_event(pod, EventType::Warning, "DNSConfigForming", what);
+    }
     for (name, text) in [("etc-hosts", hosts), ("resolv.conf", resolv), ("hostname", format!("{hostname}\n"))] {
         let path = dir.join(name);
         if std::fs::read_to_string(&path).ok().as_deref() != Some(&text) {

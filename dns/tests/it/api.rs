@@ -1,7 +1,8 @@
 //! Cluster DNS as it really runs: a client of a real API server. Objects in; answers and its own EndpointSlice out.
 
-use super::support::{config, dig_at, sockets};
+use super::support::{config, dig_at, sockets, squeezed};
 use causeway_api::config::ClusterConfig;
+use causeway_api::dns::DnsSettings;
 use causeway_api::identity::{USER_DNS, UserInfo};
 use causeway_apiserver::{ApiServer, ApiServerConfig, DirectDialer};
 use causeway_store::{SledOptions, SledStore};
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-async fn api_server(folder: &Path) -> ApiServer {
+pub async fn api_server(folder: &Path) -> ApiServer {
     let store = Arc::new(SledStore::open(&folder.join("store"), SledOptions::default()).unwrap());
     let config = ApiServerConfig {
         cluster: ClusterConfig::default(),
@@ -32,37 +33,74 @@ async fn api_server(folder: &Path) -> ApiServer {
 }
 
 /// A client of an API server that is not there.
-fn nobody() -> Client {
+pub fn nobody() -> Client {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     Client::try_from(kube::Config::new(format!("http://{free}").parse().unwrap())).unwrap()
 }
 
 /// DNS of node-1, as a component.
-struct Running {
-    addr: SocketAddr,
+pub struct Running {
+    pub addr: SocketAddr,
+    admin: SocketAddr,
     shutdown: CancellationToken,
     task: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Running {
-    fn start(client: Client, state_dir: &Path) -> Self {
+    pub fn start(client: Client, state_dir: &Path) -> Self {
+        Self::start_with(client, state_dir, DnsSettings::default())
+    }
+
+    pub fn start_with(client: Client, state_dir: &Path, settings: DnsSettings) -> Self {
         let (udp, tcp) = sockets();
         let addr = tcp.local_addr().unwrap();
+        let admin = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        admin.set_nonblocking(true).unwrap();
         let mut config = config();
+        config.cluster.dns = settings;
         config.node_ips = vec!["10.90.0.11".parse().unwrap()];
         (config.udp, config.tcp) = (vec![udp], vec![tcp]);
         config.publish = true;
         config.state_dir = Some(state_dir.to_owned());
+        let at = admin.local_addr().unwrap();
+        config.admin = Some(admin);
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(causeway_dns::run(client, config, shutdown.clone()));
-        Self { addr, shutdown, task }
+        Self { addr, admin: at, shutdown, task }
     }
 
-    async fn until(&self, question: &str, wanted: &[&str]) -> String {
+    /// What `curl` says about a path of the admin port: the status, then the body.
+    pub async fn http(&self, path: &str) -> String {
+        let url = format!("http://{}{path}", self.admin);
+        let asking = tokio::task::spawn_blocking(move || {
+            std::process::Command::new("curl").args(["-sS", "-w", "\n%{http_code}", &url]).output().unwrap()
+        });
+        String::from_utf8(asking.await.unwrap().stdout).unwrap()
+    }
+
+    pub async fn http_until(&self, path: &str, wanted: &str) {
+        let begin = Instant::now();
+        loop {
+            let said = self.http(path).await;
+            if said.contains(wanted) {
+                return;
+            }
+            assert!(begin.elapsed() < PATIENCE, "{path} never said {wanted:?} but:\n{said}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The beginning of the end.
+    pub fn end(&self) {
+        self.shutdown.cancel();
+    }
+
+    pub async fn until(&self, question: &str, wanted: &[&str]) -> String {
         let begin = Instant::now();
         loop {
             let answer = dig_at(self.addr, question).await;
-            if wanted.iter().all(|w| answer.contains(w)) {
+            let plain = squeezed(&answer);
+            if wanted.iter().all(|w| answer.contains(w) || plain.contains(w)) {
                 return answer;
             }
             assert!(begin.elapsed() < PATIENCE, "{question} never said {wanted:?} but:\n{answer}");
@@ -70,7 +108,7 @@ impl Running {
         }
     }
 
-    async fn stop(self) {
+    pub async fn stop(self) {
         self.shutdown.cancel();
         tokio::time::timeout(PATIENCE, self.task).await.unwrap().unwrap().unwrap();
     }
@@ -86,7 +124,7 @@ fn slice(name: &str, service: &str, endpoints: Value) -> EndpointSlice {
     serde_json::from_value(value).unwrap()
 }
 
-async fn namespace(admin: &Client, name: &str) {
+pub async fn namespace(admin: &Client, name: &str) {
     let object: Namespace = serde_json::from_value(json!({ "metadata": { "name": name } })).unwrap();
     match Api::<Namespace>::all(admin.clone()).create(&PostParams::default(), &object).await {
         Err(Error::Api(status)) if status.code == 409 => {}

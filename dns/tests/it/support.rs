@@ -117,6 +117,16 @@ pub async fn dig(dns: &Dns, args: &str) -> String {
     dig_at(dns.addr, args).await
 }
 
+/// With one space between words: the columns of `dig` depend on how long the names are.
+pub fn squeezed(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// As [`dig`], [`squeezed`].
+pub async fn plain(dns: &Dns, args: &str) -> String {
+    squeezed(&dig(dns, args).await)
+}
+
 /// As [`dig`], for any address.
 pub async fn dig_at(addr: SocketAddr, args: &str) -> String {
     let args = args.to_owned();

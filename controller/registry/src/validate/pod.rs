@@ -7,6 +7,10 @@ use crate::field::{FieldErrors, Path, dns_label, dns_subdomain};
 use crate::json::{at, int, list, same, text};
 use serde_json::Value;
 
+/// Search paths of `dnsConfig`, and their length together with the spaces between.
+const MAX_DNS_SEARCHES: usize = 32;
+const MAX_DNS_SEARCH_CHARS: usize = 2048;
+
 /// A new or changed pod.
 pub(crate) fn pod(o: &Value, errors: &mut FieldErrors) {
     pod_spec(at(o, "spec"), &Path::new("spec"), errors);
@@ -87,6 +91,32 @@ fn dns(spec: &Value, path: &Path, errors: &mut FieldErrors) {
             errors.invalid(&path.child("nameservers").index(i), server.clone(), why);
         }
     }
+    let (searches, at_searches) = (list(spec, "dnsConfig.searches"), path.child("searches"));
+    if searches.len() > MAX_DNS_SEARCHES {
+        let detail = format!("must not have more than {MAX_DNS_SEARCHES} search paths");
+        errors.invalid(&at_searches, Value::Array(searches.to_vec()), detail);
+    }
+    let length: usize = searches.iter().map(|s| s.as_str().unwrap_or("").len() + 1).sum();
+    if length > MAX_DNS_SEARCH_CHARS + 1 {
+        let detail =
+            format!("must not have more than {MAX_DNS_SEARCH_CHARS} characters (including spaces) in the search list");
+        errors.invalid(&at_searches, Value::Array(searches.to_vec()), detail);
+    }
+    for (i, search) in searches.iter().enumerate() {
+        // The root alone means: as it is; names of machines may have underscores.
+        let text = search.as_str().unwrap_or("");
+        let plain = text.strip_suffix('.').unwrap_or(text).replace('_', "a");
+        if text != "."
+            && let Err(why) = dns_subdomain(&plain)
+        {
+            errors.invalid(&at_searches.index(i), search.clone(), why);
+        }
+    }
+    for (i, option) in list(spec, "dnsConfig.options").iter().enumerate() {
+        if text(option, "name").is_empty() {
+            errors.required(&path.child("options").index(i), "must not be empty");
+        }
+    }
 }
 
 fn security(context: &Value, path: &Path, errors: &mut FieldErrors) {
@@ -160,6 +190,37 @@ mod tests {
             "tolerations": [{"operator": "Exists"}]
         });
         assert_eq!(words(spec), Vec::<String>::new());
+    }
+
+    #[test]
+    fn name_service_within_its_limits() {
+        let spec = |policy: &str, config: Value| json!({"containers": [{"name": "c", "image": "x"}], "dnsPolicy": policy, "dnsConfig": config});
+        let searches = |n: usize, length: usize| json!({"searches": vec!["a".repeat(length); n]});
+        let good = json!({"nameservers": ["10.0.0.1", "fd00::1", "10.0.0.2"], "searches": ["a.b", "a.b.", ".", "_tcp.x_y.z"],
+            "options": [{"name": "ndots", "value": "1"}, {"name": "edns0"}]});
+        assert_eq!(words(spec("None", good)), [""; 0]);
+        assert_eq!(words(spec("ClusterFirst", searches(32, 63))), [""; 0]);
+        for (policy, config, want) in [
+            ("None", json!({}), "nameservers: Required value: must provide at least one DNS nameserver"),
+            (
+                "Default",
+                json!({"nameservers": ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"]}),
+                "must not have more than 3 nameservers",
+            ),
+            ("Default", json!({"nameservers": ["dns.example"]}), "spec.dnsConfig.nameservers[0]: Invalid value"),
+            ("ClusterFirst", searches(33, 5), "must not have more than 32 search paths"),
+            ("ClusterFirst", searches(10, 205), "must not have more than 2048 characters (including spaces)"),
+            ("ClusterFirst", json!({"searches": ["a b"]}), "spec.dnsConfig.searches[0]: Invalid value: \"a b\""),
+            (
+                "ClusterFirst",
+                json!({"options": [{"value": "1"}]}),
+                "spec.dnsConfig.options[0]: Required value: must not be empty",
+            ),
+            ("Clusterfirst", json!({}), "spec.dnsPolicy: Unsupported value: \"Clusterfirst\""),
+        ] {
+            let words = words(spec(policy, config));
+            assert!(words.iter().any(|w| w.contains(want)), "{want}: {words:?}");
+        }
     }
 
     #[test]
