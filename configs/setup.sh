@@ -20,6 +20,7 @@ demo() {
 tests() {
   demo
   need busybox-static /bin/busybox
+  need iputils-ping ping
   need bind9-dnsutils dig
   need unbound unbound
   need bsdutils script

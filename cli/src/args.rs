@@ -60,6 +60,13 @@ pub struct UpArgs {
     /// Port on 127.0.0.1 where the API answers.
     #[arg(long, default_value_t = 6443)]
     pub api_port: u16,
+    /// How pods of different nodes reach each other [default: routed, or what the configuration says]. With `vxlan` the
+    /// nodes are no neighbours: each is behind a router that knows nodes only.
+    #[arg(long, value_name = "MODE", value_parser = ["routed", "vxlan"])]
+    pub pod_network: Option<String>,
+    /// Addresses of pods and services: IPv4 alone, or IPv6 too [default: by the ranges of the configuration].
+    #[arg(long, value_name = "FAMILY", value_parser = ["ipv4", "dual"])]
+    pub ip_family: Option<String>,
     /// DNS servers for names outside the cluster (address or address:port); without one they are refused.
     #[arg(long = "dns-upstream", value_name = "ADDRESS")]
     pub dns_upstreams: Vec<String>,

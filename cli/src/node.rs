@@ -10,7 +10,7 @@ use causeway_api::config::ClusterConfig;
 use causeway_api::identity::{USER_DNS, USER_INGRESS, USER_POLICY, USER_PROXY};
 use causeway_dns::DnsConfig;
 use causeway_kubelet::{KubeletConfig, NodeCapacity};
-use causeway_network::{BridgeConfig, BridgeNetwork, NetNs, NetNsRuntime, PodNetwork};
+use causeway_network::{BridgeConfig, BridgeNetwork, NetNs, NetNsRuntime, PodNetwork, vxlan};
 use causeway_policy::{Gate, PolicyConfig};
 use causeway_proxy::ProxyConfig;
 use causeway_runtime::{Containerd, ContainerdConfig, Runtime};
@@ -166,7 +166,9 @@ fn kubelet(config: &Arc<NodeConfig>, runtime: Arc<dyn Runtime>, gate: &Gate, tas
             let network = move |cidrs| {
                 let opened = async move {
                     let state = config.dir.join("network");
+                    let mtu = vxlan::pod_mtu(&config.cluster.pod_network, config.primary()?).await?;
                     let bridge = BridgeConfig::new(&config.name, cidrs, state, &config.netns_prefix);
+                    let bridge = BridgeConfig { mtu, ..bridge };
                     let network = gate.around(Arc::new(BridgeNetwork::open(bridge).await?));
                     Ok(Arc::new(network) as Arc<dyn PodNetwork>)
                 };
@@ -296,8 +298,12 @@ fn node_routes(config: &Arc<NodeConfig>, tasks: &mut Tasks) {
     tasks.supervise("node-routes", move || {
         let (config, token) = (config.clone(), token.clone());
         async move {
-            let routes =
-                causeway_network::node_routes::NodeRoutesConfig { node_name: Some(config.name.clone()), netns: None };
+            let routes = causeway_network::node_routes::NodeRoutesConfig {
+                node_name: Some(config.name.clone()),
+                node_ips: config.ips.clone(),
+                netns: None,
+                cluster: config.cluster.clone(),
+            };
             causeway_network::node_routes::run(config.clients.kubelet()?, routes, token).await
         }
     });

@@ -14,12 +14,14 @@ use crate::{data, kubeconfig, ports, ready, teardown};
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use causeway_access::Endpoint;
+use causeway_api::config::{ClusterConfig, PodNetworkMode, ipv6_defaults};
 use causeway_api::identity::{USER_CONTROLLER_MANAGER, USER_SCHEDULER, UserInfo};
 use causeway_apiserver::{ApiServer, ApiServerConfig, NodeDialer};
 use causeway_controllers::ControllersConfig;
 use causeway_kubelet::NodeCapacity;
 use causeway_network::NetNs;
-use causeway_network::local::{LocalConfig, LocalSegment};
+use causeway_network::local::{Layout, LocalConfig, LocalSegment};
+use causeway_network::node_routes::NodeRoutesConfig;
 use causeway_runtime::daemon::ContainerdDaemon;
 use causeway_scheduler::SchedulerConfig;
 use causeway_store::{SledOptions, SledStore, Store};
@@ -63,7 +65,7 @@ pub fn run(args: &UpArgs) -> Result<()> {
         return Ok(());
     }
     // Before anything is made, and where a detached cluster's user still sees it.
-    crate::config::read(args.config.as_deref(), &paths.name)?;
+    settings(args, &paths)?;
     if args.detach {
         return detach(&paths);
     }
@@ -85,6 +87,23 @@ pub fn run(args: &UpArgs) -> Result<()> {
     let swept = teardown::sweep(&paths);
     drop(owned);
     outcome.and(swept)
+}
+
+/// The cluster's settings: the file's, with what the command line says on top.
+fn settings(args: &UpArgs, paths: &Paths) -> Result<ClusterConfig> {
+    let mut config = crate::config::read(args.config.as_deref(), &paths.name)?;
+    config.proxy_mode = args.proxy_mode.unwrap_or(config.proxy_mode);
+    match args.pod_network.as_deref() {
+        Some("vxlan") => config.pod_network.mode = PodNetworkMode::Vxlan,
+        Some(_) => config.pod_network.mode = PodNetworkMode::Routed,
+        None => {}
+    }
+    match args.ip_family.as_deref() {
+        Some("dual") => config.make_dual_stack(),
+        Some(_) if config.has_ipv6() => bail!("--ip-family ipv4: the configuration has ranges of IPv6; leave one out"),
+        _ => {}
+    }
+    Ok(config)
 }
 
 /// Starts ourselves again in the background and waits until that process says it is ready.
@@ -232,10 +251,8 @@ async fn start(
     stop: &CancellationToken,
     health: &Health,
 ) -> Result<Cluster> {
-    let mut config = crate::config::read(args.config.as_deref(), &paths.name)?;
-    config.proxy_mode = args.proxy_mode.unwrap_or(config.proxy_mode);
+    let config = settings(args, paths)?;
     let (upstreams, capacity) = (node::upstreams(&args.dns_upstreams)?, share(args.nodes)?);
-    let node_cidr: IpNet = NODE_CIDR.parse()?;
 
     phase.is("opening the store")?;
     let store_dir = paths.store();
@@ -246,7 +263,12 @@ async fn start(
     let unreachable = config.pod_cidrs.iter().chain(&config.service_cidrs).copied().collect();
     let segment = LocalSegment::create(LocalConfig {
         cluster: paths.name.clone(),
-        node_cidr,
+        node_cidrs: node_cidrs(&config)?,
+        // Tunnels are for nodes that are no neighbours.
+        layout: match config.pod_network.mode {
+            PodNetworkMode::Routed => Layout::Shared,
+            PodNetworkMode::Vxlan => Layout::Separate,
+        },
         unreachable,
         state_dir: paths.data.join("segment"),
     })
@@ -296,11 +318,15 @@ async fn start(
         }
     });
     control.supervise("lan-routes", {
-        let (api, token, lan) = (api.clone(), control.token(), segment.lan().clone());
+        let (api, token) = (api.clone(), control.token());
+        let lan = NodeRoutesConfig {
+            netns: Some(segment.lan().clone()),
+            cluster: config.clone(),
+            ..NodeRoutesConfig::default()
+        };
         move || {
             let client = api.client(UserInfo::component(USER_CONTROLLER_MANAGER, &[]));
-            let config = causeway_network::node_routes::NodeRoutesConfig { node_name: None, netns: Some(lan.clone()) };
-            causeway_network::node_routes::run(client, config, token.clone())
+            causeway_network::node_routes::run(client, lan.clone(), token.clone())
         }
     });
 
@@ -311,10 +337,10 @@ async fn start(
     let mut ingress = Some((listeners.http, listeners.https));
     for name in phase.record.nodes.clone() {
         let local = segment.add_node(&name).await?;
-        let names = vec![name.clone(), local.ip.to_string()];
+        let names = local.ips.iter().map(ToString::to_string).chain([name.clone()]).collect();
         let node = NodeConfig {
             cluster: config.clone(),
-            ips: vec![local.ip],
+            ips: local.ips.clone(),
             netns_path: Some(local.netns.path().to_owned()),
             netns: local.netns,
             dir: paths.node(&name),
@@ -347,6 +373,12 @@ async fn start(
     phase.is("waiting for the nodes to be ready")?;
     ready::wait(&api.client(UserInfo::admin()), &paths.name, &phase.record).await?;
     Ok(Cluster { nodes, control, containerd })
+}
+
+/// The ranges of the nodes: of IPv6 too where pods have it, the pods' first family first.
+fn node_cidrs(config: &ClusterConfig) -> Result<Vec<IpNet>> {
+    let v4: IpNet = NODE_CIDR.parse()?;
+    Ok(config.pod_cidrs.iter().map(|pods| if pods.addr().is_ipv4() { v4 } else { ipv6_defaults::NODES }).collect())
 }
 
 /// Reaches the nodes from their own segment.

@@ -106,7 +106,8 @@ where
     let keeper = node::Keeper { client: client.clone(), shared: shared.clone(), capacity, network: state_rx };
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(ok(keeper.run(stop.clone())));
-    tasks.spawn(ok(node::keep_lease(client.clone(), name.clone(), node_rx.clone(), stop.clone())));
+    let grace = shared.config.cluster.node_monitor_grace_period_seconds;
+    tasks.spawn(ok(node::keep_lease(client.clone(), name.clone(), grace, node_rx.clone(), stop.clone())));
     tasks.spawn(ok(node::follow(client.clone(), name.clone(), node_tx, stop.clone())));
     tasks.spawn(ok(volumes::local_path::run(client, name, stop.clone())));
     tasks.spawn(server::run(shared.clone(), pods.clone(), stop.clone()));

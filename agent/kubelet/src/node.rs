@@ -8,7 +8,7 @@ use facts::{Capacity, Pressure};
 use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeCondition, NodeSpec, NodeSystemInfo};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeSpec, NodeSystemInfo};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -21,8 +21,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-const LEASE_SECONDS: i32 = 40;
-const RENEW: Duration = Duration::from_secs(10);
+/// How soon what the API did not take is tried again.
+const AGAIN: Duration = Duration::from_secs(2);
 const CHECK: Duration = Duration::from_secs(10);
 const REPORT_AT_LEAST: SignedDuration = SignedDuration::from_secs(300);
 /// Images in the status, the largest first: as many as upstream lists.
@@ -52,6 +52,7 @@ impl Keeper {
     pub async fn run(self, shutdown: CancellationToken) {
         let api: Api<Node> = Api::all(self.client.clone());
         let mut network = self.network.clone();
+        let mut seen = self.shared.node.clone();
         let mut sent: Option<(Value, Timestamp)> = None;
         let mut known = false;
         loop {
@@ -61,7 +62,7 @@ impl Keeper {
             let runtime = self.shared.runtime.version().await.map_err(|e| e.to_string());
             let images = self.shared.runtime.images().await.unwrap_or_default();
             let now = Timestamp::now();
-            let before = self.shared.node.borrow().clone();
+            let before = seen.borrow_and_update().clone();
             let conditions = conditions(
                 facts::pressure(self.settings()),
                 runtime.as_ref().err().cloned().or_else(|| network.borrow().clone()),
@@ -70,9 +71,12 @@ impl Keeper {
             );
             let info = facts::system(runtime.as_deref().unwrap_or("containerd://unknown"));
             let body = self.body(&conditions, info, &images);
-            let due = sent.as_ref().is_none_or(|(last, at)| {
-                comparable(last) != comparable(&body) || at.saturating_add(REPORT_AT_LEAST).is_ok_and(|t| t <= now)
-            });
+            // Who did not hear of us for a while has written that, and we know better.
+            let due = before.as_deref().is_some_and(|node| contradicts(node, &conditions))
+                || sent.as_ref().is_none_or(|(last, at)| {
+                    comparable(last) != comparable(&body) || at.saturating_add(REPORT_AT_LEAST).is_ok_and(|t| t <= now)
+                });
+            let mut failed = false;
             if known && due {
                 match api
                     .patch_status(&self.settings().node_name, &PatchParams::default(), &Patch::Strategic(&body))
@@ -80,13 +84,21 @@ impl Keeper {
                 {
                     Ok(_) => sent = Some((body, now)),
                     Err(kube::Error::Api(s)) if s.is_not_found() => known = false,
-                    Err(error) => tracing::warn!(%error, "node status not written"),
+                    Err(error) => {
+                        failed = true;
+                        tracing::warn!(%error, "node status not written");
+                    }
                 }
             }
-            let pause = if known { CHECK } else { Duration::from_secs(1) };
+            let pause = match (known, failed) {
+                (true, false) => CHECK,
+                (true, true) => AGAIN,
+                (false, _) => Duration::from_secs(1),
+            };
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 _ = network.changed() => {}
+                _ = seen.changed() => {}
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -161,10 +173,17 @@ fn labels(config: &KubeletConfig) -> BTreeMap<String, String> {
     labels
 }
 
-fn addresses(name: &str, ips: &[IpAddr]) -> Vec<NodeAddress> {
-    let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
+fn addresses(name: &str, ips: &[IpAddr]) -> Vec<Value> {
+    let address = |type_: &str, address: String| json!({"type": type_, "address": address});
     let ips = ips.iter().map(|ip| address("InternalIP", ip.to_string()));
-    ips.chain([address("Hostname", name.to_owned())]).collect()
+    // A patch merges this list by type, and would make one of two addresses of the same type.
+    ips.chain([address("Hostname", name.to_owned()), json!({"$patch": "replace"})]).collect()
+}
+
+/// Whether the object says something else than we do.
+fn contradicts(node: &Node, ours: &[NodeCondition]) -> bool {
+    let theirs = node.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    ours.iter().any(|o| theirs.iter().any(|t| t.type_ == o.type_ && t.status != o.status))
 }
 
 fn image_list(images: &[ImageInfo]) -> Vec<Value> {
@@ -223,21 +242,23 @@ fn conditions(p: Pressure, not_ready: Option<String>, before: Option<&Node>, now
     vec![memory, disk, pids, ready]
 }
 
-/// Renews this node's lease until shutdown.
+/// Renews this node's lease until shutdown: four times in the time after which the node counts as lost.
 pub async fn keep_lease(
     client: Client,
     node_name: String,
+    seconds: u32,
     node: watch::Receiver<Option<Arc<Node>>>,
     shutdown: CancellationToken,
 ) {
     let api: Api<Lease> = Api::namespaced(client, "kube-node-lease");
     loop {
         let owner = node.borrow().as_ref().and_then(|n| n.metadata.uid.clone());
-        let pause = match renew(&api, &node_name, owner).await {
-            Ok(()) => RENEW,
+        let quarter = Duration::from_secs(u64::from(seconds)) / 4;
+        let pause = match renew(&api, &node_name, seconds, owner).await {
+            Ok(()) => quarter,
             Err(error) => {
                 tracing::debug!(%error, "lease not renewed");
-                Duration::from_secs(2)
+                AGAIN.min(quarter)
             }
         };
         tokio::select! {
@@ -247,9 +268,9 @@ pub async fn keep_lease(
     }
 }
 
-async fn renew(api: &Api<Lease>, name: &str, owner: Option<String>) -> Result<(), kube::Error> {
+async fn renew(api: &Api<Lease>, name: &str, seconds: u32, owner: Option<String>) -> Result<(), kube::Error> {
     let now = MicroTime(Timestamp::now());
-    let patch = json!({"spec": {"holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now}});
+    let patch = json!({"spec": {"holderIdentity": name, "leaseDurationSeconds": seconds, "renewTime": now}});
     match api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await {
         Err(kube::Error::Api(s)) if s.is_not_found() => {}
         other => return other.map(drop),
@@ -270,7 +291,7 @@ async fn renew(api: &Api<Lease>, name: &str, owner: Option<String>) -> Result<()
         },
         spec: Some(LeaseSpec {
             holder_identity: Some(name.to_owned()),
-            lease_duration_seconds: Some(LEASE_SECONDS),
+            lease_duration_seconds: i32::try_from(seconds).ok(),
             renew_time: Some(now),
             ..LeaseSpec::default()
         }),
@@ -300,6 +321,25 @@ pub async fn follow(client: Client, name: String, seen: watch::Sender<Option<Arc
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_addresses_of_one_type_stay_two() {
+        let ips = ["10.90.0.11".parse().unwrap(), "fd90::b".parse().unwrap()];
+        let all = addresses("n", &ips);
+        let of = |i: usize| all[i]["address"].as_str().unwrap();
+        assert_eq!([of(0), of(1), of(2)], ["10.90.0.11", "fd90::b", "n"]);
+        assert_eq!(all[3], json!({"$patch": "replace"}));
+    }
+
+    #[test]
+    fn who_says_unknown_is_contradicted() {
+        let ours = conditions(Pressure::default(), None, None, Timestamp::UNIX_EPOCH);
+        let mut node = Node { status: Some(Default::default()), ..Node::default() };
+        node.status.as_mut().unwrap().conditions = Some(ours.clone());
+        assert!(!contradicts(&node, &ours));
+        node.status.as_mut().unwrap().conditions.as_mut().unwrap()[3].status = "Unknown".to_owned();
+        assert!(contradicts(&node, &ours));
+    }
 
     #[test]
     fn transitions_keep_their_time() {

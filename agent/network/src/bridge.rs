@@ -152,7 +152,7 @@ impl BridgeNetwork {
         inside.delete_link(POD_LINK).await?;
         let near = VethEnd { name: &record.veth, netns: None };
         let far = VethEnd { name: POD_LINK, netns: Some(&netns) };
-        self.netlink.add_veth(near, far, self.config.mtu, self.bridge.index).await?;
+        self.netlink.add_veth(near, far, self.config.mtu, Some(self.bridge.index)).await?;
         let gone = |name: &str| kernel(format!("connecting pod {}", record.pod.name), format!("{name} is gone again"));
         let port = self.netlink.link(&record.veth).await?.ok_or_else(|| gone(&record.veth))?;
         self.netlink.set_pod_port(&port).await?;
@@ -176,6 +176,9 @@ impl BridgeNetwork {
         if port.controller != Some(self.bridge.index) || !port.up || !link.up {
             return Ok(false);
         }
+        // A node that changed its mode changes its pods' size too, without cutting their connections.
+        self.netlink.set_mtu(&port, self.config.mtu).await?;
+        inside.set_mtu(&link, self.config.mtu).await?;
         let addresses = inside.addresses(&link).await?;
         let routes = inside.routes_of(STATIC).await?;
         Ok(record.ips.iter().all(|ip| addresses.contains(ip))

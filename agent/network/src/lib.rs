@@ -1,5 +1,5 @@
-//! The pod network: one namespace and one address a pod, veth and bridge by netlink, routes between nodes; and the
-//! private segment on which the nodes of a local cluster live.
+//! The pod network: one namespace and one address a pod, veth and bridge by netlink, routes or tunnels between nodes; and
+//! the private segment on which the nodes of a local cluster live.
 //!
 //! In: "pod X starts/stops on this node". Out: a network namespace with the pod's address, reachable from every
 //! other pod. What was given out is kept on disk, so a crash leaks no address.
@@ -7,12 +7,14 @@
 mod bridge;
 mod journal;
 pub mod local;
+mod masquerade;
 mod netlink;
 pub mod netns;
 pub mod node_routes;
 mod pool;
 pub mod routes;
 mod types;
+pub mod vxlan;
 
 pub use bridge::{BridgeConfig, BridgeNetwork};
 pub use netns::{NetNs, NetNsRuntime};

@@ -1,14 +1,15 @@
 //! The private segment on which the nodes of a local cluster live.
 //!
-//! In: the cluster's name and range, names of nodes. Out: a LAN namespace with a bridge that holds the first address,
-//! and for every node a namespace tied to that bridge. No way leads out: no default route, and the pod and service
+//! In: the cluster's name and ranges, names of nodes. Out: a LAN namespace that holds the first address of each range,
+//! and for every node a namespace tied to it: all on one bridge, or each on a link of its own with the LAN as the router
+//! between them ([`Layout`]). A node's link can be taken down and up again, as if a cable were pulled. No way leads out: no default route, and the pod and service
 //! ranges are unreachable where nothing better is known. Everything is named `cw-<cluster>-…`; nothing else is touched,
 //! and the host's own namespace sees no link and no route.
 
 use crate::{
     NetNs, Result,
     journal::{hash, state, write_durably},
-    netlink::{Netlink, VethEnd},
+    netlink::{Link, Netlink, Route, VethEnd},
     netns::{kernel, write_sysctl},
     pool::Pool,
     routes::Routes,
@@ -22,18 +23,32 @@ const NODE_LINK: &str = "eth0";
 /// Nodes' addresses start here, so that the ones before stay free for what the segment itself needs.
 const FIRST_NODE: usize = 11;
 const MTU: u32 = 1500;
+/// The kernel's number for routes "set by the administrator".
+const STATIC: u8 = 4;
 
 /// What a [`LocalSegment`] must know.
 #[derive(Debug, Clone)]
 pub struct LocalConfig {
     /// The cluster's name.
     pub cluster: String,
-    /// The segment's range. Default 10.90.0.0/24.
-    pub node_cidr: IpNet,
+    /// The nodes' ranges, one a family, the primary first. Default 10.90.0.0/24.
+    pub node_cidrs: Vec<IpNet>,
+    /// Whether nodes are neighbours.
+    pub layout: Layout,
     /// Pod and service ranges.
     pub unreachable: Vec<IpNet>,
     /// Where the nodes' addresses are kept.
     pub state_dir: PathBuf,
+}
+
+/// How nodes are connected. Their addresses are the same either way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Layout {
+    /// All on one bridge.
+    #[default]
+    Shared,
+    /// Each on a link of its own. The LAN namespace routes between them by their addresses, and knows no pods.
+    Separate,
 }
 
 /// A node of the segment.
@@ -41,8 +56,10 @@ pub struct LocalConfig {
 pub struct LocalNode {
     /// The node's namespace.
     pub netns: NetNs,
-    /// Its address on the segment: the Node's InternalIP.
+    /// Its primary address on the segment: the Node's first InternalIP.
     pub ip: IpAddr,
+    /// All its addresses, one a family, the primary first.
+    pub ips: Vec<IpAddr>,
 }
 
 /// The segment.
@@ -51,7 +68,7 @@ pub struct LocalSegment {
     config: LocalConfig,
     lan: NetNs,
     netlink: Netlink,
-    /// Addresses by node name; one node is added at a time.
+    /// Primary addresses by node name; one node is added at a time.
     nodes: Mutex<BTreeMap<String, IpAddr>>,
 }
 
@@ -65,11 +82,14 @@ impl LocalSegment {
         let seed = hash(&config.cluster).to_be_bytes();
         let mac = [0x02, 0xc5, seed[0], seed[1], seed[2], seed[3]];
         let bridge = netlink.ensure_bridge(BRIDGE, MTU, Some(mac)).await?;
-        netlink.ensure_address(&bridge, Pool::new(config.node_cidr).gateway()).await?;
+        for range in &config.node_cidrs {
+            netlink.ensure_address(&bridge, Pool::new(*range).gateway()).await?;
+        }
         netlink.set_up(&bridge).await?;
         if let Some(lo) = netlink.link("lo").await? {
             netlink.set_up(&lo).await?;
         }
+        prepare_lan(&lan, &config)?;
         Routes::inside(&lan)?.make_unreachable(&config.unreachable).await?;
         let nodes = Mutex::new(read_nodes(&config)?);
         Ok(Self { config, lan, netlink, nodes })
@@ -80,9 +100,14 @@ impl LocalSegment {
         &self.lan
     }
 
-    /// The segment's own address: the first of the range.
+    /// The segment's own primary address: the first of the first range.
     pub fn ip(&self) -> IpAddr {
-        Pool::new(self.config.node_cidr).gateway().addr()
+        Pool::new(primary(&self.config)).gateway().addr()
+    }
+
+    /// The segment's own addresses, one a family: the first of each range.
+    pub fn ips(&self) -> Vec<IpAddr> {
+        self.config.node_cidrs.iter().map(|range| Pool::new(*range).gateway().addr()).collect()
     }
 
     /// Adds a node, or adopts it. A name keeps its address for the life of the state directory.
@@ -102,8 +127,37 @@ impl LocalSegment {
             }
         };
         let netns = ensure_netns(&node_netns(&self.config.cluster, name))?;
-        self.connect(name, &netns, ip).await?;
-        Ok(LocalNode { netns, ip })
+        let ips = addresses(&self.config.node_cidrs, ip);
+        self.connect(name, &netns, &ips).await?;
+        Ok(LocalNode { netns, ip, ips: ips.iter().map(IpNet::addr).collect() })
+    }
+
+    /// Takes a node's link to the segment down, as if its cable were pulled: the node itself goes on.
+    pub async fn cut(&self, name: &str) -> Result<()> {
+        let port = self.port(name).await?;
+        self.netlink.set_down(&port).await
+    }
+
+    /// Takes a node's link up again.
+    pub async fn heal(&self, name: &str) -> Result<()> {
+        let nodes = self.nodes.lock().await;
+        let port = self.port(name).await?;
+        self.netlink.set_up(&port).await?;
+        match nodes.get(name) {
+            // Going down took the port's addresses and routes with it.
+            Some(ip) => self.route_to(&port, &addresses(&self.config.node_cidrs, *ip)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a node's link is down.
+    pub async fn is_cut(&self, name: &str) -> Result<bool> {
+        Ok(!self.port(name).await?.up)
+    }
+
+    async fn port(&self, name: &str) -> Result<Link> {
+        let found = self.netlink.link(&port_name(name)).await?;
+        found.ok_or_else(|| kernel(format!("looking for the link of node {name}"), "it has none; is the node running?"))
     }
 
     /// Removes a node's namespace; its address stays reserved for the name.
@@ -134,12 +188,13 @@ impl LocalSegment {
         remove_netns(&lan).await
     }
 
-    async fn connect(&self, name: &str, netns: &NetNs, ip: IpAddr) -> Result<()> {
+    async fn connect(&self, name: &str, netns: &NetNs, ips: &[IpNet]) -> Result<()> {
         let port = port_name(name);
         let inside = Netlink::inside(netns)?;
         let bridge = self.netlink.ensure_bridge(BRIDGE, MTU, None).await?;
+        let controller = (self.config.layout == Layout::Shared).then_some(bridge.index);
         let whole = match (self.netlink.link(&port).await?, inside.link(NODE_LINK).await?) {
-            (Some(near), Some(_)) => near.controller == Some(bridge.index) && near.up,
+            (Some(near), Some(_)) => near.controller == controller && near.up,
             _ => false,
         };
         if !whole {
@@ -147,22 +202,51 @@ impl LocalSegment {
             inside.delete_link(NODE_LINK).await?;
             let near = VethEnd { name: &port, netns: None };
             let far = VethEnd { name: NODE_LINK, netns: Some(netns) };
-            self.netlink.add_veth(near, far, MTU, bridge.index).await?;
+            self.netlink.add_veth(near, far, MTU, controller).await?;
         }
         let gone = |link: &str| kernel(format!("connecting node {name}"), format!("{link} is gone again"));
         let lo = inside.link("lo").await?.ok_or_else(|| gone("lo"))?;
         inside.set_up(&lo).await?;
         let link = inside.link(NODE_LINK).await?.ok_or_else(|| gone(NODE_LINK))?;
         inside.set_up(&link).await?;
-        let address = IpNet::new(ip, self.config.node_cidr.prefix_len()).unwrap_or(IpNet::from(ip));
-        inside.ensure_address(&link, address).await?;
+        for ip in ips {
+            let alone = self.config.layout == Layout::Separate;
+            inside.ensure_address(&link, if alone { IpNet::from(ip.addr()) } else { *ip }).await?;
+        }
+        if self.config.layout == Layout::Separate {
+            for range in &self.config.node_cidrs {
+                let router = Pool::new(*range).gateway().addr();
+                let on_link = Route { link: Some(link.index), ..Route::new(IpNet::from(router), STATIC) };
+                inside.put_route(&on_link).await?;
+                inside
+                    .put_route(&Route { gateway: Some(router), link: Some(link.index), ..Route::new(*range, STATIC) })
+                    .await?;
+            }
+        }
+        let port = self.port(name).await?;
+        self.route_to(&port, ips).await?;
         Routes::inside(netns)?.make_unreachable(&self.config.unreachable).await
     }
 
+    /// The router's side of a node's own link: nothing to do where there is a bridge.
+    async fn route_to(&self, port: &Link, ips: &[IpNet]) -> Result<()> {
+        if self.config.layout == Layout::Shared {
+            return Ok(());
+        }
+        for router in self.ips() {
+            self.netlink.ensure_address(port, IpNet::from(router)).await?;
+        }
+        for ip in ips {
+            let route = Route { link: Some(port.index), ..Route::new(IpNet::from(ip.addr()), STATIC) };
+            self.netlink.put_route(&route).await?;
+        }
+        Ok(())
+    }
+
     fn free_address(&self, nodes: &BTreeMap<String, IpAddr>) -> Result<IpAddr> {
-        let mut pool = Pool::new(self.config.node_cidr);
+        let mut pool = Pool::new(primary(&self.config));
         std::iter::from_fn(|| pool.take()).skip(FIRST_NODE - 2).find(|ip| !nodes.values().any(|n| n == ip)).ok_or_else(
-            || crate::NetworkError::NoFreeAddress { cidr: self.config.node_cidr.to_string(), used: nodes.len() },
+            || crate::NetworkError::NoFreeAddress { cidr: primary(&self.config).to_string(), used: nodes.len() },
         )
     }
 }
@@ -192,8 +276,33 @@ fn read_nodes(config: &LocalConfig) -> Result<BTreeMap<String, IpAddr>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
         Err(e) => return Err(state(&path, e)),
     };
-    nodes.retain(|_, ip| config.node_cidr.contains(&*ip));
+    nodes.retain(|_, ip| primary(config).contains(&*ip));
     Ok(nodes)
+}
+
+/// The range of the nodes' primary addresses.
+fn primary(config: &LocalConfig) -> IpNet {
+    config.node_cidrs.first().copied().unwrap_or_else(|| IpNet::from(IpAddr::from([0, 0, 0, 0])))
+}
+
+/// A node's addresses: at the same place in every range as the primary in the first. Pure.
+fn addresses(ranges: &[IpNet], primary: IpAddr) -> Vec<IpNet> {
+    let place = ranges.first().and_then(|range| Pool::new(*range).place_of(primary));
+    let at = |range: &IpNet| IpNet::new(Pool::new(*range).at(place?), range.prefix_len()).ok();
+    ranges.iter().filter_map(at).collect()
+}
+
+/// Switches forwarding on where the LAN is a router, and off where an earlier run left it on.
+fn prepare_lan(lan: &NetNs, config: &LocalConfig) -> Result<()> {
+    let forward = if config.layout == Layout::Separate { "1" } else { "0" };
+    let set = || -> std::io::Result<()> {
+        write_sysctl("net/ipv4/ip_forward", forward)?;
+        if config.node_cidrs.iter().any(|range| range.addr().is_ipv6()) {
+            write_sysctl("net/ipv6/conf/all/forwarding", forward)?;
+        }
+        Ok(())
+    };
+    lan.run(set).and_then(|r| r).map_err(|e| kernel("setting up the segment's forwarding", e))
 }
 
 fn check_name(name: &str, what: &str) -> Result<()> {
@@ -235,4 +344,16 @@ async fn remove_netns(name: &str) -> Result<()> {
         }
     }
     NetNs::delete(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_has_the_same_place_in_every_range() {
+        let ranges = ["10.90.0.0/24".parse().unwrap(), "fd90::/64".parse().unwrap()];
+        let all = addresses(&ranges, "10.90.0.11".parse().unwrap());
+        assert_eq!(all.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.90.0.11/24", "fd90::b/64"]);
+    }
 }

@@ -1,6 +1,10 @@
 //! A few verbs on links, addresses and routes over one rtnetlink socket. The socket belongs to the namespace in which
 //! it was opened; requests may come from anywhere.
 
+mod vxlan;
+
+pub(crate) use vxlan::{Mac, Vxlan};
+
 use crate::{NetNs, Result, netns::kernel};
 use futures::{StreamExt, TryStreamExt};
 use ipnet::IpNet;
@@ -10,7 +14,7 @@ use rtnetlink::{
     packet_route::{
         AddressFamily,
         address::{AddressAttribute, AddressFlags},
-        link::{InfoData, InfoVeth, LinkAttribute, LinkMessage},
+        link::{InfoData, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
     },
 };
@@ -24,6 +28,9 @@ pub(crate) struct Link {
     pub name: String,
     pub controller: Option<u32>,
     pub up: bool,
+    pub mtu: u32,
+    /// What kind of tunnel it is, if it is one.
+    pub vxlan: Option<Vxlan>,
 }
 
 /// One end of a new veth pair: its name and the namespace it is born in (`None`: the socket's).
@@ -72,9 +79,10 @@ impl Netlink {
         all.map_err(|e| failed("listing links", e))
     }
 
-    /// Makes a bridge, or finds it.
-    pub async fn ensure_bridge(&self, name: &str, mtu: u32, mac: Option<[u8; 6]>) -> Result<Link> {
+    /// Makes a bridge, or finds it and gives it the size wanted.
+    pub async fn ensure_bridge(&self, name: &str, mtu: u32, mac: Option<Mac>) -> Result<Link> {
         if let Some(link) = self.link(name).await? {
+            self.set_mtu(&link, mtu).await?;
             return Ok(link);
         }
         let mut message = LinkBridge::new(name).mtu(mtu);
@@ -87,8 +95,8 @@ impl Netlink {
         self.must_link(name).await
     }
 
-    /// Makes a veth pair, the near end up and a port of `controller`. The kernel lets no far end be born up.
-    pub async fn add_veth(&self, near: VethEnd<'_>, far: VethEnd<'_>, mtu: u32, controller: u32) -> Result<()> {
+    /// Makes a veth pair, the near end up and a port of `controller`, if any. The kernel lets no far end be born up.
+    pub async fn add_veth(&self, near: VethEnd<'_>, far: VethEnd<'_>, mtu: u32, controller: Option<u32>) -> Result<()> {
         let mut peer = LinkMessageBuilder::<LinkUnspec>::new().name(far.name).mtu(mtu);
         if let Some(netns) = far.netns {
             peer = peer.setns_by_fd(netns.raw_fd());
@@ -96,8 +104,10 @@ impl Netlink {
         let mut message = LinkVeth::new(near.name, far.name)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
             .mtu(mtu)
-            .controller(controller)
             .up();
+        if let Some(controller) = controller {
+            message = message.controller(controller);
+        }
         if let Some(netns) = near.netns {
             message = message.setns_by_fd(netns.raw_fd());
         }
@@ -121,6 +131,20 @@ impl Netlink {
         done.map_err(|e| failed(format!("bringing {} up", link.name), e))
     }
 
+    pub async fn set_down(&self, link: &Link) -> Result<()> {
+        let done = self.handle.link().set(LinkUnspec::new_with_index(link.index).down().build()).execute().await;
+        done.map_err(|e| failed(format!("taking {} down", link.name), e))
+    }
+
+    /// The largest packet of a link; nothing is cut when it has the size already.
+    pub async fn set_mtu(&self, link: &Link, mtu: u32) -> Result<()> {
+        if link.mtu == mtu {
+            return Ok(());
+        }
+        let done = self.handle.link().set(LinkUnspec::new_with_index(link.index).mtu(mtu).build()).execute().await;
+        done.map_err(|e| failed(format!("giving {} an MTU of {mtu}", link.name), e))
+    }
+
     /// Removes a link by name; succeeds when there is none.
     pub async fn delete_link(&self, name: &str) -> Result<()> {
         let message = LinkMessageBuilder::<LinkUnspec>::new().name(name).build();
@@ -138,6 +162,27 @@ impl Netlink {
         }
         let done = request.execute().await;
         done.map_err(|e| failed(format!("giving {} the address {address}", link.name), e))
+    }
+
+    /// Removes an address; succeeds when it is not there.
+    pub async fn delete_address(&self, link: &Link, address: IpNet) -> Result<()> {
+        let mut message = self.handle.address().add(link.index, address.addr(), address.prefix_len());
+        match self.handle.address().del(message.message_mut().clone()).execute().await {
+            Err(e) if errno(&e) != Some(Errno::EADDRNOTAVAIL) => {
+                Err(failed(format!("taking the address {address} from {}", link.name), e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The link that holds an address.
+    pub async fn link_with(&self, ip: IpAddr) -> Result<Option<Link>> {
+        for link in self.links().await? {
+            if self.addresses(&link).await?.contains(&ip) {
+                return Ok(Some(link));
+            }
+        }
+        Ok(None)
     }
 
     pub async fn addresses(&self, link: &Link) -> Result<Vec<IpAddr>> {
@@ -311,13 +356,27 @@ fn read_link(message: LinkMessage) -> Link {
         name: String::new(),
         controller: None,
         up: message.header.flags.contains(rtnetlink::packet_route::link::LinkFlags::Up),
+        mtu: 0,
+        vxlan: None,
     };
+    let mut mac = None;
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Controller(index) => link.controller = Some(index),
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Address(address) => mac = Mac::try_from(address).ok(),
+            LinkAttribute::LinkInfo(infos) => {
+                let data = infos.into_iter().find_map(|i| if let LinkInfo::Data(data) = i { Some(data) } else { None });
+                if let Some(InfoData::Vxlan(data)) = data {
+                    link.vxlan = Vxlan::read(&data);
+                }
+            }
             _ => {}
         }
+    }
+    if let (Some(vxlan), Some(mac)) = (&mut link.vxlan, mac) {
+        vxlan.mac = mac;
     }
     link
 }

@@ -1,9 +1,17 @@
-//! Keeps a namespace's routes to the pods of all nodes: watch (Nodes) → model (pod range and address of each) → apply.
+//! Keeps a namespace's way to the pods of all nodes: watch (Nodes) → model (pod ranges and address of each) → apply.
 //!
-//! For nodes that are neighbours on one segment. Routes stay when the API is gone, and nothing is removed before the
-//! first complete list of nodes is known.
+//! Nodes that are neighbours on one segment get routes by one another's addresses, others tunnels ([`crate::vxlan`]);
+//! what the other mode has left is removed. All stays when the API is gone, and nothing is removed before the first
+//! complete list of nodes is known.
 
-use crate::{NetNs, routes::Routes};
+use crate::{
+    NetNs, Result,
+    masquerade::{Masquerade, Ranges},
+    netlink::Netlink,
+    routes::Routes,
+    vxlan::{self, Tunnels},
+};
+use causeway_api::config::{ClusterConfig, PodNetworkMode};
 use futures::StreamExt;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
@@ -17,16 +25,59 @@ pub struct NodeRoutesConfig {
     /// The node whose routes these are; its own range is on its bridge. `None` where all nodes are others, as in the
     /// LAN namespace of a local cluster.
     pub node_name: Option<String>,
+    /// The node's addresses, the primary first: its tunnels end there.
+    pub node_ips: Vec<IpAddr>,
     /// The namespace; `None` for the caller's.
     pub netns: Option<NetNs>,
+    /// Ranges of the cluster; routes or tunnels.
+    pub cluster: ClusterConfig,
+}
+
+/// The namespace's routes and tunnels.
+#[derive(Debug)]
+pub struct NodeRoutes {
+    config: NodeRoutesConfig,
+    routes: Routes,
+    tunnels: Tunnels,
+    masquerade: Masquerade,
+}
+
+impl NodeRoutes {
+    /// Opens the namespace. Must be called on a tokio runtime.
+    pub fn open(config: NodeRoutesConfig) -> Result<Self> {
+        let netlink = || config.netns.as_ref().map_or_else(Netlink::here, Netlink::inside);
+        let (routes, tunnels) = (Routes::on(netlink()?), Tunnels::new(netlink()?));
+        let masquerade = Masquerade::open(config.netns.as_ref())?;
+        Ok(Self { routes, tunnels, masquerade, config })
+    }
+
+    /// Brings the namespace to what these nodes, all there are, ask for; returns how much was changed.
+    pub async fn sync<'a>(&self, nodes: impl IntoIterator<Item = &'a Node>) -> Result<usize> {
+        let nodes: Vec<&Node> = nodes.into_iter().collect();
+        let (own, mode) = (self.config.node_name.as_deref(), &self.config.cluster.pod_network);
+        let this = nodes.iter().find(|n| own.is_some() && n.metadata.name.as_deref() == own);
+        let mut translated = Ranges::default();
+        if let Some(node) = this.filter(|_| mode.masquerades()) {
+            translated = Ranges { own: ranges(node), cluster: self.config.cluster.pod_cidrs.clone() };
+        }
+        let translated = self.masquerade.sync(translated).await?;
+        if mode.mode == PodNetworkMode::Routed {
+            let changed = self.routes.sync(&model(nodes, own)).await?;
+            self.tunnels.remove().await?;
+            return Ok(changed + translated);
+        }
+        let changed = match (own, self.config.node_ips.first()) {
+            (Some(own), Some(local)) => self.tunnels.sync(mode, *local, &vxlan::model(nodes, own, *local)).await?,
+            // What lies between the nodes knows no pods.
+            _ => self.routes.sync(&[]).await?,
+        };
+        Ok(changed + translated)
+    }
 }
 
 /// Runs until shutdown.
 pub async fn run(client: kube::Client, config: NodeRoutesConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let routes = match &config.netns {
-        Some(netns) => Routes::inside(netns)?,
-        None => Routes::here()?,
-    };
+    let routes = NodeRoutes::open(config)?;
     let (nodes, writer) = reflector::store::<Node>();
     let stream = watcher(kube::Api::<Node>::all(client), watcher::Config::default())
         .backoff(causeway_api::backoff::watch())
@@ -53,10 +104,10 @@ pub async fn run(client: kube::Client, config: NodeRoutesConfig, shutdown: Cance
         if !complete {
             continue;
         }
-        let wanted = model(nodes.state().iter().map(AsRef::as_ref), config.node_name.as_deref());
-        match routes.sync(&wanted).await {
+        let all = nodes.state();
+        match routes.sync(all.iter().map(AsRef::as_ref)).await {
             Ok(0) => {}
-            Ok(changed) => tracing::info!(changed, nodes = wanted.len(), "routes to nodes' pods"),
+            Ok(changed) => tracing::info!(changed, nodes = all.len(), "routes to nodes' pods"),
             Err(error) => {
                 tracing::error!(%error, "routes to nodes' pods; trying again");
                 again.reset_after(Duration::from_secs(1));
@@ -69,21 +120,33 @@ pub async fn run(client: kube::Client, config: NodeRoutesConfig, shutdown: Cance
 pub fn model<'a>(nodes: impl IntoIterator<Item = &'a Node>, own: Option<&str>) -> Vec<(IpNet, IpAddr)> {
     let mut wanted = Vec::new();
     for node in nodes.into_iter().filter(|n| n.metadata.name.as_deref() != own || own.is_none()) {
-        let spec = node.spec.as_ref();
-        let ranges = spec.and_then(|s| s.pod_cidrs.as_ref()).into_iter().flatten();
-        let ranges = ranges.chain(spec.and_then(|s| s.pod_cidr.as_ref()));
-        let addresses = node.status.as_ref().and_then(|s| s.addresses.as_ref()).into_iter().flatten();
-        let addresses: Vec<IpAddr> =
-            addresses.filter(|a| a.type_ == "InternalIP").filter_map(|a| a.address.parse().ok()).collect();
-        for range in ranges.filter_map(|r| r.parse::<IpNet>().ok()) {
+        let addresses = addresses(node);
+        for range in ranges(node) {
             let via = addresses.iter().find(|ip| ip.is_ipv4() == range.addr().is_ipv4());
-            wanted.extend(via.map(|via| (range.trunc(), *via)));
+            wanted.extend(via.map(|via| (range, *via)));
         }
     }
     wanted.sort();
     // Two nodes must not claim one range; while they do, the first keeps it and the table does not flap.
     wanted.dedup_by_key(|(range, _)| *range);
     wanted
+}
+
+/// The pod ranges of a node.
+pub(crate) fn ranges(node: &Node) -> Vec<IpNet> {
+    let spec = node.spec.as_ref();
+    let ranges = spec.and_then(|s| s.pod_cidrs.as_ref()).into_iter().flatten();
+    let ranges = ranges.chain(spec.and_then(|s| s.pod_cidr.as_ref()));
+    let mut ranges: Vec<IpNet> = ranges.filter_map(|r| r.parse::<IpNet>().ok()).map(|r| r.trunc()).collect();
+    ranges.sort();
+    ranges.dedup();
+    ranges
+}
+
+/// The internal addresses of a node, the primary first.
+pub(crate) fn addresses(node: &Node) -> Vec<IpAddr> {
+    let addresses = node.status.as_ref().and_then(|s| s.addresses.as_ref()).into_iter().flatten();
+    addresses.filter(|a| a.type_ == "InternalIP").filter_map(|a| a.address.parse().ok()).collect()
 }
 
 #[cfg(test)]

@@ -65,6 +65,16 @@ impl Pool {
         }
     }
 
+    /// How far into the range an address is.
+    pub fn place_of(&self, ip: IpAddr) -> Option<u128> {
+        self.cidr.contains(&ip).then(|| number(ip) - number(self.cidr.network()))
+    }
+
+    /// The address so far into the range.
+    pub fn at(&self, place: u128) -> IpAddr {
+        self.address(place)
+    }
+
     fn offset(&self, ip: IpAddr) -> Option<u128> {
         if !self.cidr.contains(&ip) {
             return None;

@@ -32,6 +32,10 @@ impl Routes {
         Ok(Self { netlink: Netlink::here()? })
     }
 
+    pub(crate) fn on(netlink: Netlink) -> Self {
+        Self { netlink }
+    }
+
     /// Of another namespace. Must be called on a tokio runtime.
     pub fn inside(netns: &NetNs) -> Result<Self> {
         Ok(Self { netlink: Netlink::inside(netns)? })
@@ -44,7 +48,7 @@ impl Routes {
         for (net, via) in wanted {
             routes.insert(Route { gateway: Some(*via), ..Route::new(*net, NODE_ROUTES) });
         }
-        self.sync_protocol(NODE_ROUTES, routes).await
+        sync_protocol(&self.netlink, NODE_ROUTES, routes).await
     }
 
     /// Ties the service ranges to the node: a process on the node may connect to a service address, and gets the
@@ -76,7 +80,7 @@ impl Routes {
                 ..Route::new(*range, SERVICE_ROUTES)
             });
         }
-        self.sync_protocol(SERVICE_ROUTES, wanted).await
+        sync_protocol(&self.netlink, SERVICE_ROUTES, wanted).await
     }
 
     /// The link that has an address.
@@ -97,22 +101,23 @@ impl Routes {
         }
         Ok(())
     }
+}
 
-    async fn sync_protocol(&self, protocol: u8, wanted: BTreeSet<Route>) -> Result<usize> {
-        let present: Vec<Route> = self.netlink.routes_of(protocol).await?;
-        let (add, remove) = difference(&present, &wanted);
-        // Before adding: a destination may move to another gateway, and the kernel replaces by destination. What is
-        // replaced must not be deleted after.
-        for route in &remove {
-            if !add.iter().any(|a| a.destination == route.destination && a.metric == route.metric) {
-                self.netlink.delete_route(route).await?;
-            }
+/// Makes the routes with one protocol number exactly these; returns how many were changed.
+pub(crate) async fn sync_protocol(netlink: &Netlink, protocol: u8, wanted: BTreeSet<Route>) -> Result<usize> {
+    let present: Vec<Route> = netlink.routes_of(protocol).await?;
+    let (add, remove) = difference(&present, &wanted);
+    // Before adding: a destination may move to another gateway, and the kernel replaces by destination. What is
+    // replaced must not be deleted after.
+    for route in &remove {
+        if !add.iter().any(|a| a.destination == route.destination && a.metric == route.metric) {
+            netlink.delete_route(route).await?;
         }
-        for route in &add {
-            self.netlink.put_route(route).await?;
-        }
-        Ok(add.len() + remove.len())
     }
+    for route in &add {
+        netlink.put_route(route).await?;
+    }
+    Ok(add.len() + remove.len())
 }
 
 /// What to add and what to remove. Links of routes by gateway, and metrics, are the kernel's choice unless wanted.

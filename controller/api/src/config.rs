@@ -1,6 +1,7 @@
 //! The cluster's ranges, ports and names, with their documented defaults.
 
 use crate::dns::DnsSettings;
+pub use crate::pod_network::{PodNetworkConfig, PodNetworkMode, ipv6_defaults};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr};
@@ -30,6 +31,11 @@ pub struct ClusterConfig {
     pub iptables_flavour: IptablesFlavour,
     /// What cluster DNS answers and whom it asks.
     pub dns: DnsSettings,
+    /// How pods of different nodes reach each other.
+    pub pod_network: PodNetworkConfig,
+    /// A node that is not heard of for so long is marked `Unknown`. Default 40, as in Kubernetes; less than a few
+    /// renewals of a node's lease (10 s) marks healthy nodes.
+    pub node_monitor_grace_period_seconds: u32,
 }
 
 /// How kube-proxy programs the kernel.
@@ -132,6 +138,8 @@ impl Default for ClusterConfig {
             proxy_mode: ProxyMode::default(),
             iptables_flavour: IptablesFlavour::default(),
             dns: DnsSettings::default(),
+            pod_network: PodNetworkConfig::default(),
+            node_monitor_grace_period_seconds: 40,
         }
     }
 }
@@ -164,7 +172,26 @@ impl ClusterConfig {
         if self.domain.len() > 200 || !self.domain.split('.').all(label) {
             return Err(format!("domain: {:?} is no DNS domain in lower case", self.domain));
         }
+        self.pod_network.check()?;
+        if self.node_monitor_grace_period_seconds == 0 {
+            return Err("nodeMonitorGracePeriodSeconds: give at least 1".to_owned());
+        }
         Ok(())
+    }
+
+    /// Adds the default IPv6 ranges where pods or services have none: a dual-stack cluster.
+    pub fn make_dual_stack(&mut self) {
+        let ranges = [(&mut self.pod_cidrs, ipv6_defaults::PODS), (&mut self.service_cidrs, ipv6_defaults::SERVICES)];
+        for (ranges, default) in ranges {
+            if !ranges.iter().any(|r| r.addr().is_ipv6()) {
+                ranges.push(default);
+            }
+        }
+    }
+
+    /// Whether pods have addresses of IPv6, be it as the only family or the second.
+    pub fn has_ipv6(&self) -> bool {
+        self.pod_cidrs.iter().any(|r| r.addr().is_ipv6())
     }
 
     /// The node port range.

@@ -11,6 +11,7 @@ pub mod endpoints;
 pub mod events;
 pub mod identity;
 pub mod pod;
+pub mod pod_network;
 pub mod quantity;
 pub mod selector;
 pub mod version;

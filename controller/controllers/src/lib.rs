@@ -62,7 +62,8 @@ pub struct ControllersConfig {
 impl ControllersConfig {
     /// Defaults for all but what has none.
     pub fn new(cluster: ClusterConfig, ca_pem: String, volume_directory: PathBuf) -> Self {
-        Self { cluster, ca_pem, volume_directory, node_grace: Duration::from_secs(40), finished_pods: 12_500 }
+        let node_grace = Duration::from_secs(cluster.node_monitor_grace_period_seconds.into());
+        Self { cluster, ca_pem, volume_directory, node_grace, finished_pods: 12_500 }
     }
 }
 

@@ -27,7 +27,7 @@ use tokio::time::Instant;
 
 /// Where nodes' leases are.
 const LEASES: &str = "kube-node-lease";
-/// How often a node is looked at when nothing changes.
+/// How often a node is looked at when nothing changes, at the least.
 const PERIOD: Duration = Duration::from_secs(5);
 
 /// The controller of nodes.
@@ -64,6 +64,11 @@ impl Nodes {
         Arc::new(Self { context, events, ranges, heard: Mutex::default() })
     }
 
+    /// How often a node is looked at: often enough to keep to the grace period.
+    fn period(&self) -> Duration {
+        PERIOD.min(self.context.config.node_grace / 4)
+    }
+
     /// One level-triggered step for one node.
     pub async fn reconcile(self: Arc<Self>, key: Key) -> Result<Option<Duration>> {
         let caches = &self.context.caches;
@@ -77,7 +82,7 @@ impl Nodes {
         }
         if let Some(ranges) = self.allocate(&node)? {
             // The change comes back through the watch.
-            return self.write_ranges(&node, ranges).await.map(|()| Some(PERIOD));
+            return self.write_ranges(&node, ranges).await.map(|()| Some(self.period()));
         }
         let silent = self.silence(&node);
         let now = Timestamp::now();
@@ -88,7 +93,7 @@ impl Nodes {
             let written =
                 self.context.cluster::<Node>().replace_status(&key.name, &PostParams::default(), &wanted).await;
             ignore_not_found(written.doing(|| format!("mark node {key} unknown")))?;
-            return Ok(Some(PERIOD));
+            return Ok(Some(self.period()));
         }
         let taints = health::taints(&node, &caches.nodes.all(), now);
         if let Some(taints) = taints {
@@ -103,7 +108,7 @@ impl Nodes {
         if health::ready(&node) == Some("Unknown") {
             self.mark_pods(&key.name, now).await?;
         }
-        Ok(Some(PERIOD))
+        Ok(Some(self.period()))
     }
 
     /// How long ago the node was last heard of, by our own clock: nodes' clocks may differ.

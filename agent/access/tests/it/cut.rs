@@ -58,7 +58,8 @@ async fn a_silent_cut_is_noticed_and_a_healed_link_used() {
     let dir = tempfile::tempdir().unwrap();
     let segment = LocalSegment::create(LocalConfig {
         cluster: cluster.0.clone(),
-        node_cidr: "10.90.0.0/24".parse().unwrap(),
+        node_cidrs: vec!["10.90.0.0/24".parse().unwrap()],
+        layout: causeway_network::local::Layout::Shared,
         unreachable: Vec::new(),
         state_dir: dir.path().join("segment"),
     })

@@ -108,7 +108,8 @@ impl House {
         let cluster = ClusterConfig { name: name.clone(), ..ClusterConfig::default() };
         let segment = LocalSegment::create(LocalConfig {
             cluster: name.clone(),
-            node_cidr: "10.90.0.0/24".parse().unwrap(),
+            node_cidrs: vec!["10.90.0.0/24".parse().unwrap()],
+            layout: causeway_network::local::Layout::Shared,
             unreachable: cluster.pod_cidrs.iter().chain(&cluster.service_cidrs).copied().collect(),
             state_dir: dir.path().join("segment"),
         })

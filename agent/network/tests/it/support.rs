@@ -2,8 +2,9 @@
 
 use causeway_network::{
     BridgeConfig, BridgeNetwork, NetNs, PodRef,
-    local::{LocalConfig, LocalNode, LocalSegment},
+    local::{Layout, LocalConfig, LocalNode, LocalSegment},
 };
+use k8s_openapi::api::core::v1::Node;
 use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener},
@@ -29,23 +30,38 @@ impl Cluster {
     }
 
     pub async fn segment(&self) -> LocalSegment {
+        self.segment_of(Layout::Shared).await
+    }
+
+    /// Of both families.
+    pub async fn segment_of(&self, layout: Layout) -> LocalSegment {
+        self.segment_on(layout, &["10.90.0.0/24", "fd12:90::/64"]).await
+    }
+
+    pub async fn segment_on(&self, layout: Layout, node_cidrs: &[&str]) -> LocalSegment {
+        let ranges = |all: &[&str]| all.iter().map(|r| r.parse().unwrap()).collect();
         let config = LocalConfig {
             cluster: self.name.clone(),
-            node_cidr: "10.90.0.0/24".parse().unwrap(),
-            unreachable: vec!["10.244.0.0/16".parse().unwrap(), "10.96.0.0/12".parse().unwrap()],
+            node_cidrs: ranges(node_cidrs),
+            layout,
+            unreachable: ranges(&["10.244.0.0/16", "10.96.0.0/12", "fd12:244::/56"]),
             state_dir: self.dir.path().join("segment"),
         };
         LocalSegment::create(config).await.unwrap()
     }
 
     pub async fn pods(&self, node: &LocalNode, name: &str, cidr: &str) -> BridgeNetwork {
+        self.pods_of_size(node, name, cidr, 1500).await
+    }
+
+    pub async fn pods_of_size(&self, node: &LocalNode, name: &str, cidr: &str, mtu: u32) -> BridgeNetwork {
         let config = BridgeConfig::new(
             name,
             cidr.split(',').map(|c| c.parse().unwrap()).collect(),
             self.dir.path().join(name),
             &format!("cw-{}-{name}", self.name),
         );
-        BridgeNetwork::open_in(config, &node.netns).await.unwrap()
+        BridgeNetwork::open_in(BridgeConfig { mtu, ..config }, &node.netns).await.unwrap()
     }
 
     /// Namespaces, also half-made ones, that bear the cluster's name.
@@ -68,6 +84,27 @@ impl Drop for Cluster {
 
 pub fn pod(uid: &str) -> PodRef {
     PodRef { uid: uid.into(), namespace: "default".into(), name: uid.into() }
+}
+
+/// The Node object of a local node with these pod ranges.
+pub fn object(name: &str, node: &LocalNode, cidrs: &str) -> Node {
+    let ranges: Vec<&str> = cidrs.split(',').collect();
+    let addresses: Vec<_> =
+        node.ips.iter().map(|ip| serde_json::json!({"type": "InternalIP", "address": ip.to_string()})).collect();
+    serde_json::from_value(serde_json::json!({
+        "metadata": {"name": name}, "spec": {"podCIDR": ranges[0], "podCIDRs": ranges},
+        "status": {"addresses": addresses},
+    }))
+    .unwrap()
+}
+
+/// Runs a command in a namespace; its output, also that of a failure.
+pub fn inside(netns: &NetNs, command: &str) -> Result<String, String> {
+    let words: Vec<&str> = command.split_whitespace().collect();
+    let output = std::process::Command::new("ip").args(["netns", "exec", netns.name()]).args(words).output().unwrap();
+    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+    let all = format!("{}{}", text(&output.stdout), text(&output.stderr));
+    if output.status.success() { Ok(all) } else { Err(all) }
 }
 
 /// Serves one connection after another: sends back the peer's address and what came.
