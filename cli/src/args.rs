@@ -1,5 +1,6 @@
 //! The command line: what users type, and which module answers.
 
+use crate::bench::{self, BenchArgs};
 use crate::{data, image, instance, kubeconfig, paths::Paths, status, teardown, up};
 use anyhow::{Result, bail};
 use causeway_api::config::ProxyMode;
@@ -38,6 +39,8 @@ enum Command {
     /// Load and list container images.
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Put load on an HTTP server and measure how long it takes to answer.
+    Bench(Box<BenchArgs>),
 }
 
 /// `causeway up`.
@@ -130,6 +133,7 @@ pub fn run(args: Args) -> Result<()> {
         Command::Image(ImageCommand::Load { archives, cluster }) => image::load(&known(&cluster)?, &archives),
         Command::Image(ImageCommand::Ls(cluster)) => image::list(&known(&cluster)?),
         Command::Image(ImageCommand::Pack(pack)) => image::pack(&pack),
+        Command::Bench(bench) => bench::run(&bench),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The `causeway` program: reads the command line and hands over. No logic lives here.
 
 mod args;
+mod bench;
 mod clients;
 mod config;
 mod data;

@@ -15,6 +15,7 @@ pub fn tests() -> Vec<(&'static str, Test)> {
         ("ingress::the_oldest_wins", the_oldest_wins),
         ("ingress::changes_drop_nothing", changes_drop_nothing),
         ("ingress::nothing_behind_it_is_said", nothing_behind_it_is_said),
+        ("ingress::annotations_and_load", annotations_and_load),
     ]
 }
 
@@ -44,6 +45,56 @@ fn answering(c: &Cluster, ns: &str, word: &str) -> Result<()> {
     )
     .ok()?;
     c.kubectl(&format!("-n {ns} wait pod/{word} --for=condition=Ready --timeout=60s")).ok()?;
+    Ok(())
+}
+
+/// Annotations with a Secret of the cluster, and the load generator through the ingress.
+fn annotations_and_load(c: &Cluster, ns: &str) -> Result<()> {
+    web(c, ns, 2)?;
+    // The password is "hello".
+    let users = "--from-literal=auth=ann:{SHA}qvTGHdzF6KLavt4PO0gs2a6pQ00=";
+    c.kubectl(&format!("-n {ns} create secret generic users {users}")).ok()?;
+    let at = |kind: &str, path: &str| {
+        format!(
+            "{{rules: [{{host: load.localhost, http: {{paths: [{{path: {path}, pathType: {kind}, backend: {{service: {{name: web, port: {{number: 80}}}}}}}}]}}}}]}}"
+        )
+    };
+    let annotated = |name: &str, annotations: &str, spec: &str| {
+        ingress(ns, name, spec).replace("metadata: {", &format!("metadata: {{annotations: {{{annotations}}}, "))
+    };
+    let prefix = "nginx.ingress.kubernetes.io";
+    c.apply(&annotated("open", &format!("{prefix}/rewrite-target: /$1"), &at("ImplementationSpecific", "/open/(.*)")))?;
+    let auth = format!("{prefix}/auth-type: basic, {prefix}/auth-secret: users");
+    c.apply(&annotated("closed", &auth, &at("Prefix", "/closed")))?;
+    eventually("the rewritten path answers", || {
+        let said = c.curl("http://load.localhost/open/index.html", &[]).ok()?;
+        ensure!(said.starts_with("web-"), "{said}");
+        Ok(())
+    })?;
+    eventually("a password is asked for", || {
+        let code = ["-o", "/dev/null", "-w", "%{http_code}"];
+        let said = c.curl("http://load.localhost/closed", &code).ok()?;
+        ensure!(said == "401", "{said}");
+        // The pod has no such page: only who is let in hears of that.
+        let said = c.curl("http://load.localhost/closed", &[&code[..], &["-u", "ann:hello"]].concat()).ok()?;
+        ensure!(said == "404", "{said}");
+        Ok(())
+    })?;
+    let dir = tempfile::tempdir()?;
+    let (json, svg) = (dir.path().join("load.json"), dir.path().join("load.svg"));
+    let mut bench = Command::new(causeway_tests::cluster::program()?);
+    bench.args(["bench", &format!("http://load.localhost:{}/open/", c.http), "--rate", "100", "--duration", "2s"]);
+    bench.args(["--connections", "8"]).arg("--json").arg(&json).arg("--svg").arg(&svg);
+    let said = run(&mut bench)?.ok()?;
+    ensure!(said.contains("answered   200 ") && said.contains("p99"), "{said}");
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(json)?)?;
+    ensure!(report["answered"] == 200 && report["statuses"]["200"] == 200, "{report}");
+    ensure!(std::fs::read_to_string(svg)?.starts_with("<svg"));
+    // Nobody answers there: that is a failure with a reason.
+    let mut nobody = Command::new(causeway_tests::cluster::program()?);
+    nobody.args(["bench", "http://127.0.0.1:9/", "--duration", "1s"]);
+    let said = run(&mut nobody)?.fails()?;
+    ensure!(said.contains("connecting to http://127.0.0.1:9/"), "{said}");
     Ok(())
 }
 

@@ -47,7 +47,7 @@ fn crates() -> BTreeMap<String, Crate> {
 /// What a crate may depend on. A new crate needs a line here, and so a thought.
 fn allowed(name: &str) -> Option<&'static [&'static str]> {
     Some(match name {
-        "causeway-api" | "causeway-store" | "causeway-schema" | "causeway-nft" | "shop-api" => &[],
+        "causeway-api" | "causeway-store" | "causeway-schema" | "causeway-nft" | "causeway-load" | "shop-api" => &[],
         "causeway-registry" => &["causeway-api", "causeway-schema"],
         "causeway-apiserver" => &["causeway-api", "causeway-registry", "causeway-schema", "causeway-store"],
         "causeway-scheduler" | "causeway-controllers" | "causeway-proxy" | "causeway-dns" => &["causeway-api"],
