@@ -71,7 +71,8 @@ impl Lab {
         let dir = tempfile::tempdir().unwrap();
         let config = LocalConfig {
             cluster: name.clone(),
-            node_cidr: "10.90.0.0/24".parse().unwrap(),
+            node_cidrs: vec!["10.90.0.0/24".parse().unwrap()],
+            layout: causeway_network::local::Layout::Shared,
             unreachable: ["10.244.0.0/16", "10.96.0.0/12", "fd10:244::/48"].map(|r| r.parse().unwrap()).into(),
             state_dir: dir.path().join("segment"),
         };
