@@ -1,7 +1,8 @@
 //! The command line: what users type, and which module answers.
 
 use crate::bench::{self, BenchArgs};
-use crate::{data, image, instance, kubeconfig, paths::Paths, status, teardown, up};
+use crate::nodes::Fault;
+use crate::{control, data, image, instance, kubeconfig, paths::Paths, status, teardown, up};
 use anyhow::{Result, bail};
 use causeway_api::config::ProxyMode;
 use clap::{Parser, Subcommand};
@@ -36,6 +37,9 @@ enum Command {
     Status(Cluster),
     /// Print the administrator's kubeconfig.
     Kubeconfig(Cluster),
+    /// Look at the nodes of a cluster on this machine, and try faults.
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Load and list container images.
     #[command(subcommand)]
     Image(ImageCommand),
@@ -97,6 +101,31 @@ pub struct DownArgs {
     pub delete_data: bool,
 }
 
+/// `causeway node`.
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// List the nodes: whether they run, and what the cluster knows of them.
+    Ls(Cluster),
+    /// Take a node's link to the others down, as if its cable were pulled; its containers go on.
+    Cut(NodeArgs),
+    /// Take a node's link up again.
+    Heal(NodeArgs),
+    /// End a node at once, as a power cut would: its components and containers are gone, its disks stay.
+    Kill(NodeArgs),
+    /// Start a node that was killed.
+    Start(NodeArgs),
+}
+
+/// Which node is meant.
+#[derive(Debug, Clone, clap::Args)]
+pub struct NodeArgs {
+    /// Its name, for example node-2.
+    #[arg(value_name = "NODE")]
+    pub node: String,
+    #[command(flatten)]
+    pub cluster: Cluster,
+}
+
 /// `causeway image`.
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
@@ -130,11 +159,28 @@ pub fn run(args: Args) -> Result<()> {
         }
         Command::Status(cluster) => status::run(&known(&cluster)?),
         Command::Kubeconfig(cluster) => kubeconfig::print(&known(&cluster)?),
+        Command::Node(NodeCommand::Ls(cluster)) => status::nodes(&known(&cluster)?),
+        Command::Node(NodeCommand::Cut(node)) => fault(&node, Fault::Cut),
+        Command::Node(NodeCommand::Heal(node)) => fault(&node, Fault::Heal),
+        Command::Node(NodeCommand::Kill(node)) => fault(&node, Fault::Kill),
+        Command::Node(NodeCommand::Start(node)) => fault(&node, Fault::Start),
         Command::Image(ImageCommand::Load { archives, cluster }) => image::load(&known(&cluster)?, &archives),
         Command::Image(ImageCommand::Ls(cluster)) => image::list(&known(&cluster)?),
         Command::Image(ImageCommand::Pack(pack)) => image::pack(&pack),
         Command::Bench(bench) => bench::run(&bench),
     }
+}
+
+/// Has the running cluster do something to one of its nodes.
+fn fault(asked: &NodeArgs, fault: Fault) -> Result<()> {
+    require_root("doing something to a node")?;
+    let paths = known(&asked.cluster)?;
+    if instance::running(&paths)?.is_none() {
+        bail!("cluster {:?} is not running; start it with: causeway up --name {}", paths.name, paths.name);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    println!("{}", runtime.block_on(control::ask_fault(&paths, &asked.node, fault))?);
+    Ok(())
 }
 
 /// The paths of a cluster that is or was here: a running one knows its own data directory.

@@ -111,6 +111,13 @@ impl Node {
         Ok(Self { runtime, tasks })
     }
 
+    /// Ends everything in the middle of what it is doing. Nobody is told to stop, so nobody says good-bye.
+    pub async fn kill(self) {
+        let Self { runtime, tasks } = self;
+        drop(tasks);
+        drop(tokio::task::spawn_blocking(move || runtime.shutdown(Duration::from_millis(500))).await);
+    }
+
     /// Ends the components, then the runtime.
     pub async fn stop(self, grace: Duration) {
         self.tasks.stop(grace).await;

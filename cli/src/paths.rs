@@ -66,6 +66,11 @@ impl Paths {
         self.run.join("cluster.json")
     }
 
+    /// The socket on which a running cluster takes requests.
+    pub fn control(&self) -> PathBuf {
+        self.run.join("control.sock")
+    }
+
     /// The cgroup under which every container of the cluster lives.
     pub fn cgroup(&self) -> String {
         format!("/causeway/{}", self.name)

@@ -3,15 +3,20 @@
 
 use crate::instance::Record;
 use crate::node::{DNS_ADMIN_PORT, INGRESS_ADMIN_PORT, KUBELET_PORT, SERVICES_PORT};
+use crate::nodes::Power;
 use anyhow::{Result, bail};
 use causeway_network::NetNs;
 use causeway_network::local::lan_name;
 use http_body_util::Empty;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::Api;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 use tokio::net::TcpStream;
+
+/// The nodes' states as the running cluster tells them.
+pub type States = BTreeMap<String, Power>;
 
 /// How long a cluster may take to become ready before we say what is missing.
 const READY_PATIENCE: Duration = Duration::from_secs(120);
@@ -21,22 +26,36 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
 /// Waits until everything is ready; fails with what is not.
 pub async fn wait(client: &kube::Client, cluster: &str, record: &Record) -> Result<()> {
     let all = async {
-        while !missing(client, cluster, record).await.is_empty() {
+        while !missing(client, cluster, record, &States::new()).await.is_empty() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
     if tokio::time::timeout(READY_PATIENCE, all).await.is_err() {
-        let missing = missing(client, cluster, record).await.join("; ");
+        let missing = missing(client, cluster, record, &States::new()).await.join("; ");
         bail!("the cluster is not ready after {} s: {missing}", READY_PATIENCE.as_secs());
     }
     Ok(())
 }
 
+/// What a node that is not in order is called, and how it comes back.
+fn fault(node: &str, power: Power) -> Option<String> {
+    match power {
+        Power::Running => None,
+        Power::Cut => Some(format!("node {node} is cut off; connect it with: causeway node heal {node}")),
+        Power::Killed => Some(format!("node {node} is off; start it with: causeway node start {node}")),
+    }
+}
+
 /// What is not ready: nodes by their condition, components by their own health endpoints, the ingress by an answer.
-pub async fn missing(client: &kube::Client, cluster: &str, record: &Record) -> Vec<String> {
+/// Nodes that were cut off or killed on purpose are said to be that, and nothing more is asked of them.
+pub async fn missing(client: &kube::Client, cluster: &str, record: &Record, states: &States) -> Vec<String> {
     let mut missing = Vec::new();
     let nodes: Api<Node> = Api::all(client.clone());
     for name in &record.nodes {
+        if let Some(fault) = states.get(name).and_then(|power| fault(name, *power)) {
+            missing.push(fault);
+            continue;
+        }
         let node = match nodes.get_opt(name).await {
             Ok(node) => node.unwrap_or_default(),
             Err(error) => return vec![format!("the API does not answer: {error}")],
@@ -53,7 +72,8 @@ pub async fn missing(client: &kube::Client, cluster: &str, record: &Record) -> V
             missing.extend(components(cluster, name, ip, record.nodes.first() == Some(name)).await);
         }
     }
-    if answers(connect_here(record.http_port), "/").await.is_none_or(|code| code >= 500) {
+    let served = record.nodes.first().and_then(|n| states.get(n)).is_none_or(|power| *power == Power::Running);
+    if served && answers(connect_here(record.http_port), "/").await.is_none_or(|code| code >= 500) {
         missing.push(format!("the ingress does not answer at http://127.0.0.1:{}", record.http_port));
     }
     missing

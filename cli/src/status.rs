@@ -1,8 +1,9 @@
 //! `causeway status`: what runs, where it is reached, and what is wrong with it.
 
 use crate::paths::Paths;
+use crate::ready::States;
 use crate::tasks::RUNNING;
-use crate::{instance, kubeconfig, ready};
+use crate::{control, instance, kubeconfig, ready};
 use anyhow::{Result, bail};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use kube::api::{Api, ListParams};
@@ -31,15 +32,14 @@ pub fn run(paths: &Paths) -> Result<()> {
         println!("pods       {running} of {} running", pods.len());
         println!("services   {}", services.len());
         println!();
-        println!("{:<12} {:<10} {:<16} {:<18} PODS", "NODE", "STATUS", "ADDRESS", "POD CIDR");
-        for node in Api::<Node>::all(client.clone()).list(&ListParams::default()).await?.items {
-            print_node(&node, &pods);
-        }
+        // A cluster of an older program has no socket; then its nodes run.
+        let states = control::ask_states(paths).await.unwrap_or_default();
+        print_nodes(&Api::<Node>::all(client.clone()).list(&ListParams::default()).await?.items, &pods, &states);
         println!("\n{:<28} STATE", "COMPONENT");
         for (component, state) in &record.components {
             println!("{component:<28} {state}");
         }
-        let mut missing = ready::missing(&client, &paths.name, &record).await;
+        let mut missing = ready::missing(&client, &paths.name, &record, &states).await;
         let broken = record.components.iter().filter(|(_, state)| *state != RUNNING);
         missing.extend(broken.map(|(component, state)| format!("{component} {state}")));
         if missing.is_empty() {
@@ -50,14 +50,58 @@ pub fn run(paths: &Paths) -> Result<()> {
     })
 }
 
-fn print_node(node: &Node, pods: &[Pod]) {
+/// `causeway node ls`: the nodes alone; their states also while the API does not answer.
+pub fn nodes(paths: &Paths) -> Result<()> {
+    if instance::running(paths)?.is_none() {
+        bail!("cluster {:?} is not running; start it with: causeway up --name {}", paths.name, paths.name);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let states = control::ask_states(paths).await?;
+        let client = kubeconfig::client(paths).await?;
+        let pods = Api::<Pod>::all(client.clone()).list(&ListParams::default()).await?.items;
+        print_nodes(&Api::<Node>::all(client).list(&ListParams::default()).await?.items, &pods, &states);
+        Ok(())
+    })
+}
+
+/// A line for each node: what it is doing here, and what the cluster knows of it.
+fn print_nodes(nodes: &[Node], pods: &[Pod], states: &States) {
+    let rows = nodes.iter().map(|node| row(node, pods, states));
+    let head = ["NODE", "STATE", "STATUS", "ADDRESSES", "POD CIDRS", "PODS"].map(str::to_owned);
+    let rows: Vec<[String; 6]> = std::iter::once(head).chain(rows).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or_default();
+    let widths: [usize; 6] = std::array::from_fn(width);
+    for row in &rows {
+        let line: Vec<String> = row.iter().zip(widths).map(|(text, width)| format!("{text:<width$}")).collect();
+        println!("{}", line.join("  ").trim_end());
+    }
+}
+
+fn row(node: &Node, pods: &[Pod], states: &States) -> [String; 6] {
     let name = node.metadata.name.as_deref().unwrap_or_default();
     let status = node.status.as_ref();
-    let conditions = status.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
-    let ready = conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
+    let ready = status.and_then(|s| s.conditions.iter().flatten().find(|c| c.type_ == "Ready"));
     let addresses = status.and_then(|s| s.addresses.as_deref()).unwrap_or_default();
-    let address = addresses.iter().find(|a| a.type_ == "InternalIP").map_or("-", |a| a.address.as_str());
-    let cidr = node.spec.as_ref().and_then(|s| s.pod_cidr.as_deref()).unwrap_or("-");
+    let addresses = addresses.iter().filter(|a| a.type_ == "InternalIP").map(|a| a.address.as_str());
+    let ranges = node.spec.iter().flat_map(|s| s.pod_cidrs.iter().flatten()).map(String::as_str);
     let here = pods.iter().filter(|p| p.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(name)).count();
-    println!("{name:<12} {:<10} {address:<16} {cidr:<18} {here}", if ready { "Ready" } else { "NotReady" });
+    [
+        name.to_owned(),
+        states.get(name).map_or_else(|| "-".to_owned(), ToString::to_string),
+        match ready.map(|c| c.status.as_str()) {
+            Some("True") => "Ready",
+            Some("Unknown") => "Unknown",
+            _ => "NotReady",
+        }
+        .to_owned(),
+        some(addresses),
+        some(ranges),
+        here.to_string(),
+    ]
+}
+
+fn some<'a>(texts: impl Iterator<Item = &'a str>) -> String {
+    let all: Vec<&str> = texts.collect();
+    if all.is_empty() { "-".to_owned() } else { all.join(",") }
 }

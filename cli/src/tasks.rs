@@ -32,6 +32,13 @@ impl Health {
         self.changed.notify_one();
     }
 
+    /// A node's components are no longer expected to do anything.
+    pub fn forget(&self, node: &str) {
+        let place = place(node);
+        self.components.lock().retain(|component, _| !component.ends_with(&place));
+        self.changed.notify_one();
+    }
+
     /// All components and their states.
     pub fn all(&self) -> BTreeMap<String, String> {
         self.components.lock().clone()
@@ -61,7 +68,7 @@ impl Tasks {
 
     /// Tasks of a node, on its runtime.
     pub fn of_node(node: &str, handle: Handle, token: CancellationToken, health: &Health) -> Self {
-        Self { token, set: JoinSet::new(), handle, health: health.clone(), place: format!("@{node}") }
+        Self { token, set: JoinSet::new(), handle, health: health.clone(), place: place(node) }
     }
 
     /// What tells these tasks to end.
@@ -133,6 +140,11 @@ impl Tasks {
             tracing::warn!("some components did not end in time");
         }
     }
+}
+
+/// What the names of a node's components end in.
+fn place(node: &str) -> String {
+    format!("@{node}")
 }
 
 /// Cancels `stop` at SIGINT or SIGTERM; the handle ends then.

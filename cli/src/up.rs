@@ -6,11 +6,12 @@
 use crate::args::{UpArgs, require_root};
 use crate::clients::Issued;
 use crate::instance::{self, Record};
-use crate::node::{self, Node, NodeConfig};
+use crate::node;
+use crate::nodes::{Nodes, Parts};
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::tasks::{self, Health, Tasks};
-use crate::{data, kubeconfig, ports, ready, teardown};
+use crate::{control, data, kubeconfig, ports, ready, teardown};
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use causeway_access::Endpoint;
@@ -34,7 +35,6 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 /// The range of the nodes' segment. It exists only inside the cluster's own namespaces.
@@ -226,18 +226,19 @@ fn failed(health: &Health, asked: bool) -> Result<()> {
 
 /// What is running, in the order in which it is stopped.
 struct Cluster {
-    nodes: Vec<Node>,
+    nodes: Arc<Nodes>,
     control: Tasks,
-    containerd: ContainerdDaemon,
+    containerd: Arc<ContainerdDaemon>,
 }
 
 impl Cluster {
     async fn stop(self) {
-        for node in self.nodes {
-            node.stop(STOP_GRACE).await;
-        }
+        self.nodes.stop(STOP_GRACE).await;
         self.control.stop(STOP_GRACE).await;
-        if let Err(error) = self.containerd.stop().await {
+        drop(self.nodes);
+        // Whoever still holds it was not told in time; the sweep after us ends it then.
+        let Some(containerd) = Arc::into_inner(self.containerd) else { return };
+        if let Err(error) = containerd.stop().await {
             tracing::warn!(%error, "containerd did not stop cleanly");
         }
     }
@@ -298,7 +299,7 @@ async fn start(
     kubeconfig::write(paths, &api.kubeconfig(&server, &format!("causeway-{}", paths.name), &UserInfo::admin())?)?;
 
     phase.is("starting containerd")?;
-    let containerd = ContainerdDaemon::start(&paths.data, &paths.name).await?;
+    let containerd = Arc::new(ContainerdDaemon::start(&paths.data, &paths.name).await?);
 
     phase.is("starting controllers and scheduler")?;
     let volumes = paths.data.join("volumes");
@@ -333,35 +334,27 @@ async fn start(
     phase.is("starting the nodes")?;
     let endpoint = Endpoint::new(&format!("https://{inside}"), api.pki().ca_pem())?;
     let issued = Arc::new(Issued::default());
-    let mut nodes = Vec::new();
-    let mut ingress = Some((listeners.http, listeners.https));
-    for name in phase.record.nodes.clone() {
-        let local = segment.add_node(&name).await?;
-        let names = local.ips.iter().map(ToString::to_string).chain([name.clone()]).collect();
-        let node = NodeConfig {
-            cluster: config.clone(),
-            ips: local.ips.clone(),
-            netns_path: Some(local.netns.path().to_owned()),
-            netns: local.netns,
-            dir: paths.node(&name),
-            run_dir: paths.run.join(&name),
-            containerd: containerd.socket(),
-            cgroup_parent: format!("{}/{name}", paths.cgroup()),
-            netns_prefix: format!("cw-{}-{name}", paths.name),
-            capacity,
-            labels: BTreeMap::new(),
-            taints: Vec::new(),
-            clients: issued.clients(api.pki(), endpoint.clone(), &name)?,
-            serving: issued.serving(api.pki(), &name, names)?,
-            insecure_registries: args.insecure_registries.clone(),
-            dns_upstreams: upstreams.clone(),
-            // Registries and upstreams are the machine's to reach; the node has no way out.
-            outside: Handle::current(),
-            ingress: ingress.take(),
-            name,
-        };
-        nodes.push(Node::start(node, stop, health).await?);
+    let first = phase.record.nodes.first().cloned().unwrap_or_default();
+    let nodes = Arc::new(Nodes::new(Parts {
+        paths: paths.clone(),
+        cluster: config,
+        segment,
+        api: api.clone(),
+        endpoint,
+        issued: issued.clone(),
+        containerd: containerd.clone(),
+        insecure_registries: args.insecure_registries.clone(),
+        dns_upstreams: upstreams,
+        capacity,
+        ingress: (first, listeners.http, listeners.https),
+        stop: stop.clone(),
+        health: health.clone(),
+    }));
+    for name in &phase.record.nodes {
+        nodes.start(name).await?;
     }
+    let serving = control::serve(control::listen(paths)?, nodes.clone(), control.token());
+    control.must_run("control-socket", stop.clone(), serving);
     control.supervise("certificates", {
         let (api, token) = (api.clone(), control.token());
         move || {

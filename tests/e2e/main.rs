@@ -10,6 +10,7 @@ mod images;
 mod ingress;
 mod kubectl;
 mod lifecycle;
+mod nodes;
 mod pods;
 mod proxy_modes;
 mod services;
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
     let mut args = Arguments::from_args();
     // Two cores, and a cluster on them: more at once only makes time-outs.
     args.test_threads = Some(args.test_threads.unwrap_or(3));
-    let alone = lifecycle::tests();
+    let alone: Vec<Trial> = lifecycle::tests().into_iter().chain(nodes::tests()).collect();
     if args.list {
         let shared = shared_tests().into_iter().map(|(name, _)| Trial::test(name, || Ok(())));
         return libtest_mimic::run(&args, alone.into_iter().chain(shared).collect()).exit_code();

@@ -17,7 +17,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
 /// What was written: how many statuses were taken, and the resource version of the last answer.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 struct Written {
     number: u64,
     resource_version: u64,
@@ -41,7 +41,8 @@ impl Publisher {
     pub fn new(ctx: Arc<Context>, pod: &Pod) -> Self {
         let api_status = pod.status.clone().unwrap_or_default();
         let (wanted, wanted_rx) = watch::channel((0, Arc::new(api_status.clone())));
-        let (written_tx, written) = watch::channel(Written::default());
+        let known = pod.metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0);
+        let (written_tx, written) = watch::channel(Written { number: 0, resource_version: known });
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
         let target = Target {
             api: Api::namespaced(ctx.client.clone(), &namespace),
@@ -62,7 +63,7 @@ impl Publisher {
     pub fn overtaken_by(&self, pod: &Pod) -> bool {
         let written = self.written.borrow();
         let version = pod.metadata.resource_version.as_deref().and_then(|v| v.parse::<u64>().ok()).unwrap_or(0);
-        written.number == self.wanted.borrow().0 && written.number > 0 && version > written.resource_version
+        written.number == self.wanted.borrow().0 && version > written.resource_version
     }
 
     /// A future that ends when everything handed over so far is written.

@@ -261,7 +261,7 @@ fn default_route(gateway: IpAddr, link: u32) -> Route {
 }
 
 /// Whether a name is the prefix and a hash: what other programs, and nodes with longer names, make never is.
-fn is_ours(name: &str, prefix: &str) -> bool {
+pub(crate) fn is_ours(name: &str, prefix: &str) -> bool {
     name.strip_prefix(prefix)
         .is_some_and(|rest| (rest.len() == 12 || rest.len() == 16) && rest.bytes().all(|b| b.is_ascii_hexdigit()))
 }

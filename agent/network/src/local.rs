@@ -8,6 +8,7 @@
 
 use crate::{
     NetNs, Result,
+    bridge::is_ours,
     journal::{hash, state, write_durably},
     netlink::{Link, Netlink, Route, VethEnd},
     netns::{kernel, write_sysctl},
@@ -160,11 +161,15 @@ impl LocalSegment {
         found.ok_or_else(|| kernel(format!("looking for the link of node {name}"), "it has none; is the node running?"))
     }
 
-    /// Removes a node's namespace; its address stays reserved for the name.
+    /// Removes a node's namespace and those of its pods; its address stays reserved for the name.
     pub async fn remove_node(&self, name: &str) -> Result<()> {
         check_name(name, "node")?;
         let _alone = self.nodes.lock().await;
         self.netlink.delete_link(&port_name(name)).await?;
+        let pods = format!("{}-", node_netns(&self.config.cluster, name));
+        for pod in NetNs::list().iter().filter(|n| is_ours(n, &pods)) {
+            remove_netns(pod).await?;
+        }
         remove_netns(&node_netns(&self.config.cluster, name)).await
     }
 

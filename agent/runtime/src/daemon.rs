@@ -128,6 +128,11 @@ impl Drop for ContainerdDaemon {
 }
 
 impl ContainerdDaemon {
+    /// Ends all containers of one of its namespaces at once, as a power cut of the node they are on would.
+    pub async fn power_off(&self, namespace: &str, cgroup: &str) {
+        cleanup::power_off(&self.paths, namespace, cgroup).await;
+    }
+
     /// Starts containerd for a cluster, or adopts the one that an earlier run of ours left, and waits until it serves.
     ///
     /// `dir` holds content and snapshots (they last); sockets and state are in `/run/causeway/<cluster>/containerd`.

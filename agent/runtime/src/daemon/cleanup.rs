@@ -42,6 +42,27 @@ pub(super) async fn end_tasks(paths: &Paths) {
     }
 }
 
+/// Ends one namespace as a power cut would: its processes are killed wherever they are, and nothing of their tasks is
+/// left in containerd. What is on its disk stays: images, containers' files and records.
+pub(super) async fn power_off(paths: &Paths, namespace: &str, cgroup: &str) {
+    let cgroup = cgroup.to_owned();
+    if !matches!(tokio::task::spawn_blocking(move || cgroup::kill_and_remove(&cgroup)).await, Ok(true)) {
+        tracing::warn!(namespace, "a process hangs in the kernel");
+    }
+    let work = async {
+        let channel = containerd_client::connect(paths.socket()).await.map_err(|error| error.to_string())?;
+        let tasks = TasksClient::new(channel.clone()).list(within(namespace, ListTasksRequest::default())).await;
+        let tasks = tasks.map_err(|status| status.message().to_string())?.into_inner().tasks;
+        futures::future::join_all(tasks.into_iter().map(|task| end_task(channel.clone(), namespace, task.id))).await;
+        Ok::<(), String>(())
+    };
+    match timeout(PATIENCE, work).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(namespace, error, "containerd keeps tasks of dead containers"),
+        Err(_) => tracing::warn!(namespace, "containerd does not end its tasks in time"),
+    }
+}
+
 fn within<T>(namespace: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     if let Ok(value) = namespace.parse() {
