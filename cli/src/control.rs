@@ -72,6 +72,10 @@ pub async fn ask_states(paths: &Paths) -> Result<BTreeMap<String, Power>> {
 
 /// Has a running cluster do something to a node; returns what it says.
 pub async fn ask_fault(paths: &Paths, node: &str, fault: Fault) -> Result<String> {
+    // What cannot be a name cannot be part of the request's path either.
+    if node.is_empty() || !node.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.') {
+        bail!("{node:?} is not the name of a node");
+    }
     let word = serde_json::to_value(fault)?;
     let said: Said = ask(paths, "POST", &format!("/nodes/{node}/{}", word.as_str().unwrap_or_default())).await?;
     Ok(said.message)

@@ -93,6 +93,7 @@ impl Node {
             insecure_registries: config.insecure_registries.clone(),
             node_network: config.netns_path.clone(),
             pull_on: Some(config.outside.clone()),
+            record_dir: Some(config.dir.join("containers")),
             ..ContainerdConfig::new(&config.containerd, containerd_namespace(&name), &config.run_dir)
         })
         .await?;

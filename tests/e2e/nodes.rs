@@ -385,10 +385,34 @@ fn cut_and_dead_nodes_are_replaced_and_come_back() -> Result<()> {
     c.command(&["node", "start", "node-2"]).ok()?;
     all_is_well_again(&c, "node-2")?;
 
-    // The node with the ingress.
+    // The node with the ingress, back before anybody noticed: the same pods, in new containers. What had ended is not
+    // run once more.
+    let once = format!(
+        "
+apiVersion: v1
+kind: Pod
+metadata: {{name: once}}
+spec:
+  nodeName: node-1
+  restartPolicy: Never
+  containers: [{{name: main, image: {BUSYBOX}, imagePullPolicy: Never, command: [echo, done]}}]
+"
+    );
+    c.apply(&once)?;
+    c.kubectl("wait pod/once --for=jsonpath={.status.phase}=Succeeded --timeout=30s").ok()?;
+    let id = "get pod once -o jsonpath={.status.containerStatuses[0].containerID}";
+    let ended = c.kubectl(id).ok()?;
+    let before = all_pods(&c)?;
     c.command(&["node", "kill", "node-1"]).ok()?;
     c.command(&["node", "start", "node-1"]).ok()?;
     all_is_well_again(&c, "node-1")?;
+    let same = |all: &[Pod]| all.iter().map(|p| p.uid.clone()).collect::<BTreeSet<_>>();
+    ensure!(same(&all_pods(&c)?) == same(&before));
+    for pod in before.iter().filter(|p| p.node == "node-1") {
+        let restarts = format!("get pod {} -o jsonpath={{.status.containerStatuses[0].restartCount}}", pod.name);
+        ensure!(c.kubectl(&restarts).ok()?.trim() == "1", "{}", pod.name);
+    }
+    ensure!(c.kubectl(id).ok()? == ended && c.kubectl("get pod once -o jsonpath={.status.phase}").ok()? == "Succeeded");
     ensure!(c.curl("http://web.test/", &["-f"]).ok()?.starts_with("web-"));
     Ok(())
 }

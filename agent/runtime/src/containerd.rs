@@ -52,8 +52,11 @@ pub struct ContainerdConfig {
     pub socket: PathBuf,
     /// The containerd namespace that holds this node's images and containers.
     pub namespace: String,
-    /// For pipes and records of exits; must survive a restart of the program, and may be lost with a reboot.
+    /// For pipes; must survive a restart of the program, and may be lost with a reboot.
     pub state_dir: PathBuf,
+    /// For records of starts and exits, on a disk that outlives a reboot: a container of which nobody knows that it ran
+    /// would be started twice. `None`: beside the pipes.
+    pub record_dir: Option<PathBuf>,
     /// `overlayfs` wherever possible, `native` where the file system cannot.
     pub snapshotter: String,
     /// Registries (`host[:port]`) that are spoken to in plain HTTP; those on a loopback address always are.
@@ -77,6 +80,7 @@ impl ContainerdConfig {
             socket,
             namespace: namespace.into(),
             state_dir: state_dir.into(),
+            record_dir: None,
             snapshotter: "overlayfs".into(),
             insecure_registries: Vec::new(),
             node_network: None,

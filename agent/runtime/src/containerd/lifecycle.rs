@@ -39,6 +39,14 @@ impl Inner {
         self.config.state_dir.join("containers").join(id)
     }
 
+    /// Where its record is, which tells that it ran also after the machine did not.
+    fn record_folder(&self, id: &str) -> PathBuf {
+        match &self.config.record_dir {
+            Some(dir) => dir.join(id),
+            None => self.folder(id),
+        }
+    }
+
     pub(super) async fn container(&self, id: &str) -> Result<Container> {
         self.find(id).await?.ok_or_else(|| RuntimeError::NotFound { id: id.into() })
     }
@@ -68,7 +76,7 @@ impl Inner {
                 TaskStatus::Created | TaskStatus::Unknown => self.delete_task(id).await?,
             }
         }
-        if Record::load(&self.folder(id)).started_at.is_some() {
+        if Record::load(&self.record_folder(id)).started_at.is_some() {
             return Err(fail("it has exited already; make a new one".into()));
         }
         let fifos = fifos(&self.folder(id), &container);
@@ -117,14 +125,14 @@ impl Inner {
     }
 
     fn save(&self, id: &str, record: &Record) {
-        if let Err(error) = record.save(&self.folder(id)) {
+        if let Err(error) = record.save(&self.record_folder(id)) {
             tracing::warn!(container = id, %error, "its record cannot be written");
         }
     }
 
     /// Remembers that the kernel killed in this container for memory.
     pub(super) fn note_oom(&self, id: &str) {
-        let mut record = Record::load(&self.folder(id));
+        let mut record = Record::load(&self.record_folder(id));
         if record.started_at.is_some() && !record.oom_killed {
             record.oom_killed = true;
             self.save(id, &record);
@@ -137,7 +145,7 @@ impl Inner {
         if let Some(pump) = pump {
             let _ = tokio::time::timeout(DRAIN, pump.drained()).await;
         }
-        let mut record = Record::load(&self.folder(id));
+        let mut record = Record::load(&self.record_folder(id));
         if record.finished_at.is_some() {
             return record;
         }
@@ -248,11 +256,13 @@ impl Inner {
         self.remove_snapshot(id).await?;
         self.pumps.lock().remove(id);
         self.announced.lock().remove(id);
-        match std::fs::remove_dir_all(self.folder(id)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(container = id, %error, "its folder cannot be removed");
+        for folder in [self.folder(id), self.record_folder(id)] {
+            match std::fs::remove_dir_all(&folder) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    tracing::warn!(container = id, %error, "its folder cannot be removed");
+                }
+                _ => {}
             }
-            _ => {}
         }
         // runc removes its own group; after a crash of the shim it may be left.
         if let Some(path) = container.as_ref().and_then(|c| own_label(c, CGROUP)) {
@@ -294,7 +304,7 @@ impl Inner {
 
     async fn state(&self, container: &Container, task: Option<&Process>) -> ContainerState {
         let id = &container.id;
-        let mut record = Record::load(&self.folder(id));
+        let mut record = Record::load(&self.record_folder(id));
         match task.map(|task| (task, task.status())) {
             Some((task, TaskStatus::Running | TaskStatus::Paused | TaskStatus::Pausing | TaskStatus::Unknown)) => {
                 let since = record.started_at.or(rpc::time(container.created_at.as_ref()));

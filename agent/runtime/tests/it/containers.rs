@@ -259,3 +259,23 @@ async fn containerds_death_is_survived() {
     assert_eq!(event, Some(ContainerEvent::Exited { id: "a".into() }));
     assert_eq!(house.exit("a").await.0, 4);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_power_cut_what_ran_has_ended_and_does_not_run_again() {
+    let mut house = House::new().await;
+    house.run(&house.spec("ran", "echo up; sleep 600")).await;
+    house.says("ran", "up").await;
+    let daemon = house.daemon.as_ref().unwrap();
+    let config = config(daemon, house.dir.path());
+    daemon.power_off("causeway-n1", &format!("/causeway/{}", house.name)).await;
+    // What lives in memory is gone with it.
+    std::fs::remove_dir_all(&config.state_dir).unwrap();
+    house.runtime = Containerd::connect(config).await.unwrap();
+    let state = house.info("ran").await.state;
+    assert!(matches!(state, ContainerState::Exited { started_at: Some(_), .. }), "{state:?}");
+    let said = house.runtime.start_container("ran").await.unwrap_err().to_string();
+    assert!(said.contains("has exited already"), "{said}");
+    house.runtime.remove_container("ran").await.unwrap();
+    let records = std::fs::read_dir(house.dir.path().join("records")).unwrap().count();
+    assert_eq!(records, 0, "its record goes with it");
+}

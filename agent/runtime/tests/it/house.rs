@@ -39,7 +39,10 @@ pub fn unique() -> String {
 }
 
 pub fn config(daemon: &ContainerdDaemon, dir: &Path) -> ContainerdConfig {
-    ContainerdConfig::new(daemon.socket(), "causeway-n1", dir.join("runtime"))
+    ContainerdConfig {
+        record_dir: Some(dir.join("records")),
+        ..ContainerdConfig::new(daemon.socket(), "causeway-n1", dir.join("runtime"))
+    }
 }
 
 pub fn busybox_image(path: &Path) {
