@@ -27,6 +27,9 @@ pub enum Part {
     Mark,
     /// A verdict: values only, alone.
     Verdict,
+    /// So many bytes whose meaning the kernel need not know, compared from the first to the last: ranges of several
+    /// fields, of which only the last one varies.
+    Bytes(u32),
 }
 
 impl Part {
@@ -38,6 +41,8 @@ impl Part {
             Self::Port => 13,
             Self::Mark => 19,
             Self::Verdict => 0xffff_ff00,
+            // A hardware address, the one of `nft`'s types that has any length.
+            Self::Bytes(_) => 6,
         }
     }
 
@@ -45,6 +50,7 @@ impl Part {
         match self {
             Self::Address => family.length(),
             Self::Verdict => 16,
+            Self::Bytes(length) => length,
             _ => 4,
         }
     }

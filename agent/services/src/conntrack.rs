@@ -67,8 +67,10 @@ impl Conntrack {
                     continue;
                 }
                 match self.socket.single(&request(family, DELETE, flow.name, "deleting a connection")) {
-                    Err(e) if e.errno() != Errno::ENOENT => return Err(e),
-                    _ => deleted += 1,
+                    Ok(()) => deleted += 1,
+                    // It has ended, or was told of twice.
+                    Err(e) if e.errno() == Errno::ENOENT => {}
+                    Err(e) => return Err(e),
                 }
             }
         }

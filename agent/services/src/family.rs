@@ -23,6 +23,10 @@ pub enum SetName {
     Ids,
     /// Fronts with affinity and endpoint's number → endpoint.
     Sticky,
+    /// Fronts that take connections from some sources alone.
+    Limited,
+    /// Those fronts, each with a range of sources.
+    Sources,
     /// Addresses of services.
     ClusterIps,
     /// Endpoints on this node, each with itself.
@@ -40,12 +44,14 @@ pub enum SetName {
 }
 
 /// Those whose elements are data, and planned.
-pub const DATA_SETS: [SetName; 10] = [
+pub const DATA_SETS: [SetName; 12] = [
     SetName::Services,
     SetName::External,
     SetName::Endpoints,
     SetName::Ids,
     SetName::Sticky,
+    SetName::Limited,
+    SetName::Sources,
     SetName::ClusterIps,
     SetName::Hairpin,
     SetName::Pods,
@@ -67,6 +73,8 @@ impl SetName {
             Self::Endpoints => "endpoints",
             Self::Ids => "ids",
             Self::Sticky => "sticky",
+            Self::Limited => "limited",
+            Self::Sources => "sources",
             Self::ClusterIps => "cluster-ips",
             Self::Hairpin => "hairpin",
             Self::Pods => "pods",
@@ -85,6 +93,8 @@ impl SetName {
             Element::Endpoint(..) => Self::Endpoints,
             Element::Id(..) => Self::Ids,
             Element::Sticky(..) => Self::Sticky,
+            Element::Limited(_) => Self::Limited,
+            Element::Source(..) => Self::Sources,
             Element::ClusterIp(_) => Self::ClusterIps,
             Element::Hairpin(_) => Self::Hairpin,
             Element::Bound(RangeSet::Pods, ..) => Self::Pods,
@@ -93,13 +103,17 @@ impl SetName {
         }
     }
 
-    fn parts(self) -> (&'static [Part], &'static [Part], u32) {
+    fn parts(self, family: Family) -> (&'static [Part], &'static [Part], u32) {
         use Part::{Address, Mark, Port, Protocol, Verdict};
         match self {
             Self::Services | Self::External => (&[Address, Protocol, Port], &[Mark, Mark], MAP),
             Self::Endpoints => (&[Address, Protocol, Port, Mark], &[Address, Port], MAP),
             Self::Ids => (&[Address, Protocol, Port, Mark], &[Mark, Mark], MAP),
             Self::Sticky => (&[Address, Protocol, Port, Mark], &[Address, Port], MAP),
+            Self::Limited => (&[Address, Protocol, Port], &[], 0),
+            // A range of concatenations would be a set of another kind, which the kernel copies whole at every change.
+            Self::Sources if family == Family::V4 => (&[Part::Bytes(16)], &[], INTERVAL),
+            Self::Sources => (&[Part::Bytes(40)], &[], INTERVAL),
             Self::ClusterIps => (&[Address], &[], 0),
             Self::Hairpin => (&[Address, Address], &[], 0),
             Self::Pods | Self::Ranges | Self::Local => (&[Address], &[], INTERVAL),
@@ -112,7 +126,7 @@ impl SetName {
     pub fn create(self, family: Family, id: u32) -> Request {
         /// Clients remembered at most: beyond, connections are spread as if there were no affinity.
         const CLIENTS: u32 = 262_144;
-        let (key, data, flags) = self.parts();
+        let (key, data, flags) = self.parts(family);
         let size = (flags & DYNAMIC != 0).then_some(CLIENTS);
         Set { table: TABLE, name: self.name(), key, data, flags, size }.create(family, id)
     }

@@ -52,9 +52,10 @@ impl Kernel {
     pub fn read(&mut self) -> Result<BTreeSet<Element>, WireError> {
         let mut all = BTreeSet::new();
         for family in self.families.clone() {
-            for set in DATA_SETS {
+            for set in DATA_SETS.into_iter().filter(|s| *s != SetName::Sources) {
                 all.extend(self.dump(family, set)?.iter().filter_map(|e| decode(family, set, e)));
             }
+            all.extend(sources(family, &self.dump(family, SetName::Sources)?));
         }
         Ok(all)
     }
@@ -87,6 +88,14 @@ impl Kernel {
         self.socket.transaction(&all(&self.families, timeouts, elements))
     }
 
+    /// Does a plan, and makes the chains of the time-outs beyond the first `known`, as one transaction.
+    pub fn grow(&mut self, timeouts: &Timeouts, known: usize, plan: &Plan) -> Result<(), WireError> {
+        let mut requests: Vec<Request> = self.families.iter().flat_map(|f| rules::more(*f, timeouts, known)).collect();
+        add_elements(&self.families, &mut requests, message::DEL_ELEMENTS, &plan.delete);
+        add_elements(&self.families, &mut requests, message::NEW_ELEMENTS, &plan.add);
+        self.socket.transaction(&requests)
+    }
+
     /// The attributes of every element of a set.
     fn dump(&mut self, family: Family, set: SetName) -> Result<Vec<Vec<u8>>, WireError> {
         self.socket.elements(family, TABLE, set.name())
@@ -107,7 +116,8 @@ fn add_elements(families: &[Family], requests: &mut Vec<Request>, kind: u16, ele
             let here = |e: &&Element| SetName::of(e) == set && Family::of(&e.ip()) == *family;
             let here: Vec<&Element> = elements.iter().filter(here).collect();
             for chunk in here.chunks(CHUNK) {
-                let list = chunk.iter().fold(Attributes::default(), |list, e| list.nest(1, encode(e, !deleting)));
+                let encoded = chunk.iter().flat_map(|e| encode(e, !deleting));
+                let list = encoded.fold(Attributes::default(), |list, e| list.nest(1, e));
                 let list = Attributes::default().text(1, TABLE).text(2, set.name()).nest(3, list);
                 let verb = if deleting { "deleting" } else { "adding" };
                 let what = format!("{verb} {} elements of the set {}", chunk.len(), set.name());
@@ -140,9 +150,65 @@ fn put_target(out: &mut Vec<u8>, target: &Target) {
     put_port(out, target.port);
 }
 
-/// An element's attributes, with its data or only the key.
-fn encode(element: &Element, with_data: bool) -> Attributes {
-    const END: u32 = 1;
+/// `NFT_SET_ELEM_INTERVAL_END`.
+const END: u32 = 1;
+
+/// An element's attributes, with its data or only the key. A range is two: where it starts, and where it has ended.
+fn encode(element: &Element, with_data: bool) -> Vec<Attributes> {
+    if let Element::Source(front, first, last) = element {
+        let mut keys = [first, last].map(|ip| {
+            let mut key = Vec::new();
+            put_front(&mut key, front);
+            put_ip(&mut key, *ip);
+            key
+        });
+        step(&mut keys[1], true);
+        let [start, end] = keys.map(|key| Attributes::default().nest(1, Attributes::default().bytes(1, &key)));
+        return vec![start, end.number(3, END)];
+    }
+    vec![encode_one(element, with_data)]
+}
+
+/// The next or the one before, of the number that the bytes are. The front before an address has bytes to spare.
+fn step(bytes: &mut [u8], up: bool) {
+    for byte in bytes.iter_mut().rev() {
+        let (next, carries) = if up { byte.overflowing_add(1) } else { byte.overflowing_sub(1) };
+        *byte = next;
+        if !carries {
+            return;
+        }
+    }
+}
+
+/// The ranges of a dumped set of sources. One that has lost a bound ends where it starts, which nobody wants: it will be
+/// found out.
+fn sources(family: Family, dumped: &[Vec<u8>]) -> Vec<Element> {
+    let bound = |element: &Vec<u8>| {
+        let mut key = attribute(attribute(element, 1)?, 1)?.to_vec();
+        let is_end = attribute(element, 3).and_then(number).unwrap_or_default() & END != 0;
+        if is_end {
+            step(&mut key, false);
+        }
+        Some((key, is_end))
+    };
+    let mut bounds: Vec<(Vec<u8>, bool)> = dumped.iter().filter_map(bound).collect();
+    bounds.sort();
+    let read = |key: &[u8]| {
+        let mut parts = Parts(key, family);
+        Some((parts.front()?, parts.ip()?))
+    };
+    let mut all = Vec::new();
+    let mut left = bounds.iter().peekable();
+    while let Some((key, _)) = left.next() {
+        let end = left.next_if(|(_, is_end)| *is_end).map_or(key, |(end, _)| end);
+        if let (Some((front, first)), Some((_, last))) = (read(key), read(end)) {
+            all.push(Element::Source(front, first, last));
+        }
+    }
+    all
+}
+
+fn encode_one(element: &Element, with_data: bool) -> Attributes {
     let (mut key, mut data, mut flags) = (Vec::new(), Vec::new(), 0);
     match element {
         Element::Service(front, value) | Element::External(front, value) => {
@@ -165,6 +231,11 @@ fn encode(element: &Element, with_data: bool) -> Attributes {
             put_front(&mut key, front);
             key.extend(id.to_ne_bytes());
             put_target(&mut data, target);
+        }
+        Element::Limited(front) => put_front(&mut key, front),
+        Element::Source(front, ip, _) => {
+            put_front(&mut key, front);
+            put_ip(&mut key, *ip);
         }
         Element::ClusterIp(ip) => put_ip(&mut key, *ip),
         Element::Hairpin(ip) => {
@@ -239,12 +310,13 @@ fn decode(family: Family, set: SetName, element: &[u8]) -> Option<Element> {
         SetName::Endpoints => Element::Endpoint(key.front()?, key.value()?, part(2)?.target()?),
         SetName::Ids => Element::Id(key.front()?, key.value()?, part(2)?.number()?),
         SetName::Sticky => Element::Sticky(key.front()?, key.value()?, part(2)?.target()?),
+        SetName::Limited => Element::Limited(key.front()?),
         SetName::ClusterIps => Element::ClusterIp(key.ip()?),
         SetName::Hairpin => Element::Hairpin(key.ip()?),
         SetName::Pods => Element::Bound(RangeSet::Pods, key.ip()?, start),
         SetName::Ranges => Element::Bound(RangeSet::Services, key.ip()?, start),
         SetName::Local => Element::Bound(RangeSet::Local, key.ip()?, start),
-        SetName::Affinity | SetName::Dispatch => return None,
+        SetName::Sources | SetName::Affinity | SetName::Dispatch => return None,
     })
 }
 
@@ -273,6 +345,8 @@ mod tests {
                 (front(), any::<u32>(), target()).prop_map(|(f, p, t)| Element::Endpoint(f, p, t)),
                 (front(), any::<u32>(), any::<u32>()).prop_map(|(f, p, i)| Element::Id(f, p, i)),
                 (front(), any::<u32>(), target()).prop_map(|(f, i, t)| Element::Sticky(f, i, t)),
+                front().prop_map(Element::Limited),
+                (front(), ip(v6), ip(v6)).prop_map(|(f, a, b)| Element::Source(f, a.min(b), a.max(b))),
                 ip(v6).prop_map(Element::ClusterIp),
                 ip(v6).prop_map(Element::Hairpin),
                 (ip(v6), any::<bool>()).prop_map(|(ip, s)| Element::Bound(RangeSet::Local, ip, s)),
@@ -283,14 +357,19 @@ mod tests {
     proptest! {
         #[test]
         fn elements_read_back(e in element()) {
-            let encoded = encode(&e, true);
-            prop_assert_eq!(decode(Family::of(&e.ip()), SetName::of(&e), &encoded.0), Some(e));
+            let encoded: Vec<Vec<u8>> = encode(&e, true).into_iter().map(|e| e.0).collect();
+            let (family, set) = (Family::of(&e.ip()), SetName::of(&e));
+            match set {
+                SetName::Sources => prop_assert_eq!(sources(family, &encoded), [e]),
+                _ => prop_assert_eq!(decode(family, set, &encoded[0]), Some(e)),
+            }
         }
 
         #[test]
         fn garbage_is_no_element(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             for set in SetName::all() {
                 let _ = decode(Family::V4, set, &bytes);
+                let _ = sources(Family::V6, std::slice::from_ref(&bytes));
             }
         }
     }

@@ -59,34 +59,33 @@ impl Program {
         })
     }
 
-    /// Looks whether somebody has changed our tables, and mends them.
-    pub fn check(&mut self) -> Result<Done, WireError> {
-        self.program(&Plan::default())
-    }
-
     fn program(&mut self, plan: &Plan) -> Result<Done, WireError> {
         let generation = self.kernel.generation()?;
         if self.generation == Some(generation)
-            && self.structure.as_ref().is_some_and(|(_, t)| t == self.planner.timeouts())
+            && let Some((_, timeouts)) = &self.structure
         {
-            self.commit(plan, generation)?;
+            let known = timeouts.0.len();
+            self.commit(plan, known, generation)?;
             return Ok(Done { elements: plan.delete.len() + plan.add.len(), ..Done::default() });
         }
         // Other programs change their own tables: only a difference in ours counts.
-        let whole = match (&self.structure, self.kernel.structure()?) {
-            (Some((known, timeouts)), Some(found)) => *known == found && timeouts == self.planner.timeouts(),
-            _ => false,
+        let known = match (&self.structure, self.kernel.structure()?) {
+            (Some((known, timeouts)), Some(found)) if *known == found => timeouts.0.len(),
+            _ => return self.rebuild(),
         };
-        if !whole {
-            return self.rebuild();
-        }
         let all = Plan::between(&self.kernel.read()?, &self.planner.elements());
-        self.commit(&all, generation)?;
+        self.commit(&all, known, generation)?;
         Ok(Done { elements: all.delete.len() + all.add.len(), ..Done::default() })
     }
 
-    fn commit(&mut self, plan: &Plan, generation: u32) -> Result<(), WireError> {
-        if !plan.is_empty() {
+    /// With the first `known` time-outs in the kernel.
+    fn commit(&mut self, plan: &Plan, known: usize, generation: u32) -> Result<(), WireError> {
+        if known < self.planner.timeouts().0.len() {
+            self.generation = None;
+            self.structure = None;
+            self.kernel.grow(self.planner.timeouts(), known, plan)?;
+            self.remember()?;
+        } else if !plan.is_empty() {
             self.generation = None;
             self.kernel.apply(plan)?;
         }
@@ -100,6 +99,12 @@ impl Program {
         self.structure = None;
         let elements = self.planner.elements();
         self.kernel.rebuild(self.planner.timeouts(), &elements)?;
+        self.remember()?;
+        Ok(Done { elements: elements.len(), rebuilt: true, flows: 0 })
+    }
+
+    /// Notes what is in the kernel now, for us and for the next process.
+    fn remember(&mut self) -> Result<(), WireError> {
         let generation = self.kernel.generation()?;
         let structure = self.kernel.structure()?.unwrap_or_default();
         self.structure = Some((structure, self.planner.timeouts().clone()));
@@ -109,7 +114,7 @@ impl Program {
         if let Err(error) = save(&self.file, &saved) {
             tracing::warn!(%error, file = %self.file.display(), "the state of the service rules cannot be kept");
         }
-        Ok(Done { elements: elements.len(), rebuilt: true, flows: 0 })
+        Ok(())
     }
 }
 

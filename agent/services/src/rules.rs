@@ -18,7 +18,7 @@ use causeway_nft::{
 };
 
 /// To be raised when anything below changes: a table of another version is made anew.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// What only our chains do.
 trait Expressions: Sized {
@@ -67,18 +67,19 @@ pub fn table(family: Family, timeouts: &Timeouts) -> Vec<Request> {
         t.chain(chain);
     }
     t.refuse();
-    let mut dispatch = vec![dispatch(REFUSE, VERDICT_GOTO, Some("refuse")), dispatch(DROP, VERDICT_DROP, None)];
-    let classes = (timeouts.0.len() as u32 + 1) * 2;
-    for class in 0..classes {
-        let affinity = (class >= 2).then(|| timeouts.0[class as usize / 2 - 1]);
-        for places in (1..=EXACT).chain(WIDE) {
-            dispatch.push(t.pick(class, places, affinity));
-        }
-    }
-    t.dispatch(dispatch);
+    let ends = [dispatch(REFUSE, VERDICT_GOTO, Some("refuse")), dispatch(DROP, VERDICT_DROP, None)];
+    t.dispatch(&ends);
+    t.classes(timeouts, 0);
     t.services();
     t.masquerade();
     t.hooks();
+    t.requests
+}
+
+/// The chains that time-outs need beyond the first `known` of them, beside what is there.
+pub fn more(family: Family, timeouts: &Timeouts, known: usize) -> Vec<Request> {
+    let mut t = Table::new(family, TABLE);
+    t.classes(timeouts, known + 1);
     t.requests
 }
 
@@ -92,8 +93,12 @@ trait Chains {
     fn refuse(&mut self);
     /// The chain for a class and a number of places; returns its element of `dispatch`.
     fn pick(&mut self, class: u32, places: u32, affinity: Option<u32>) -> Attributes;
-    fn dispatch(&mut self, elements: Vec<Attributes>);
+    /// The chains of all classes of the time-outs from this one on; 0 is that of no affinity.
+    fn classes(&mut self, timeouts: &Timeouts, first: usize);
+    fn dispatch(&mut self, elements: &[Attributes]);
     fn services(&mut self);
+    /// Fronts with limits do not take connections from everywhere.
+    fn limit(&mut self, chain: &str);
     fn masquerade(&mut self);
     fn hooks(&mut self);
 }
@@ -139,7 +144,18 @@ impl Chains for Table {
         dispatch(class << 16 | places, VERDICT_JUMP, Some(&name))
     }
 
-    fn dispatch(&mut self, elements: Vec<Attributes>) {
+    fn classes(&mut self, timeouts: &Timeouts, first: usize) {
+        let mut dispatch = Vec::new();
+        for index in first..=timeouts.0.len() {
+            let affinity = index.checked_sub(1).map(|i| timeouts.0[i]);
+            for class in [index as u32 * 2, index as u32 * 2 + 1] {
+                dispatch.extend((1..=EXACT).chain(WIDE).map(|places| self.pick(class, places, affinity)));
+            }
+        }
+        self.dispatch(&dispatch);
+    }
+
+    fn dispatch(&mut self, elements: &[Attributes]) {
         for chunk in elements.chunks(256) {
             let list = chunk.iter().fold(Attributes::default(), |list, e| list.nest(1, e.clone()));
             let name = SetName::Dispatch.name();
@@ -159,6 +175,12 @@ impl Chains for Table {
         self.rule("services", to.if_in(SetName::Ranges, R0).drop());
     }
 
+    fn limit(&mut self, chain: &str) {
+        let (rule, next) = Rule::default().front(self.family, R0);
+        let limited = rule.if_in(SetName::Limited, R0).source(self.family, next);
+        self.rule(chain, limited.unless_in(SetName::Sources, R0).drop());
+    }
+
     fn masquerade(&mut self) {
         let family = self.family;
         let width = family.length() / 4;
@@ -174,12 +196,14 @@ impl Chains for Table {
     fn hooks(&mut self) {
         let family = self.family;
         self.base("prerouting", "nat", 0, -100);
+        self.limit("prerouting");
         for _ in 0..2 {
             let (rule, number) = Rule::default().source(family, R0).unless_in(SetName::Pods, R0).front(family, R0);
             self.rule("prerouting", rule.dispatch(SetName::External, number));
         }
         self.rule("prerouting", Rule::default().jump("services"));
         self.base("output", "nat", 3, -100);
+        self.limit("output");
         self.rule("output", Rule::default().jump("services"));
         self.base("postrouting", "nat", 4, 100);
         // Only what is ours: another program's translations are its own.

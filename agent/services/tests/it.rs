@@ -3,10 +3,16 @@
 
 #[path = "it/changes.rs"]
 mod changes;
+#[path = "it/features.rs"]
+mod features;
+#[path = "it/histories.rs"]
+mod histories;
 #[path = "it/iptables.rs"]
 mod iptables;
 #[path = "it/packets.rs"]
 mod packets;
+#[path = "it/sctp.rs"]
+mod sctp;
 #[path = "it/support.rs"]
 mod support;
 #[path = "it/trace.rs"]

@@ -68,6 +68,8 @@ pub struct Lab {
     pub program: Box<dyn Renderer>,
     /// What `NodeView` says of the node's zone.
     pub zone: Option<String>,
+    /// Addresses for node ports beyond the primary ones.
+    pub more_node_port_ips: Vec<IpAddr>,
 }
 
 /// A pod that serves TCP and UDP on port 8080.
@@ -97,6 +99,11 @@ pub fn node_one(family: Family) -> IpAddr {
 /// The address of a client outside of the cluster.
 pub fn outside(family: Family) -> IpAddr {
     if family == Family::V4 { "10.90.0.1" } else { "fd10:90::1" }.parse().unwrap()
+}
+
+/// What a dropped connection ends with.
+pub fn is_silence(result: io::Result<Answer>) -> bool {
+    result.is_err_and(|e| matches!(e.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock))
 }
 
 /// Runs `ip`.
@@ -148,7 +155,7 @@ impl Lab {
         };
         let program = open_program(mode, &one.netns, dir.path().join("proxy"));
         std::mem::forget(clean);
-        Self { name, mode, dir, segment, one, two, nets, program, zone: None }
+        Self { name, mode, dir, segment, one, two, nets, program, zone: None, more_node_port_ips: Vec::new() }
     }
 
     /// A pod on node `one` or `two`.
@@ -166,7 +173,7 @@ impl Lab {
         NodeView {
             name: "one".into(),
             ips: FAMILIES.map(node_one).into(),
-            node_port_ips: FAMILIES.map(node_one).into(),
+            node_port_ips: FAMILIES.map(node_one).into_iter().chain(self.more_node_port_ips.clone()).collect(),
             zone: self.zone.clone(),
             pod_cidrs: ["10.244.1.0/24", "fd10:244:0:1::/64"].map(|r| r.parse().unwrap()).into(),
         }
