@@ -16,6 +16,10 @@ pub fn tests() -> Vec<(&'static str, Test)> {
         ("services::node_ports", node_ports),
         ("services::addresses_are_never_given_twice", addresses_are_never_given_twice),
         ("services::a_pod_reaches_itself", a_pod_reaches_itself),
+        ("services::balanced_and_external_addresses", balanced_and_external_addresses),
+        ("services::health_check_node_port", health_check_node_port),
+        ("services::affinity_and_policies", affinity_and_policies),
+        ("services::the_last_terminating_pod_serves_on", the_last_terminating_pod_serves_on),
     ]
 }
 
@@ -164,4 +168,142 @@ fn a_pod_reaches_itself(c: &Cluster, ns: &str) -> Result<()> {
     let said = c.kubectl_args(&["-n", ns, "exec", "deployment/web", "--", "wget", "-qO-", "http://web/"], "").ok()?;
     ensure!(said.starts_with("web-") && begin.elapsed() < Duration::from_secs(60), "{said}");
     Ok(())
+}
+
+/// A way from the nodes' segment to addresses that a load balancer would bring to the node.
+struct Way<'a>(&'a Cluster, &'a str);
+
+impl<'a> Way<'a> {
+    fn to(c: &'a Cluster, range: &'a str) -> Result<Self> {
+        c.on_node("lan", &format!("ip route replace {range} via 10.90.0.11")).ok()?;
+        Ok(Self(c, range))
+    }
+
+    fn curl(&self, ip: &str, more: &str) -> causeway_tests::Output {
+        self.0.on_node("lan", &format!("curl -sS --max-time 2 {more} http://{ip}/"))
+    }
+}
+
+impl Drop for Way<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.on_node("lan", &format!("ip route del {}", self.1));
+    }
+}
+
+fn balanced_and_external_addresses(c: &Cluster, ns: &str) -> Result<()> {
+    web(c, ns, 2)?;
+    c.apply(&format!(
+        "
+apiVersion: v1
+kind: Service
+metadata: {{name: balanced, namespace: {ns}}}
+spec:
+  type: LoadBalancer
+  loadBalancerClass: example.com/by-hand
+  selector: {{app: web}}
+  externalIPs: [198.51.100.20]
+  loadBalancerSourceRanges: [10.90.0.0/24]
+  ports: [{{name: http, port: 80, targetPort: http}}]
+"
+    ))?;
+    let status = r#"{"status":{"loadBalancer":{"ingress":[{"ip":"198.51.100.21"}]}}}"#;
+    let patch = ["-n", ns, "patch", "service", "balanced", "--subresource=status", "--type=merge", "-p", status];
+    c.kubectl_args(&patch, "").ok()?;
+    let way = Way::to(c, "198.51.100.16/28")?;
+    for ip in ["198.51.100.20", "198.51.100.21"] {
+        eventually("the address answers", || {
+            let said = way.curl(ip, "").ok()?;
+            ensure!(said.starts_with("web-"), "{said}");
+            Ok(())
+        })?;
+    }
+    let ranges = r#"{"spec":{"loadBalancerSourceRanges":["203.0.113.0/24"]}}"#;
+    c.kubectl_args(&["-n", ns, "patch", "service", "balanced", "--type=merge", "-p", ranges], "").ok()?;
+    eventually("others are dropped", || {
+        let said = way.curl("198.51.100.21", "").fails()?;
+        ensure!(said.contains("timed out"), "{said}");
+        Ok(())
+    })?;
+    ensure!(way.curl("198.51.100.20", "").ok()?.starts_with("web-"), "external addresses have no ranges");
+    Ok(())
+}
+
+fn health_check_node_port(c: &Cluster, ns: &str) -> Result<()> {
+    web(c, ns, 2)?;
+    c.apply(&format!(
+        "
+apiVersion: v1
+kind: Service
+metadata: {{name: checked, namespace: {ns}}}
+spec:
+  type: LoadBalancer
+  loadBalancerClass: example.com/by-hand
+  externalTrafficPolicy: Local
+  selector: {{app: web}}
+  ports: [{{name: http, port: 80, targetPort: http}}]
+"
+    ))?;
+    let port = c.kubectl(&format!("-n {ns} get service checked -o jsonpath={{.spec.healthCheckNodePort}}")).ok()?;
+    let ask = format!("curl -sS --max-time 2 -w '%{{http_code}}' http://10.90.0.11:{port}/healthz");
+    let says = |count: u32, code: u16| {
+        eventually("the health check counts local endpoints", || {
+            let said = c.on_node("lan", &ask).ok()?;
+            let expected = format!("\"localEndpoints\":{count}");
+            ensure!(said.contains(&expected) && said.ends_with(&code.to_string()), "{said}");
+            ensure!(said.contains("\"name\":\"checked\""), "{said}");
+            Ok(())
+        })
+    };
+    says(2, 200)?;
+    c.kubectl(&format!("-n {ns} scale deployment web --replicas=0")).ok()?;
+    says(0, 503)?;
+    c.kubectl(&format!("-n {ns} delete service checked")).ok()?;
+    eventually("nobody listens any more", || c.on_node("lan", &ask).fails()).map(drop)
+}
+
+fn affinity_and_policies(c: &Cluster, ns: &str) -> Result<()> {
+    let ip = web(c, ns, 3)?;
+    let patch = |spec: &str| {
+        let patch = format!("{{\"spec\":{spec}}}");
+        c.kubectl_args(&["-n", ns, "patch", "service", "web", "--type=merge", "-p", &patch], "").ok()
+    };
+    patch(r#"{"sessionAffinity":"ClientIP","sessionAffinityConfig":{"clientIP":{"timeoutSeconds":60}}}"#)?;
+    let script = format!("for i in $(seq 30); do curl -sS --max-time 5 http://{ip}/ || exit 1; done");
+    let served = || Ok::<_, anyhow::Error>(c.on_node("node-1", &script).ok()?.lines().map(str::to_owned).collect());
+    eventually("a client keeps its pod", || {
+        let served: BTreeSet<String> = served()?;
+        ensure!(served.len() == 1, "{served:?}");
+        Ok(())
+    })?;
+    // All pods are here, so the policy changes nothing but where it is decided.
+    patch(r#"{"sessionAffinity":"None","sessionAffinityConfig":null,"internalTrafficPolicy":"Local"}"#)?;
+    eventually("and is let go", || {
+        let served: BTreeSet<String> = served()?;
+        ensure!(served.len() == 3, "{served:?}");
+        Ok(())
+    })
+}
+
+fn the_last_terminating_pod_serves_on(c: &Cluster, ns: &str) -> Result<()> {
+    let ip = web(c, ns, 1)?;
+    let patch = r#"{"spec":{"template":{"spec":{"terminationGracePeriodSeconds":30,"containers":[{"name":"web","lifecycle":{"preStop":{"sleep":{"seconds":15}}}}]}}}}"#;
+    c.kubectl_args(&["-n", ns, "patch", "deployment", "web", "-p", patch], "").ok()?;
+    c.kubectl(&format!("-n {ns} rollout status deployment/web --timeout=60s")).ok()?;
+    c.kubectl(&format!("-n {ns} scale deployment web --replicas=0")).ok()?;
+    let slice = format!(
+        "-n {ns} get endpointslices -l kubernetes.io/service-name=web -o jsonpath={{.items[*].endpoints[*].conditions.terminating}},{{.items[*].endpoints[*].conditions.ready}}"
+    );
+    eventually("the only endpoint terminates", || {
+        let said = c.kubectl(&slice).ok()?;
+        ensure!(said == "true,false", "{said}");
+        Ok(())
+    })?;
+    let said = c.on_node("node-1", &format!("curl -sS --max-time 5 http://{ip}/")).ok()?;
+    ensure!(said.starts_with("web-"), "{said}");
+    c.kubectl(&format!("-n {ns} delete pods --all --grace-period=1 --wait=false")).ok()?;
+    eventually("then it is refused", || {
+        let said = c.on_node("node-1", &format!("curl -sS --max-time 5 http://{ip}/")).fails()?;
+        ensure!(said.contains("(7)"), "{said}");
+        Ok(())
+    })
 }

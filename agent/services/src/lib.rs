@@ -8,6 +8,8 @@
 
 pub mod conntrack;
 pub mod family;
+pub mod health;
+pub mod healthcheck;
 pub mod iptables;
 pub mod kernel;
 pub mod metrics;

@@ -1,10 +1,11 @@
-//! What kube-proxy counts, under its names, and its health over HTTP.
+//! What kube-proxy counts, under its names.
 
-use axum::{Json, Router, http::StatusCode, response::IntoResponse, routing::get};
 use k8s_openapi::{api::discovery::v1::EndpointSlice, jiff::Timestamp};
-use parking_lot::Mutex;
-use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntGaugeVec, Opts, Registry, exponential_buckets};
-use std::{sync::Arc, time::Duration};
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    exponential_buckets,
+};
+use std::collections::HashMap;
 
 /// When an endpoint's pod changed, written by the EndpointSlice controller.
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
@@ -14,6 +15,10 @@ const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 pub struct Metrics {
     /// How long one synchronisation took.
     pub sync: Histogram,
+    /// How long one took that made everything anew.
+    pub full: Histogram,
+    /// How long one took that changed what had changed.
+    pub partial: Histogram,
     /// From a pod's change to its being programmed.
     pub programming: Histogram,
     /// Changed EndpointSlices.
@@ -22,8 +27,24 @@ pub struct Metrics {
     pub service_changes: IntCounter,
     /// Synchronisations that failed.
     pub failures: IntCounter,
+    /// Failures to take away what another mode left.
+    pub cleanup_failures: IntCounter,
     /// When rules were last programmed, in seconds since 1970.
     pub last: Gauge,
+    /// When a change last came that is to be programmed, in seconds since 1970.
+    pub queued: Gauge,
+    /// Changed EndpointSlices that are not programmed yet.
+    pub endpoints_pending: IntGauge,
+    /// Changed Services that are not programmed yet.
+    pub services_pending: IntGauge,
+    /// Answers of `/healthz`, by status.
+    pub healthz: IntCounterVec,
+    /// Answers of `/livez`, by status.
+    pub livez: IntCounterVec,
+    /// Datagram flows deleted, for their endpoint is gone.
+    pub flows: IntCounter,
+    /// Ports with a policy `Local` and no local endpoint, by `traffic_policy`.
+    without_local: IntGaugeVec,
 }
 
 impl Metrics {
@@ -33,10 +54,22 @@ impl Metrics {
             Histogram::with_opts(HistogramOpts::new(format!("kubeproxy_{name}"), help).buckets(buckets))
         };
         let counter = |name: &str, help: &str| IntCounter::new(format!("kubeproxy_{name}"), help);
+        let codes =
+            |name: &str, help: &str| IntCounterVec::new(Opts::new(format!("kubeproxy_{name}"), help), &["code"]);
         let this = Self {
             sync: histogram(
                 "sync_proxy_rules_duration_seconds",
                 "SyncProxyRules latency in seconds",
+                exponential_buckets(0.0001, 2.0, 20)?,
+            )?,
+            full: histogram(
+                "sync_full_proxy_rules_duration_seconds",
+                "SyncProxyRules latency in seconds for full resyncs",
+                exponential_buckets(0.0001, 2.0, 20)?,
+            )?,
+            partial: histogram(
+                "sync_partial_proxy_rules_duration_seconds",
+                "SyncProxyRules latency in seconds for partial resyncs",
                 exponential_buckets(0.0001, 2.0, 20)?,
             )?,
             programming: histogram(
@@ -56,18 +89,74 @@ impl Metrics {
                 "sync_proxy_rules_nftables_sync_failures_total",
                 "Cumulative proxy nftables sync failures",
             )?,
+            cleanup_failures: counter(
+                "sync_proxy_rules_nftables_cleanup_failures_total",
+                "Cumulative proxy nftables cleanup failures",
+            )?,
             last: Gauge::new(
                 "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
                 "The last time proxy rules were successfully synced",
             )?,
+            queued: Gauge::new(
+                "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
+                "The last time a sync of proxy rules was queued",
+            )?,
+            endpoints_pending: IntGauge::new(
+                "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
+                "Pending proxy rules Endpoint changes",
+            )?,
+            services_pending: IntGauge::new(
+                "kubeproxy_sync_proxy_rules_service_changes_pending",
+                "Pending proxy rules Service changes",
+            )?,
+            healthz: codes("proxy_healthz_total", "Cumulative proxy healthz HTTP status")?,
+            livez: codes("proxy_livez_total", "Cumulative proxy livez HTTP status")?,
+            flows: counter(
+                "conntrack_reconciler_deleted_entries_total",
+                "Cumulative conntrack flows deleted by conntrack reconciler",
+            )?,
+            without_local: IntGaugeVec::new(
+                Opts::new(
+                    "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+                    "Number of services with a Local traffic policy and no endpoints",
+                ),
+                &["traffic_policy"],
+            )?,
         };
-        registry.register(Box::new(this.sync.clone()))?;
-        registry.register(Box::new(this.programming.clone()))?;
-        registry.register(Box::new(this.endpoint_changes.clone()))?;
-        registry.register(Box::new(this.service_changes.clone()))?;
-        registry.register(Box::new(this.failures.clone()))?;
-        registry.register(Box::new(this.last.clone()))?;
+        let all: [Box<dyn prometheus::core::Collector>; 16] = [
+            Box::new(this.sync.clone()),
+            Box::new(this.full.clone()),
+            Box::new(this.partial.clone()),
+            Box::new(this.programming.clone()),
+            Box::new(this.endpoint_changes.clone()),
+            Box::new(this.service_changes.clone()),
+            Box::new(this.failures.clone()),
+            Box::new(this.cleanup_failures.clone()),
+            Box::new(this.last.clone()),
+            Box::new(this.queued.clone()),
+            Box::new(this.endpoints_pending.clone()),
+            Box::new(this.services_pending.clone()),
+            Box::new(this.healthz.clone()),
+            Box::new(this.livez.clone()),
+            Box::new(this.flows.clone()),
+            Box::new(this.without_local.clone()),
+        ];
+        for collector in all {
+            registry.register(collector)?;
+        }
         Ok(this)
+    }
+
+    /// Notes how many ports of all Services want local endpoints and have none.
+    pub fn set_without_local(&self, of: &HashMap<String, [i64; 2]>) {
+        for (i, policy) in ["internal", "external"].into_iter().enumerate() {
+            self.without_local.with_label_values(&[policy]).set(of.values().map(|counts| counts[i]).sum());
+        }
+    }
+
+    /// Notes that something waits to be programmed.
+    pub fn waits(&self) {
+        self.queued.set(Timestamp::now().as_millisecond() as f64 / 1000.0);
     }
 
     /// Notes that the changes of these times are programmed now.
@@ -75,6 +164,8 @@ impl Metrics {
         for trigger in triggers {
             self.programming.observe(now.duration_since(*trigger).as_secs_f64().max(0.0));
         }
+        self.endpoints_pending.set(0);
+        self.services_pending.set(0);
     }
 }
 
@@ -126,71 +217,4 @@ impl IptablesMetrics {
 /// When the change that a slice tells of happened.
 pub fn trigger(slice: &EndpointSlice) -> Option<Timestamp> {
     slice.metadata.annotations.as_ref()?.get(TRIGGER_TIME)?.parse().ok()
-}
-
-/// What `/healthz` tells.
-#[derive(Debug, Default)]
-pub struct Health {
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default, Clone, Copy)]
-struct State {
-    updated: Option<Timestamp>,
-    /// Since when changes wait to be programmed.
-    waiting: Option<Timestamp>,
-    leaving: bool,
-}
-
-impl Health {
-    /// Programming has begun.
-    pub fn begins(&self) {
-        self.state.lock().waiting.get_or_insert_with(Timestamp::now);
-    }
-
-    /// All is programmed.
-    pub fn succeeds(&self) {
-        let mut state = self.state.lock();
-        (state.updated, state.waiting) = (Some(Timestamp::now()), None);
-    }
-
-    /// Whether the node is about to be taken away.
-    pub fn set_leaving(&self, leaving: bool) {
-        self.state.lock().leaving = leaving;
-    }
-
-    fn answer(&self, with_node: bool) -> impl IntoResponse + use<> {
-        /// Programming that takes longer has failed.
-        const PATIENCE: Duration = Duration::from_secs(60);
-        let state = *self.state.lock();
-        let now = Timestamp::now();
-        let late = state.waiting.is_some_and(|since| now.duration_since(since).unsigned_abs() > PATIENCE);
-        let healthy = state.updated.is_some() && !late && !(with_node && state.leaving);
-        let status = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        let body = serde_json::json!({
-            "lastUpdated": state.updated, "currentTime": now, "nodeEligible": !state.leaving,
-        });
-        (status, Json(body))
-    }
-}
-
-/// Serves `/healthz`, `/livez` and `/metrics` until told to stop.
-pub async fn serve(
-    listener: std::net::TcpListener,
-    health: Arc<Health>,
-    registry: Registry,
-    shutdown: tokio_util::sync::CancellationToken,
-) -> std::io::Result<()> {
-    listener.set_nonblocking(true)?;
-    let listener = tokio::net::TcpListener::from_std(listener)?;
-    let (for_health, for_live) = (health.clone(), health);
-    let metrics = move || {
-        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather());
-        std::future::ready(text.map_err(|e| (StatusCode::INTERNAL_SERVER_ERROR, e.to_string())))
-    };
-    let router = Router::new()
-        .route("/healthz", get(move || std::future::ready(for_health.answer(true))))
-        .route("/livez", get(move || std::future::ready(for_live.answer(false))))
-        .route("/metrics", get(metrics));
-    axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
 }

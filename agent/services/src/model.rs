@@ -137,6 +137,17 @@ pub struct ServiceModel {
     pub health: Option<HealthCheck>,
 }
 
+impl ServiceModel {
+    /// How many of its ports drop, for want of a local endpoint, what comes by the internal and the external policy.
+    pub fn without_local(&self) -> [i64; 2] {
+        let count = |drops: fn(&Wanted) -> bool| {
+            let ports: BTreeSet<&str> = self.fronts.values().filter(|w| drops(w)).map(|w| &*w.port).collect();
+            ports.len() as i64
+        };
+        [count(|w| w.choice == Choice::Drop), count(|w| w.external == Some(Choice::Drop))]
+    }
+}
+
 /// Reads a Service. One without a cluster IP, and one that another proxy serves, asks nothing. Of a family in which it
 /// has no cluster IP it serves no address at all.
 pub fn service<'a>(

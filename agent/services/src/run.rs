@@ -2,7 +2,9 @@
 
 use crate::{
     family::Family,
-    metrics::{Health, Metrics, serve, trigger},
+    health::{Health, serve},
+    healthcheck::HealthChecks,
+    metrics::{Metrics, trigger},
     model::{self, NodeView, ServiceModel, node_port_ips},
     renderer::{Ranges, Renderer},
     switch,
@@ -21,7 +23,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::runtime::{WatchStreamExt, watcher};
-use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 /// So many events are taken over before they are programmed together.
@@ -58,7 +60,7 @@ pub async fn run(client: kube::Client, config: ServicesConfig, shutdown: Cancell
     let health = Arc::new(Health::default());
     let mut config = config;
     if let Some(listener) = config.healthz_listener.take() {
-        let served = serve(listener, health.clone(), registry.clone(), shutdown.clone());
+        let served = serve(listener, health.clone(), metrics.clone(), registry.clone(), shutdown.clone());
         tokio::spawn(async move {
             if let Err(error) = served.await {
                 tracing::error!(%error, "kube-proxy's health endpoint ended");
@@ -85,6 +87,8 @@ pub async fn run(client: kube::Client, config: ServicesConfig, shutdown: Cancell
         node,
         program: Some(program),
         metrics,
+        checks: HealthChecks::new(health.clone()),
+        without_local: HashMap::new(),
         health,
         pending: Vec::new(),
         triggers: Vec::new(),
@@ -120,6 +124,9 @@ struct Proxy {
     program: Option<Box<dyn Renderer>>,
     metrics: Metrics,
     health: Arc<Health>,
+    checks: HealthChecks,
+    /// By Service, as [`ServiceModel::without_local`]; those with none are left out.
+    without_local: HashMap<String, [i64; 2]>,
     pending: Vec<(String, Option<ServiceModel>)>,
     triggers: Vec<Timestamp>,
     synced: bool,
@@ -165,7 +172,12 @@ impl Proxy {
     fn take_services(&mut self, events: Events<Service>) {
         for event in events {
             match event {
-                Ok(event) => self.metrics.service_changes.inc_by(self.view.service(event) as u64),
+                Ok(event) => {
+                    let changed = self.view.service(event);
+                    self.metrics.service_changes.inc_by(changed as u64);
+                    self.metrics.services_pending.add(changed as i64);
+                    self.metrics.waits();
+                }
                 Err(error) => tracing::warn!(%error, "watching Services; rules stay as they are"),
             }
         }
@@ -177,6 +189,8 @@ impl Proxy {
                 Ok(event) => {
                     let changed = self.view.slice(event);
                     self.metrics.endpoint_changes.inc_by(changed.len() as u64);
+                    self.metrics.endpoints_pending.add(changed.len() as i64);
+                    self.metrics.waits();
                     // What the first list tells happened before we were there.
                     if self.synced {
                         self.triggers.extend(changed.iter().filter_map(trigger));
@@ -222,6 +236,7 @@ impl Proxy {
             self.node.node_port_ips = ips;
             self.view.touch_all();
         }
+        self.checks.refresh(&self.node.node_port_ips);
     }
 
     /// Models what has changed.
@@ -244,6 +259,13 @@ impl Proxy {
         };
         let changes = std::mem::take(&mut self.pending);
         let count = changes.len();
+        let told: Vec<_> = changes
+            .iter()
+            .map(|(key, model)| {
+                let model = model.as_ref();
+                (key.clone(), model.and_then(|m| m.health), model.map_or([0, 0], ServiceModel::without_local))
+            })
+            .collect();
         let first = self.config.ready.as_ref().is_some_and(|r| !*r.borrow()) || !self.synced;
         self.health.begins();
         let started = std::time::Instant::now();
@@ -253,6 +275,15 @@ impl Proxy {
         };
         let (program, result) = tokio::task::spawn_blocking(work).await.context("programming service rules")?;
         self.program = Some(program);
+        for (key, health, without_local) in told {
+            self.checks.set(&key, health, &self.node.node_port_ips);
+            if without_local == [0, 0] {
+                self.without_local.remove(&key);
+            } else {
+                self.without_local.insert(key, without_local);
+            }
+        }
+        self.metrics.set_without_local(&self.without_local);
         let done = match result {
             Ok(done) => done,
             Err(error) => {
@@ -274,7 +305,10 @@ impl Proxy {
         }
         self.metrics.programmed(&std::mem::take(&mut self.triggers), Timestamp::now());
         if count > 0 || done.rebuilt || done.elements > 0 {
-            self.metrics.sync.observe(started.elapsed().as_secs_f64());
+            let seconds = started.elapsed().as_secs_f64();
+            self.metrics.sync.observe(seconds);
+            if done.rebuilt || first { &self.metrics.full } else { &self.metrics.partial }.observe(seconds);
+            self.metrics.flows.inc_by(done.flows as u64);
             tracing::debug!(services = count, ?done, took = ?started.elapsed(), "service rules programmed");
         }
         self.metrics.last.set(Timestamp::now().as_millisecond() as f64 / 1000.0);
@@ -301,7 +335,12 @@ impl Proxy {
                     tracing::info!(%mode, "took over from another mode, and removed its rules");
                 }
             }
-            Ok(Err(error)) => tracing::warn!("the rules of another mode stay for now: {error:#}"),
+            Ok(Err(error)) => {
+                if mode == ProxyMode::Nftables {
+                    self.metrics.cleanup_failures.inc();
+                }
+                tracing::warn!("the rules of another mode stay for now: {error:#}");
+            }
             Err(error) => tracing::warn!(%error, "the rules of another mode stay for now"),
         }
     }

@@ -97,6 +97,7 @@ fn local_policies() {
     let np = &m.fronts[&front("10.90.0.11", 30080)];
     assert_eq!((np.choice.clone(), np.external.clone()), (to(&["10.244.2.2"]), Some(Choice::Drop)));
     assert_eq!(at(&m).external, None);
+    assert_eq!((m.without_local(), service(&internal, [&far], &node()).without_local()), ([0, 1], [1, 0]));
     // Terminating ones are chosen apart for Cluster and for Local.
     let m = service(&external, [&both], &node());
     let np = &m.fronts[&front("10.90.0.11", 30080)];

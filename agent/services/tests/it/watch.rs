@@ -2,6 +2,7 @@
 
 use crate::support::{Lab, Mode, VIP, at, service, slice, tcp};
 use bytes::Bytes;
+use causeway_network::NetNs;
 use causeway_services::{ServicesConfig, run};
 use futures::StreamExt;
 use http::{Request, Response};
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 use std::{
     convert::Infallible,
     io::{Read, Write},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     sync::{Arc, Mutex},
 };
 use tokio::sync::{mpsc, watch};
@@ -43,6 +44,18 @@ fn tokio_stream(from: mpsc::UnboundedReceiver<String>) -> impl futures::Stream<I
     futures::stream::unfold(from, |mut from| async { from.recv().await.map(|text| (text, from)) })
 }
 
+/// What a server says to `GET path`, from a namespace.
+fn get(from: &NetNs, to: SocketAddr, path: &str) -> String {
+    let ask = || {
+        let mut stream = TcpStream::connect_timeout(&to, crate::support::PATIENCE).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    };
+    from.run(ask).unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn watch_events_become_rules_and_health_says_so() {
     let lab = Lab::new(Mode::Nftables).await;
@@ -54,7 +67,8 @@ async fn watch_events_become_rules_and_health_says_so() {
         value
     };
     let node = json!({"metadata": {"name": "one"}, "spec": {"podCIDRs": ["10.244.1.0/24"]}});
-    let mut svc = serde_json::to_value(service("s", json!({}))).unwrap();
+    let checked = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 31000});
+    let mut svc = serde_json::to_value(service("s", checked)).unwrap();
     svc["metadata"]["resourceVersion"] = json!("1");
     let items = [("services", json!([svc])), ("endpointslices", json!([labelled(&[&a])])), ("nodes", json!([node]))];
     let feed = Feed::default();
@@ -83,6 +97,12 @@ async fn watch_events_become_rules_and_health_says_so() {
     let running = runtime.handle().spawn(async move { run(kube::Client::new(api, "default"), config, stop).await });
     is_ready.wait_for(|r| *r).await.unwrap();
     assert_eq!(tcp(&client.netns, at(VIP, 80)).unwrap().server, a.ip);
+    let (lan, asked) = (lab.segment.lan(), at(lab.one.ip, 31000));
+    let said = get(lan, asked, "/healthz");
+    assert!(said.starts_with("HTTP/1.1 200") && said.contains("x-load-balancing-endpoint-weight: 1"), "{said}");
+    let body: Value = serde_json::from_str(said.rsplit("\r\n").next().unwrap()).unwrap();
+    let service = json!({"namespace": "d", "name": "s"});
+    assert_eq!(body, json!({"service": service, "localEndpoints": 1, "serviceProxyHealthy": true}));
 
     let event = json!({"type": "MODIFIED", "object": labelled(&[&b])});
     let senders = loop {
@@ -97,21 +117,36 @@ async fn watch_events_become_rules_and_health_says_so() {
     while tcp(&client.netns, at(VIP, 80)).unwrap().server != b.ip {
         assert!(std::time::Instant::now() < patience, "the change did not arrive");
     }
-    let get = |path: &str| {
-        lab.one
-            .netns
-            .run(|| {
-                let mut stream = TcpStream::connect("127.0.0.1:10256").unwrap();
-                write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-                let mut text = String::new();
-                stream.read_to_string(&mut text).unwrap();
-                text
-            })
-            .unwrap()
-    };
+    // The balancer hears that nobody is here any more.
+    while !get(lan, asked, "/").starts_with("HTTP/1.1 503") {
+        assert!(std::time::Instant::now() < patience, "{}", get(lan, asked, "/"));
+    }
+    assert!(get(lan, asked, "/any").contains(r#""localEndpoints":0,"#));
+    let own = at("127.0.0.1", 10256);
+    let get = |path: &str| get(&lab.one.netns, own, path);
     assert!(get("/healthz").starts_with("HTTP/1.1 200"), "{}", get("/healthz"));
+    assert!(get("/livez").starts_with("HTTP/1.1 200"), "{}", get("/livez"));
     let metrics = get("/metrics");
-    assert!(metrics.contains("kubeproxy_sync_proxy_rules_duration_seconds_count"), "{metrics}");
+    for told in [
+        "sync_proxy_rules_duration_seconds_count",
+        "sync_full_proxy_rules_duration_seconds_count 1",
+        "sync_partial_proxy_rules_duration_seconds_count 1",
+        "network_programming_duration_seconds_count",
+        "sync_proxy_rules_endpoint_changes_total 2",
+        "sync_proxy_rules_endpoint_changes_pending 0",
+        "sync_proxy_rules_service_changes_total 1",
+        "sync_proxy_rules_service_changes_pending 0",
+        "sync_proxy_rules_last_timestamp_seconds",
+        "sync_proxy_rules_last_queued_timestamp_seconds",
+        "sync_proxy_rules_nftables_sync_failures_total 0",
+        "sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"external\"} 2",
+        "sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"internal\"} 0",
+        "proxy_healthz_total{code=\"200\"}",
+        "proxy_livez_total{code=\"200\"}",
+        "conntrack_reconciler_deleted_entries_total",
+    ] {
+        assert!(metrics.contains(&format!("kubeproxy_{told}")), "{told} is not in\n{metrics}");
+    }
     shutdown.cancel();
     running.await.unwrap().unwrap();
     assert_eq!(tcp(&client.netns, at(VIP, 80)).unwrap().server, b.ip, "the rules stay");
