@@ -36,8 +36,8 @@ fn ways(lab: &Lab) {
     let (lan, one) = (lab.segment.lan().name(), lab.one.netns.name());
     ip(&format!("-n {lan} route add 198.51.100.0/24 via 10.90.0.11"));
     ip(&format!("-n {lan} route add 2001:db8::/64 via fd10:90::11"));
-    ip(&format!("-n {one} route add 198.51.100.0/24 dev lo src 10.90.0.11"));
-    ip(&format!("-n {one} route add 2001:db8::/64 dev lo src fd10:90::11"));
+    ip(&format!("-n {one} route add 198.51.100.0/24 dev eth0 src 10.90.0.11"));
+    ip(&format!("-n {one} route add 2001:db8::/64 dev eth0 src fd10:90::11"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
