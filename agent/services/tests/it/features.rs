@@ -31,13 +31,17 @@ fn balanced(more: Value) -> Service {
     service
 }
 
-/// Ways from everywhere to those addresses: from outside by node one, on the node itself from its own address.
+/// Ways from everywhere to those addresses: from outside by node one; on the node by a link of its own that leads nowhere,
+/// so that nobody is told of a shorter way.
 fn ways(lab: &Lab) {
     let (lan, one) = (lab.segment.lan().name(), lab.one.netns.name());
     ip(&format!("-n {lan} route add 198.51.100.0/24 via 10.90.0.11"));
     ip(&format!("-n {lan} route add 2001:db8::/64 via fd10:90::11"));
-    ip(&format!("-n {one} route add 198.51.100.0/24 dev eth0 src 10.90.0.11"));
-    ip(&format!("-n {one} route add 2001:db8::/64 dev eth0 src fd10:90::11"));
+    ip(&format!("-n {one} link add way0 type veth peer name way1"));
+    ip(&format!("-n {one} link set way0 up"));
+    ip(&format!("-n {one} link set way1 up"));
+    ip(&format!("-n {one} route add 198.51.100.0/24 dev way0 src 10.90.0.11"));
+    ip(&format!("-n {one} route add 2001:db8::/64 dev way0 src fd10:90::11"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
