@@ -7,6 +7,7 @@
 
 use crate::Identity;
 use anyhow::{Context, Result};
+use http::header::{AUTHORIZATION, HeaderValue};
 use http::{Request, Uri};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::Client as HyperClient;
@@ -57,11 +58,13 @@ pub fn client(endpoint: &Endpoint, identity: Option<Arc<Identity>>) -> Result<ku
     if let Some(identity) = identity {
         tls.client_auth_cert_resolver = identity;
     }
-    client_with(&endpoint.url, tls)
+    client_with(&endpoint.url, tls, None)
 }
 
-/// As [`client`], with TLS as the caller wants it.
-pub fn client_with(url: &Uri, tls: ClientConfig) -> Result<kube::Client> {
+/// As [`client`], with TLS as the caller wants it, and maybe a token.
+pub fn client_with(url: &Uri, tls: ClientConfig, token: Option<&str>) -> Result<kube::Client> {
+    let bearer = token.map(|t| HeaderValue::from_str(&format!("Bearer {t}"))).transpose();
+    let bearer = bearer.context("the token has characters that no token has")?;
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
@@ -90,7 +93,10 @@ pub fn client_with(url: &Uri, tls: ClientConfig) -> Result<kube::Client> {
         .build::<_, Body>(connector);
     let service = ServiceBuilder::new()
         .layer(BaseUriLayer::new(url.clone()))
-        .map_request(|mut request: Request<Body>| {
+        .map_request(move |mut request: Request<Body>| {
+            if let Some(bearer) = &bearer {
+                request.headers_mut().insert(AUTHORIZATION, bearer.clone());
+            }
             // The version is the connection's business; kube writes HTTP/1.1 into every request.
             *request.version_mut() = http::Version::HTTP_2;
             request

@@ -2,7 +2,7 @@
 //! that stand go on. In: PEM. Out: what rustls asks for, as a client and as a server.
 
 use anyhow::{Context, Result};
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use rustls::client::ResolvesClientCert;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
@@ -12,36 +12,36 @@ use rustls::sign::CertifiedKey;
 use rustls::{SignatureScheme, sign};
 use std::sync::Arc;
 
-/// An exchangeable certificate.
-#[derive(Debug)]
-pub struct Identity(ArcSwap<CertifiedKey>);
+/// An exchangeable certificate; by default none yet.
+#[derive(Debug, Default)]
+pub struct Identity(ArcSwapOption<CertifiedKey>);
 
 impl Identity {
     /// From a certificate (chain) and its key.
     pub fn new(cert_pem: &str, key_pem: &str) -> Result<Self> {
-        Ok(Self(ArcSwap::from_pointee(certified(cert_pem, key_pem)?)))
+        Ok(Self(ArcSwapOption::from_pointee(certified(cert_pem, key_pem)?)))
     }
 
     /// From now on this one. A certificate that cannot be used leaves the old one in place.
     pub fn replace(&self, cert_pem: &str, key_pem: &str) -> Result<()> {
-        self.0.store(Arc::new(certified(cert_pem, key_pem)?));
+        self.0.store(Some(Arc::new(certified(cert_pem, key_pem)?)));
         Ok(())
     }
 }
 
 impl ResolvesClientCert for Identity {
     fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load_full())
+        self.0.load_full()
     }
 
     fn has_certs(&self) -> bool {
-        true
+        self.0.load().is_some()
     }
 }
 
 impl ResolvesServerCert for Identity {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load_full())
+        self.0.load_full()
     }
 }
 

@@ -3,3 +3,5 @@
 
 #[path = "it/cut.rs"]
 mod cut;
+#[path = "it/joining.rs"]
+mod joining;

@@ -5,6 +5,8 @@
 //! ([`quantity`], [`selector`]), when a pod is ready ([`pod`]), and how events are written ([`events`]).
 
 pub mod backoff;
+pub mod bootstrap_token;
+pub mod certificates;
 pub mod config;
 pub mod dns;
 pub mod endpoints;

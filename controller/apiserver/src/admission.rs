@@ -3,7 +3,11 @@
 //! In: a new or changed object and the state of the cluster. Out: the object with what the cluster adds to it, or a
 //! refusal.
 
+mod certificates;
+mod nodes;
 mod pods;
+
+pub use nodes::{restrict as restrict_node, restrict_token};
 
 use crate::engine::{Call, Engine, text};
 use crate::status::{ApiError, ApiResult};
@@ -20,6 +24,10 @@ impl Admission {
     /// For new objects.
     pub async fn create(&self, engine: &Engine, call: &mut Call, object: &mut Value) -> ApiResult<()> {
         namespace_lifecycle(engine, call, object).await?;
+        nodes::restrict(call, None, object)?;
+        if call.served.is("certificates.k8s.io", "certificatesigningrequests") {
+            certificates::admit(call, object)?;
+        }
         if call.served.is("", "pods") {
             pods::admit(engine, call, object).await?;
         }
@@ -45,6 +53,7 @@ impl Admission {
 
     /// For deletes.
     pub fn delete(&self, engine: &Engine, call: &Call, name: &str, object: &Value) -> ApiResult<()> {
+        nodes::restrict(call, Some(object), object)?;
         if call.served.is("", "namespaces") && PROTECTED.contains(&name) {
             return Err(ApiError::forbidden("", "namespaces", name, "this namespace may not be deleted"));
         }

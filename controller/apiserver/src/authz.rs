@@ -4,6 +4,8 @@
 //! component what its table says, nodes what kubelets need, service accounts may read what is not secret, and
 //! everybody with a credential may read discovery and ask about themselves.
 
+use causeway_api::bootstrap_token;
+use causeway_api::certificates::NODE_USER_PREFIX;
 use causeway_api::identity::{self, UserInfo};
 
 /// What is asked for.
@@ -108,6 +110,7 @@ const NODE: &[Rule] = &[
             "persistentvolumeclaims",
             "serviceaccounts",
             "namespaces",
+            "endpoints",
         ],
     ),
     (READ, "networking.k8s.io", ALL),
@@ -123,7 +126,14 @@ const NODE: &[Rule] = &[
     (&["create"], "authorization.k8s.io", &["subjectaccessreviews"]),
     EVENTS,
     (ALL, "coordination.k8s.io", &["leases"]),
+    CERTIFICATES,
+    // Which of them are a node's own is asked at admission: `admission::nodes`.
+    (&["create", "update", "patch"], "discovery.k8s.io", &["endpointslices"]),
 ];
+/// To ask for a certificate and to see what became of it.
+const CERTIFICATES: Rule =
+    (&["create", "get", "list", "watch"], "certificates.k8s.io", &["certificatesigningrequests"]);
+const BOOTSTRAPPER: &[Rule] = &[CERTIFICATES];
 /// Service accounts: reading everything but secrets.
 const SERVICE_ACCOUNT_READS: &[&str] = &["secrets", "serviceaccounts/token"];
 
@@ -141,7 +151,10 @@ fn table_of(user: &UserInfo) -> Option<&'static [Rule]> {
         identity::USER_DNS => Some(DNS),
         identity::USER_POLICY => Some(POLICY),
         identity::USER_INGRESS => Some(INGRESS),
-        _ if user.groups.iter().any(|g| g == identity::GROUP_NODES) => Some(NODE),
+        name if user.groups.iter().any(|g| g == identity::GROUP_NODES) && name.starts_with(NODE_USER_PREFIX) => {
+            Some(NODE)
+        }
+        _ if user.groups.iter().any(|g| g == bootstrap_token::GROUP) => Some(BOOTSTRAPPER),
         _ => None,
     }
 }
@@ -173,6 +186,12 @@ impl Authorizer for Interim {
             }
             let reader = member(identity::GROUP_AUTHENTICATED) && a.verb == "get";
             return if reader && is_discovery(&a.path) { allow("discovery") } else { Decision::NoOpinion };
+        }
+        let cluster_info = a.resource == "configmaps"
+            && a.namespace == bootstrap_token::CLUSTER_INFO_NAMESPACE
+            && a.name == bootstrap_token::CLUSTER_INFO;
+        if cluster_info && a.verb == "get" && a.group.is_empty() && a.subresource.is_empty() {
+            return allow("who wants to join has no credential yet");
         }
         if !member(identity::GROUP_AUTHENTICATED) {
             return Decision::NoOpinion;

@@ -168,3 +168,19 @@ async fn expire_events(engine: &Engine) {
         }
     }
 }
+
+/// Gives a ConfigMap a key; others stay.
+pub async fn put_key(engine: &Engine, namespace: &str, name: &str, key: &str, text: &str) -> ApiResult<()> {
+    let map = json!({ "metadata": { "name": name }, "data": { key: text } });
+    create(engine, "", "configmaps", namespace, map).await?;
+    let mut call = Call::internal(engine.served("", "v1", "configmaps")?, namespace);
+    let changed = engine.patch(&mut call, name, Part::Main, |old| {
+        let mut new = old.clone();
+        if !new["data"].is_object() {
+            new["data"] = json!({});
+        }
+        new["data"][key] = text.into();
+        Ok(new)
+    });
+    changed.await.map(drop)
+}

@@ -38,6 +38,16 @@ const SUBRESOURCES: &[(&str, &str, Entry)] = &[
     ("", "pods", entry("exec", ("", "v1", "PodExecOptions"), true, &["create", "get"])),
     ("", "pods", entry("log", ("", "v1", "Pod"), true, &["get"])),
     ("", "pods", entry("portforward", ("", "v1", "PodPortForwardOptions"), true, &["create", "get"])),
+    (
+        "certificates.k8s.io",
+        "certificatesigningrequests",
+        entry(
+            "approval",
+            ("certificates.k8s.io", "v1", "CertificateSigningRequest"),
+            false,
+            &["get", "patch", "update"],
+        ),
+    ),
     ("", "serviceaccounts", entry("token", ("authentication.k8s.io", "v1", "TokenRequest"), true, &["create"])),
 ];
 

@@ -5,6 +5,7 @@
 //! counts, and hands over to resources, discovery or health.
 
 use crate::authz::{Attributes, Authorizer, Decision};
+use crate::bootstrap_tokens;
 use crate::catalog::Served;
 use crate::engine::Engine;
 use crate::metrics::Metrics;
@@ -15,6 +16,7 @@ use crate::status::{ApiError, ApiResult, qualified};
 use crate::tokens::Tokens;
 use axum::body::Body;
 use bytes::Bytes;
+use causeway_api::bootstrap_token;
 use causeway_api::identity::{GROUP_AUTHENTICATED, GROUP_SERVICE_ACCOUNTS, UserInfo};
 use futures::FutureExt;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
@@ -267,7 +269,10 @@ impl Server {
         match (identity, token) {
             (Some(Identity(user)), _) => Ok(user),
             (None, Some(token)) => {
-                let mut user = self.tokens.authenticate(&self.engine, &token, &[]).await?.user;
+                let mut user = match bootstrap_token::split(&token) {
+                    Some((id, secret)) => bootstrap_tokens::authenticate(&self.engine, id, secret).await?,
+                    None => self.tokens.authenticate(&self.engine, &token, &[]).await?.user,
+                };
                 user.groups.push(GROUP_AUTHENTICATED.to_owned());
                 Ok(user)
             }

@@ -7,7 +7,9 @@
 pub mod admission;
 pub mod authz;
 mod bootstrap;
+mod bootstrap_tokens;
 pub mod catalog;
+mod cluster_info;
 mod codec;
 mod custom;
 mod discovery;
@@ -25,6 +27,7 @@ mod resources;
 mod reviews;
 mod serve;
 pub mod services;
+mod signing;
 pub mod status;
 mod subresources;
 pub mod tokens;
@@ -104,8 +107,13 @@ impl ApiServer {
             shutdown: stop.clone(),
         });
         bootstrap::ensure(&engine, config.advertise).await.context("creating the system objects")?;
+        let info = cluster_info::Info { advertise: config.advertise, ca_pem: pki.ca_pem().to_owned() };
+        info.ensure(&engine).await.context("creating the cluster's information for machines that join")?;
         custom::sync(&engine, &mut BTreeSet::new()).await;
         tokio::spawn(bootstrap::run(engine.clone(), config.advertise, stop.clone()));
+        tokio::spawn(info.run(engine.clone(), stop.clone()));
+        let signer = serve::InMemory::new(server.clone(), user, tokio::runtime::Handle::current());
+        tokio::spawn(signing::run(kube::Client::new(signer, "default"), pki.clone(), stop.clone()));
         tokio::spawn(custom::run(engine.clone(), stop.clone()));
         tokio::spawn(services::repair::run(engine.clone(), stop.clone()));
         guard.disarm();

@@ -6,8 +6,8 @@
 
 use causeway_api::identity::{GROUP_AUTHENTICATED, GROUP_UNAUTHENTICATED, UserInfo};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use std::fs;
 use std::io::{self, Write};
@@ -165,6 +165,20 @@ impl Pki {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
             Ok(())
         })
+    }
+
+    /// Signs a request whose content the caller has checked. Fails when its signature is not by its own key.
+    pub fn sign_request(&self, pem: &str, usage: ExtendedKeyUsagePurpose, life: Duration) -> Result<String, PkiError> {
+        let request = CertificateSigningRequestParams::from_pem(pem).map_err(crypto("reading a signing request"))?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = request.params.distinguished_name;
+        params.subject_alt_names = request.params.subject_alt_names;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![usage];
+        params.use_authority_key_identifier_extension = true;
+        set_life(&mut params, life.min(LEAF_LIFE));
+        let signed = CertificateSigningRequestParams { params, public_key: request.public_key };
+        Ok(signed.signed_by(&self.issuer).map_err(crypto("signing a request"))?.pem())
     }
 
     /// Takes a certificate from disk when it was made for the same `stamp` by this authority and lives long enough.

@@ -56,6 +56,9 @@ impl Server {
             Some("finalize") if call.served.is("", "namespaces") && verb == "update" => {
                 self.part_verb(call, &name, Part::Finalize, verb, incoming).await
             }
+            Some("approval") if call.served.is("certificates.k8s.io", "certificatesigningrequests") => {
+                self.part_verb(call, &name, Part::Approval, verb, incoming).await
+            }
             Some(subresource) => subresources::serve(self, call, &name, subresource, verb, incoming).await,
         }
     }

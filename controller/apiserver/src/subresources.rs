@@ -137,6 +137,7 @@ async fn token(server: &Arc<Server>, call: Call, name: &str, incoming: Incoming)
         None => None,
         Some(reference) => Some(bound_object(server, &call, reference, name).await?),
     };
+    crate::admission::restrict_token(&server.engine, &call, bound.as_ref()).await?;
     let audiences: Vec<String> = request
         .pointer("/spec/audiences")
         .and_then(Value::as_array)

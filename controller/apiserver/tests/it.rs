@@ -7,6 +7,8 @@ mod crud;
 mod custom;
 #[path = "it/identity.rs"]
 mod identity;
+#[path = "it/join.rs"]
+mod join;
 #[path = "it/kubectl.rs"]
 mod kubectl;
 #[path = "it/missing.rs"]

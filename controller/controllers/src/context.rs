@@ -4,6 +4,7 @@ use crate::ControllersConfig;
 use crate::cache::{Cache, Cached};
 use causeway_api::events::{EventType, Recorder};
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service, ServiceAccount,
@@ -37,6 +38,7 @@ pub struct Caches {
     pub volumes: Cache<PersistentVolume>,
     pub classes: Cache<StorageClass>,
     pub budgets: Cache<PodDisruptionBudget>,
+    pub requests: Cache<CertificateSigningRequest>,
 }
 
 /// Shared by all controllers.
@@ -92,6 +94,7 @@ impl Context {
         self.start(&c.volumes, tasks, shutdown);
         self.start(&c.classes, tasks, shutdown);
         self.start(&c.budgets, tasks, shutdown);
+        self.start(&c.requests, tasks, shutdown);
     }
 
     fn start<K: Cached>(&self, cache: &Cache<K>, tasks: &TaskTracker, shutdown: &CancellationToken) {

@@ -4,9 +4,11 @@
 //! Every controller is a queue of keys ([`queue`]) and a level-triggered reconcile; what it decides is in a pure
 //! `plan`, what it does is next to it. [`run`] wires them all up and is the map of this crate.
 
+pub mod bootstrap;
 pub mod cache;
 pub mod claim;
 pub mod context;
+pub mod csr;
 pub mod daemonset;
 pub mod deployment;
 pub mod disruption;
@@ -212,6 +214,14 @@ fn start_cluster(context: &Arc<Context>, starter: &Starter) {
         synced!(context, budgets, pods, replica_sets, deployments, stateful_sets),
         reconcile!(disruption::Disruptions::new(context.clone())),
     );
+    starter.start(
+        "csr",
+        1,
+        csr::queue(context),
+        synced!(context, requests, nodes),
+        reconcile!(csr::Requests::new(context.clone())),
+    );
+    starter.tasks.spawn(bootstrap::run(context.clone(), starter.shutdown.clone()));
     let volumes = volume::Volumes::new(context.clone());
     starter.start(
         "persistentvolume",

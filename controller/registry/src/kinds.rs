@@ -2,6 +2,7 @@
 
 use crate::Resource;
 
+mod certificate_signing_request;
 mod config_map;
 mod controller_revision;
 mod cron_job;
@@ -51,6 +52,7 @@ pub fn builtin() -> Vec<Resource> {
         custom_resource_definition::resource(),
         controller_revision::resource(),
         daemon_set::resource(),
+        certificate_signing_request::resource(),
         deployment::resource(),
         replica_set::resource(),
         stateful_set::resource(),

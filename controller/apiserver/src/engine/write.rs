@@ -24,6 +24,8 @@ pub enum Part {
     Finalize,
     /// `/binding` of a pod: the one way to a node's name.
     Binding,
+    /// `/approval` of a certificate signing request: its conditions.
+    Approval,
 }
 
 impl Part {
@@ -33,6 +35,7 @@ impl Part {
             Self::Status => "status",
             Self::Finalize => "finalize",
             Self::Binding => "binding",
+            Self::Approval => "approval",
         }
     }
 }
@@ -267,6 +270,7 @@ impl Engine {
         let served = call.served.clone();
         let strategy = &served.resource.strategy;
         strategy.default(new);
+        crate::admission::restrict_node(call, Some(old), new)?;
         let mut errors = match part {
             Part::Main => {
                 strategy.prepare_update(new, old);
@@ -290,6 +294,16 @@ impl Engine {
                 FieldErrors::default()
             }
             Part::Binding => FieldErrors::default(),
+            Part::Approval => {
+                strategy.prepare_status(new, old);
+                if let Some(status) = new["status"].as_object_mut() {
+                    status.shift_remove("certificate");
+                    if let Some(certificate) = old.pointer("/status/certificate") {
+                        status.insert("certificate".to_owned(), certificate.clone());
+                    }
+                }
+                strategy.validate_status(new, old)
+            }
         };
         if part != Part::Main {
             errors.extend(validate_metadata(new, Some(old), served.namespaced()));
