@@ -1,8 +1,11 @@
 //! The command line: what users type, and which module answers.
 
+use crate::agent::AgentArgs;
 use crate::bench::{self, BenchArgs};
 use crate::nodes::Fault;
-use crate::{control, data, image, instance, kubeconfig, paths::Paths, status, teardown, up};
+use crate::server::ServerArgs;
+use crate::token::{self, TokenCommand};
+use crate::{agent, control, data, image, instance, kubeconfig, paths::Paths, server, status, teardown, up};
 use anyhow::{Result, bail};
 use causeway_api::config::ProxyMode;
 use clap::{Parser, Subcommand};
@@ -40,6 +43,13 @@ enum Command {
     /// Look at the nodes of a cluster on this machine, and try faults.
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Run the control plane on this machine, for nodes on others.
+    Server(Box<ServerArgs>),
+    /// Make this machine a node of a cluster.
+    Agent(Box<AgentArgs>),
+    /// Make, list and delete the tokens with which machines join.
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Load and list container images.
     #[command(subcommand)]
     Image(ImageCommand),
@@ -149,8 +159,12 @@ pub fn run(args: Args) -> Result<()> {
         Command::Up(up) => up::run(&up),
         Command::Down(down) => {
             let paths = known(&down.cluster)?;
+            let machine = instance::read(&paths)?.is_some_and(|r| r.role != instance::Role::Local);
             instance::stop(&paths)?;
             teardown::sweep(&paths)?;
+            if machine {
+                teardown::release_machine()?;
+            }
             if down.delete_data {
                 data::delete(&paths)?;
             }
@@ -164,6 +178,9 @@ pub fn run(args: Args) -> Result<()> {
         Command::Node(NodeCommand::Heal(node)) => fault(&node, Fault::Heal),
         Command::Node(NodeCommand::Kill(node)) => fault(&node, Fault::Kill),
         Command::Node(NodeCommand::Start(node)) => fault(&node, Fault::Start),
+        Command::Server(server) => server::run(&server),
+        Command::Agent(agent) => agent::run(&agent),
+        Command::Token(command) => token::run(&command, &known(command.cluster())?),
         Command::Image(ImageCommand::Load { archives, cluster }) => image::load(&known(&cluster)?, &archives),
         Command::Image(ImageCommand::Ls(cluster)) => image::list(&known(&cluster)?),
         Command::Image(ImageCommand::Pack(pack)) => image::pack(&pack),

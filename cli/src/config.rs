@@ -15,10 +15,23 @@ pub fn read(file: Option<&Path>, name: &str) -> Result<ClusterConfig> {
     parse(&text, name).with_context(|| format!("in the configuration {}", path.display()))
 }
 
+/// Reads a file of another shape; one of nothing but comments is the default.
+pub fn file<T: Default + serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("reading the configuration {}", path.display()))?;
+    let file: Option<T> =
+        serde_yaml_ng::from_str(&text).with_context(|| format!("in the configuration {}", path.display()))?;
+    Ok(file.unwrap_or_default())
+}
+
 fn parse(text: &str, name: &str) -> Result<ClusterConfig> {
     // A file of nothing but comments is a null.
     let config: Option<ClusterConfig> = serde_yaml_ng::from_str(text)?;
-    let mut config = config.unwrap_or_default();
+    settle(config.unwrap_or_default(), name)
+}
+
+/// Settings from anywhere, named and checked.
+pub fn settle(mut config: ClusterConfig, name: &str) -> Result<ClusterConfig> {
     let default = ClusterConfig::default().name;
     if config.name != name && config.name != default {
         bail!("it is for the cluster {:?}, not for {name:?}; give --name, or leave the name out", config.name);

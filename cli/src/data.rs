@@ -13,6 +13,7 @@ const MARK: &str = "causeway-cluster";
 const ENTRIES: &[&str] = &[
     "store",
     "pki",
+    "identity",
     "segment",
     "nodes",
     "volumes",

@@ -4,6 +4,7 @@
 //! A process id alone is not enough: it may have been given to another process since. The start time tells.
 
 use crate::paths::Paths;
+use crate::tasks::Health;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -12,6 +13,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 
 /// What a running cluster tells about itself.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -35,9 +37,59 @@ pub struct Record {
     pub phase: String,
     /// Everything answered.
     pub ready: bool,
+    /// What it is of a cluster.
+    #[serde(default)]
+    pub role: Role,
     /// Supervised components: `running`, or why not.
     #[serde(default)]
     pub components: BTreeMap<String, String>,
+}
+
+/// What a process is of a cluster.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// All of it: `causeway up`.
+    #[default]
+    Local,
+    /// The control plane: `causeway server`.
+    Server,
+    /// A node: `causeway agent`.
+    Agent,
+}
+
+impl Record {
+    /// Of this process, in a first phase.
+    pub fn of_this_process(paths: &Paths, phase: &str) -> Result<Self> {
+        Ok(Self {
+            pid: i32::try_from(std::process::id())?,
+            started: own_start(),
+            data_dir: paths.data.clone(),
+            http_port: 0,
+            https_port: 0,
+            api_port: 0,
+            nodes: Vec::new(),
+            phase: phase.to_owned(),
+            ready: false,
+            role: Role::Local,
+            components: BTreeMap::new(),
+        })
+    }
+}
+
+/// Keeps the record of a ready process up to date until it is told to stop.
+pub async fn follow(paths: &Paths, mut record: Record, health: &Health, stop: &CancellationToken) {
+    record.phase = "ready".to_owned();
+    loop {
+        record.components = health.all();
+        if let Err(error) = write(paths, &record) {
+            tracing::warn!("the state of the components is not told: {error:#}");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = health.changed() => {}
+        }
+    }
 }
 
 /// Patience for a cluster to stop by itself.

@@ -1,23 +1,29 @@
 //! The `causeway` program: reads the command line and hands over. No logic lives here.
 
+mod agent;
 mod args;
 mod bench;
 mod clients;
 mod config;
 mod control;
+mod control_plane;
 mod data;
 mod image;
 mod instance;
 mod kubeconfig;
+mod logging;
 mod node;
 mod nodes;
+mod notify;
 mod paths;
 mod ports;
 mod progress;
 mod ready;
+mod server;
 mod status;
 mod tasks;
 mod teardown;
+mod token;
 mod up;
 
 use clap::Parser;

@@ -61,6 +61,11 @@ impl Paths {
         self.data.join("nodes").join(node)
     }
 
+    /// A joined node's identity.
+    pub fn identity(&self) -> PathBuf {
+        self.data.join("identity")
+    }
+
     /// The running instance's record.
     pub fn record(&self) -> PathBuf {
         self.run.join("cluster.json")

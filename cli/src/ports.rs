@@ -6,7 +6,12 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 /// Binds a port on 127.0.0.1; `flag` is the option that would change it.
 pub fn bind(port: u16, purpose: &str, flag: &str) -> Result<TcpListener> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    bind_at(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), purpose, flag)
+}
+
+/// Binds any address.
+pub fn bind_at(address: SocketAddr, purpose: &str, flag: &str) -> Result<TcpListener> {
+    let port = address.port();
     let listener = TcpListener::bind(address).map_err(|error| {
         if error.kind() == std::io::ErrorKind::AddrInUse {
             let who = holder(port).unwrap_or_else(|| "another process".to_owned());

@@ -1,5 +1,6 @@
 //! `causeway status`: what runs, where it is reached, and what is wrong with it.
 
+use crate::instance::{Record, Role};
 use crate::paths::Paths;
 use crate::ready::States;
 use crate::tasks::RUNNING;
@@ -15,6 +16,9 @@ pub fn run(paths: &Paths) -> Result<()> {
         let data = if paths.store().exists() { "its data is kept" } else { "there is no data of it" };
         bail!("cluster {:?} is not running ({data}); start it with: causeway up --name {}", paths.name, paths.name);
     };
+    if record.role != Role::Local {
+        return of_machine(paths, &record);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let client = kubeconfig::client(paths).await?;
@@ -48,6 +52,30 @@ pub fn run(paths: &Paths) -> Result<()> {
         }
         bail!("not ready: {}", missing.join("; "))
     })
+}
+
+/// A server or an agent: what runs here. The cluster is what kubectl shows.
+fn of_machine(paths: &Paths, record: &Record) -> Result<()> {
+    let what = if record.role == Role::Server { "server" } else { "agent" };
+    println!("{what:<10} {} (process {}, data in {})", paths.name, record.pid, paths.data.display());
+    if record.api_port != 0 {
+        println!("API        port {}; kubeconfig {}", record.api_port, paths.kubeconfig().display());
+    }
+    println!("node       {}", if record.nodes.is_empty() { "none".to_owned() } else { record.nodes.join(", ") });
+    println!("\n{:<28} STATE", "COMPONENT");
+    for (component, state) in &record.components {
+        println!("{component:<28} {state}");
+    }
+    let broken = record.components.iter().filter(|(_, state)| *state != RUNNING);
+    let mut missing: Vec<String> = broken.map(|(component, state)| format!("{component} {state}")).collect();
+    if !record.ready {
+        missing.push(record.phase.clone());
+    }
+    if missing.is_empty() {
+        println!("\nready");
+        return Ok(());
+    }
+    bail!("not ready: {}", missing.join("; "))
 }
 
 /// `causeway node ls`: the nodes alone; their states also while the API does not answer.

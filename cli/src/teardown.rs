@@ -4,10 +4,16 @@
 use crate::paths::Paths;
 use anyhow::{Context, Result};
 use causeway_network::local::LocalSegment;
+use causeway_nft::family::Family;
+use causeway_nft::table::Table;
+use causeway_nft::wire::Socket;
 use causeway_runtime::daemon::ContainerdDaemon;
 use nix::mount::{MntFlags, umount2};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+/// The tables that parts of a node make, of each family.
+const TABLES: [&str; 2] = ["causeway", "causeway-pods"];
 
 /// Removes everything but the data. Harmless when there is nothing.
 pub fn sweep(paths: &Paths) -> Result<()> {
@@ -28,6 +34,22 @@ pub fn sweep(paths: &Paths) -> Result<()> {
     // The parent goes with the last cluster.
     if let Some(parent) = paths.run.parent() {
         drop(fs::remove_dir(parent));
+    }
+    Ok(())
+}
+
+/// Takes the node's traces out of the machine's own network: bridge, tunnels, routes and tables of rules. To be called
+/// where the node ran: in the machine's network namespace.
+pub fn release_machine() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(causeway_network::machine::release()).context("removing the node's links and routes")?;
+    let mut socket = Socket::open().context("removing the node's rules")?;
+    for (family, name) in [Family::V4, Family::V6].into_iter().flat_map(|f| TABLES.map(|name| (f, name))) {
+        let mut table = Table::new(family, name);
+        table.anew();
+        // Emptied whether it was there or not; the last of the requests would make it again.
+        table.requests.pop();
+        socket.transaction(&table.requests).with_context(|| format!("removing the table {name}"))?;
     }
     Ok(())
 }

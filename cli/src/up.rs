@@ -11,20 +11,18 @@ use crate::nodes::{Nodes, Parts};
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::tasks::{self, Health, Tasks};
-use crate::{control, data, kubeconfig, ports, ready, teardown};
+use crate::{control, control_plane, data, kubeconfig, logging, ports, ready, teardown};
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use causeway_access::Endpoint;
 use causeway_api::config::{ClusterConfig, PodNetworkMode, ipv6_defaults};
-use causeway_api::identity::{USER_CONTROLLER_MANAGER, USER_SCHEDULER, UserInfo};
+use causeway_api::identity::{USER_CONTROLLER_MANAGER, UserInfo};
 use causeway_apiserver::{ApiServer, ApiServerConfig, NodeDialer};
-use causeway_controllers::ControllersConfig;
 use causeway_kubelet::NodeCapacity;
 use causeway_network::NetNs;
 use causeway_network::local::{Layout, LocalConfig, LocalSegment};
 use causeway_network::node_routes::NodeRoutesConfig;
 use causeway_runtime::daemon::ContainerdDaemon;
-use causeway_scheduler::SchedulerConfig;
 use causeway_store::{SledOptions, SledStore, Store};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
@@ -73,7 +71,7 @@ pub fn run(args: &UpArgs) -> Result<()> {
         // A session of its own, so that closing the terminal does not reach it.
         nix::unistd::setsid().context("leaving the terminal's session")?;
     }
-    init_logging(args.detached);
+    logging::init(if args.detached { "info" } else { "warn" });
     let listeners = Listeners {
         http: ports::bind(args.http_port, "the ingress", "--http-port")?,
         https: ports::bind(args.https_port, "the ingress with TLS", "--https-port")?,
@@ -146,12 +144,6 @@ fn detach(paths: &Paths) -> Result<()> {
     }
 }
 
-fn init_logging(detached: bool) {
-    let default = if detached { "info,sled=warn,pingora=warn,hyper=warn,kube=warn,h2=warn" } else { "warn" };
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(!detached).init();
-}
-
 /// Tells what is being done, on the terminal and to whoever waits for a detached cluster.
 struct Phase<'a> {
     paths: &'a Paths,
@@ -179,6 +171,7 @@ async fn serve(args: &UpArgs, paths: &Paths, listeners: Listeners) -> Result<()>
         nodes: (1..=args.nodes).map(|i| format!("node-{i}")).collect(),
         phase: String::new(),
         ready: false,
+        role: instance::Role::Local,
         components: BTreeMap::new(),
     };
     let mut phase = Phase { paths, record, progress: Progress::new() };
@@ -213,7 +206,7 @@ async fn serve(args: &UpArgs, paths: &Paths, listeners: Listeners) -> Result<()>
 }
 
 /// A stop that nobody asked for has a reason.
-fn failed(health: &Health, asked: bool) -> Result<()> {
+pub fn failed(health: &Health, asked: bool) -> Result<()> {
     if asked {
         return Ok(());
     }
@@ -302,22 +295,7 @@ async fn start(
     let containerd = Arc::new(ContainerdDaemon::start(&paths.data, &paths.name).await?);
 
     phase.is("starting controllers and scheduler")?;
-    let volumes = paths.data.join("volumes");
-    let controllers = ControllersConfig::new(config.clone(), api.pki().ca_pem().to_owned(), volumes);
-    control.supervise("controllers", {
-        let (api, token) = (api.clone(), control.token());
-        move || {
-            let client = api.client(UserInfo::component(USER_CONTROLLER_MANAGER, &[]));
-            causeway_controllers::run(client, controllers.clone(), token.clone())
-        }
-    });
-    control.supervise("scheduler", {
-        let (api, token) = (api.clone(), control.token());
-        move || {
-            let client = api.client(UserInfo::component(USER_SCHEDULER, &[]));
-            causeway_scheduler::run(client, SchedulerConfig::default(), token.clone())
-        }
-    });
+    control_plane::start(&api, &config, paths, &mut control);
     control.supervise("lan-routes", {
         let (api, token) = (api.clone(), control.token());
         let lan = NodeRoutesConfig {

@@ -11,13 +11,15 @@ use std::net::TcpListener;
 type Alone = fn() -> Result<()>;
 
 pub fn tests() -> Vec<Trial> {
-    let all: [(&str, Alone); 8] = [
+    let all: [(&str, Alone); 10] = [
         ("lifecycle::down_leaves_nothing_behind", down_leaves_nothing_behind),
         ("lifecycle::down_after_kill_leaves_nothing_behind", down_after_kill_leaves_nothing_behind),
         ("lifecycle::up_after_kill_finds_its_pods_running", up_after_kill_finds_its_pods_running),
         ("lifecycle::up_after_down_brings_everything_back", up_after_down_brings_everything_back),
         ("lifecycle::two_clusters_live_side_by_side", two_clusters_live_side_by_side),
         ("lifecycle::a_port_in_use_is_named", a_port_in_use_is_named),
+        ("join::machines_join", crate::join::machines_join),
+        ("join::units_are_well_formed", crate::join::units_are_well_formed),
         ("demo::the_shop_opens", crate::demo::the_shop_opens),
         ("proxy_modes::iptables_and_a_switch", crate::proxy_modes::iptables_serves_all_and_a_switch_refuses_nobody),
     ];

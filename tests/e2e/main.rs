@@ -8,6 +8,7 @@ mod demo;
 mod dns;
 mod images;
 mod ingress;
+mod join;
 mod kubectl;
 mod lifecycle;
 mod nodes;

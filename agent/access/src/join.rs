@@ -58,7 +58,8 @@ pub struct Membership {
     pub serving: Arc<Identity>,
     /// The cluster's settings.
     pub settings: ClusterConfig,
-    node: String,
+    /// The node's name.
+    pub node: String,
     life: Option<Duration>,
     disk: Disk,
 }

@@ -23,6 +23,8 @@ use std::{
 
 /// Routes inside pods carry the kernel's number for "set by the administrator".
 const STATIC: u8 = 4;
+/// The bridge's name, unless told otherwise.
+pub(crate) const BRIDGE: &str = "cw0";
 /// The pod's end of its veth pair.
 const POD_LINK: &str = "eth0";
 
@@ -50,7 +52,7 @@ impl BridgeConfig {
         Self {
             node_name: node_name.to_owned(),
             pod_cidrs,
-            bridge: "cw0".to_owned(),
+            bridge: BRIDGE.to_owned(),
             state_dir,
             mtu: 1500,
             netns_prefix: netns_prefix.to_owned(),

@@ -7,6 +7,7 @@
 mod bridge;
 mod journal;
 pub mod local;
+pub mod machine;
 mod masquerade;
 mod netlink;
 pub mod netns;

@@ -93,6 +93,18 @@ impl Routes {
         Ok(None)
     }
 
+    /// Takes all of ours away: to nodes, of services, and the unreachable ones.
+    pub async fn release(&self) -> Result<()> {
+        for protocol in [NODE_ROUTES, SERVICE_ROUTES] {
+            sync_protocol(&self.netlink, protocol, BTreeSet::new()).await?;
+        }
+        let last = |r: &&Route| r.unreachable && r.metric == Some(LAST_RESORT);
+        for route in self.netlink.routes_of(STATIC).await?.iter().filter(last) {
+            self.netlink.delete_route(route).await?;
+        }
+        Ok(())
+    }
+
     /// Refuses these ranges at once where no better route is known. Never removed by the other calls.
     pub async fn make_unreachable(&self, ranges: &[IpNet]) -> Result<()> {
         for range in ranges {
