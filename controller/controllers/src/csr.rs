@@ -76,6 +76,10 @@ impl Requests {
         if !is_decided(&request) {
             match verdict(&request.spec, &self.context.caches.nodes.all()) {
                 Verdict::Approve(why) => self.approve(&request, why).await?,
+                // Is looked at again as soon as the node says its addresses.
+                Verdict::Leave(why) if request.spec.signer_name == SIGNER_KUBELET_SERVING => {
+                    tracing::debug!(request = key.name, why, "certificate request waits")
+                }
                 Verdict::Leave(why) => tracing::info!(request = key.name, why, "certificate request left to a person"),
             }
         }
