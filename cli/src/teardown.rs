@@ -13,7 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The tables that parts of a node make, of each family.
-const TABLES: [&str; 2] = ["causeway", "causeway-pods"];
+const TABLES: [&str; 3] = ["causeway", "causeway-pods", "causeway-policy"];
 
 /// Removes everything but the data. Harmless when there is nothing.
 pub fn sweep(paths: &Paths) -> Result<()> {

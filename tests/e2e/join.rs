@@ -191,7 +191,8 @@ fn story(lab: &mut Lab) -> Result<()> {
     ensure!(requests.matches("Approved,Issued").count() >= 2, "{requests}");
     load(lab)?;
     pods_meet(lab)?;
-    restarts(lab, &url)
+    restarts(lab, &url)?;
+    down_leaves_the_machine_as_it_was(&mut lab.agents[1])
 }
 
 /// A wrong token and a wrong authority: one line that says what is wrong, and a code.
@@ -294,6 +295,18 @@ fn restarts(lab: &mut Lab, url: &str) -> Result<()> {
     }
     let after = lab.pods()?;
     ensure!(before == after, "the same containers: {before:?}, {after:?}");
+    Ok(())
+}
+
+/// What a node makes in the machine's own network goes with it.
+fn down_leaves_the_machine_as_it_was(agent: &mut Machine) -> Result<()> {
+    agent.take_down()?;
+    for (program, args) in [("ip", "-o link"), ("ip", "route"), ("nft", "list tables"), ("ip", "netns list")] {
+        let said = run(agent.inside(program).args(args.split_whitespace()))?.ok()?;
+        let traces = ["cw0", "cwp", "cwvx", "10.244.", "10.96.", "causeway", &format!("cw-{}-", agent.name)];
+        let left = traces.iter().find(|t| said.contains(**t));
+        ensure!(left.is_none(), "{program} {args} shows {left:?}: {said}");
+    }
     Ok(())
 }
 
