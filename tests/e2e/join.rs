@@ -257,14 +257,14 @@ spec: {{selector: {{app: web}}, ports: [{{port: 80, targetPort: http}}]}}
     ensure!(pods.len() == 2 && pods[0][0] != pods[1][0], "one on each node: {pods:?}");
     for (from, to) in [(0, 1), (1, 0)] {
         let (pod, other) = (&pods[from][1], &pods[to]);
-        let direct = format!("exec {pod} -- wget -qO- -T 5 http://{}:8080/", other[2]);
+        let direct = format!("exec {pod} -- wget -qO- http://{}:8080/", other[2]);
         eventually("pods reach each other", || {
             let said = lab.kubectl(&direct).ok()?;
             ensure!(said.trim() == other[1], "{said}");
             Ok(())
         })?;
         eventually("the service answers by name", || {
-            let said = lab.kubectl(&format!("exec {pod} -- wget -qO- -T 5 http://web/")).ok()?;
+            let said = lab.kubectl(&format!("exec {pod} -- wget -qO- http://web/")).ok()?;
             ensure!(said.starts_with("web-"), "{said}");
             Ok(())
         })?;
@@ -290,7 +290,7 @@ fn restarts(lab: &mut Lab, url: &str) -> Result<()> {
             ensure!(ready == "True", "{ready}");
             Ok(())
         })?;
-        let said = lab.kubectl(&format!("exec {pod} -- wget -qO- -T 5 http://web/")).ok()?;
+        let said = lab.kubectl(&format!("exec {pod} -- wget -qO- http://web/")).ok()?;
         ensure!(said.starts_with("web-"), "{said}");
     }
     let after = lab.pods()?;
