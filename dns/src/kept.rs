@@ -7,7 +7,7 @@ use crate::zone::Stamp;
 use std::collections::HashMap;
 
 /// Answers kept by each socket; when there are more, it starts anew.
-const MAX_ITEMS: usize = 16_384;
+const MAX_ITEMS: usize = 32_768;
 /// A header.
 const HEADER: usize = 12;
 /// The longest name, and type and class.

@@ -156,7 +156,7 @@ spec:
         "alias".to_owned(),
     ] {
         let page =
-            in_pod(c, ns, "client", &format!("wget -qO- -T 5 http://{host}/")).with_context(|| format!("by {host}"))?;
+            in_pod(c, ns, "client", &format!("wget -qO- http://{host}/")).with_context(|| format!("by {host}"))?;
         ensure!(page.starts_with("web-"), "{host}: {page}");
     }
     let named = c.kubectl(&format!("-n {ns} get pod named -o jsonpath={{.status.podIP}}")).ok()?;
