@@ -13,6 +13,7 @@ mod kubectl;
 mod lifecycle;
 mod nodes;
 mod pods;
+mod policy;
 mod proxy_modes;
 mod services;
 mod storage;
@@ -78,6 +79,7 @@ fn shared_tests() -> Vec<(&'static str, Test)> {
         ingress::tests(),
         kubectl::tests(),
         pods::tests(),
+        policy::tests(),
         services::tests(),
         storage::tests(),
         workloads::tests(),

@@ -109,3 +109,56 @@ impl PodNetwork for PolicedNetwork {
         self.network.pods().await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    /// Gives everybody the same address.
+    struct Everybody;
+
+    #[async_trait]
+    impl PodNetwork for Everybody {
+        async fn set_up(&self, _: &PodRef) -> Result<PodAddress> {
+            Ok(PodAddress { ips: vec![ip(2)], netns: PathBuf::new() })
+        }
+
+        async fn tear_down(&self, _: &str) -> Result<()> {
+            Ok(())
+        }
+
+        async fn pods(&self) -> Result<Vec<(String, PodAddress)>> {
+            Ok(Vec::new())
+        }
+    }
+
+    fn ip(last: u8) -> IpAddr {
+        IpAddr::from([10, 244, 1, last])
+    }
+
+    fn pod() -> PodRef {
+        PodRef { uid: "u".into(), namespace: "d".into(), name: "p".into() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_waits_for_its_own_rules_and_not_for_ever() {
+        let gate = Gate::default();
+        let network = gate.around(Arc::new(Everybody));
+        let error = network.set_up(&pod()).await.unwrap_err().to_string();
+        assert!(error.contains("network policies of pod d/p"), "{error}");
+
+        let mut given = gate.given();
+        assert_eq!(given.borrow_and_update()["u"], [ip(2)].into());
+        let waiting = tokio::spawn(async move { network.set_up(&pod()).await.map(|_| network) });
+        // Neither another's rules let it through, nor its own with another address.
+        gate.cover(&[("v".to_owned(), [ip(2)].into())].into());
+        gate.cover(&[("u".to_owned(), [ip(3)].into())].into());
+        tokio::time::sleep(PATIENCE / 2).await;
+        assert!(!waiting.is_finished());
+        gate.cover(&[("u".to_owned(), [ip(2), ip(3)].into())].into());
+        let network = waiting.await.unwrap().unwrap();
+        network.tear_down("u").await.unwrap();
+        assert!(given.borrow_and_update().is_empty());
+    }
+}

@@ -2,16 +2,19 @@
 
 use crate::{
     chains::Then,
+    kernel::Kernel,
     model,
     oracle::World,
     plan::{Element, Plan, Planner, State},
+    program::{Done, Program},
     trace::{Packet, passes},
 };
+use causeway_nft::family::Family;
 use k8s_openapi::api::{
     core::v1::{Namespace, Pod},
     networking::v1::NetworkPolicy,
 };
-use proptest::{prelude::*, sample::select};
+use proptest::{prelude::*, sample::select, test_runner::TestRunner};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -290,6 +293,33 @@ proptest! {
         apply(&mut other, &plan);
         prop_assert_eq!(&other, &state);
     }
+}
+
+/// The kernel takes every step as it is planned, and has at the end what is wanted: nothing is left for one who comes
+/// fresh, reads it and compares. In a network namespace of the thread's own; needs root.
+#[test]
+fn any_history_is_taken_by_the_kernel() {
+    let inside = || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let open = || Program::new(Kernel::open(vec![Family::V4, Family::V6]).unwrap());
+        let mut runner = TestRunner::new(ProptestConfig { cases: 40, ..ProptestConfig::default() });
+        let outcome = runner.run(&changes(60), |changes| {
+            let (mut program, mut planner) = (open(), planner());
+            // What the case before has left is adopted, and changed into what this one wants.
+            program.sync(&mut planner).unwrap();
+            for (change, programmed) in &changes {
+                tell(&mut planner, change);
+                if *programmed {
+                    prop_assert!(!program.sync(&mut planner).unwrap().rebuilt);
+                }
+            }
+            program.sync(&mut planner).unwrap();
+            prop_assert_eq!(open().sync(&mut planner).unwrap(), Done::default());
+            Ok(())
+        });
+        outcome.map_err(|e| e.to_string())
+    };
+    std::thread::spawn(inside).join().unwrap().unwrap();
 }
 
 fn web(i: usize, node: &str) -> Pod {
