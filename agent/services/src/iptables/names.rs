@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 /// Jumped to for every connection, in both tables.
 pub const SERVICES: &str = "KUBE-SERVICES";
-/// Connections to the node's own addresses.
+/// Connections to the node's own addresses; in `filter`, health checks of balancers.
 pub const NODE_PORTS: &str = "KUBE-NODEPORTS";
 /// Marks a connection that needs the node's source address.
 pub const MARK_MASQ: &str = "KUBE-MARK-MASQ";
@@ -112,11 +112,11 @@ pub fn is_ours(table: Table, name: &str) -> bool {
     };
     let fixed: &[&str] = match table {
         Table::Nat => &[SERVICES, NODE_PORTS, MARK_MASQ, MARK_REMOTE, POSTROUTING],
-        Table::Filter => &[SERVICES, FORWARD, UNSERVED, CLUSTER_IPS, EXTERNAL_SERVICES, FIREWALL],
+        Table::Filter => &[SERVICES, NODE_PORTS, FORWARD, UNSERVED, CLUSTER_IPS, EXTERNAL_SERVICES, FIREWALL],
     };
     let branching: &[&str] = match table {
         Table::Nat => &[SERVICES, NODE_PORTS],
-        Table::Filter => &[CLUSTER_IPS, EXTERNAL_SERVICES, FIREWALL],
+        Table::Filter => &[CLUSTER_IPS, EXTERNAL_SERVICES, FIREWALL, NODE_PORTS],
     };
     let of_service = |prefix: &&str| name.strip_prefix(*prefix).is_some_and(|hash| hash.len() == 16);
     fixed.contains(&name)

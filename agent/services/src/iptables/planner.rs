@@ -63,7 +63,8 @@ impl Planner {
         let mut touched = BTreeSet::new();
         for family in &families {
             for chain in SharedChain::ALL {
-                let by = if chain == SharedChain::NodePorts { By::Port } else { By::Address };
+                let is_by_port = matches!(chain, SharedChain::NodePorts | SharedChain::HealthChecks);
+                let by = if is_by_port { By::Port } else { By::Address };
                 shared.insert((*family, chain), Shared::new(chain.base().1, by, narrow));
                 touched.insert((*family, chain, chain.base().1.to_owned()));
             }

@@ -26,7 +26,7 @@ use std::{
 /// With more chains than this, one that goes is emptied and taken away at the next comparison: the nft flavour reads all
 /// rules there are to find out whether it may go.
 const FEW_CHAINS: usize = 1000;
-/// A comparison that takes no longer than this is made as often as asked for.
+/// A comparison that takes no longer than this is made as often as asked for, unless told otherwise.
 const CHEAP: Duration = Duration::from_millis(200);
 /// One that takes longer may take at most this share of the time.
 const SHARE: u32 = 20;
@@ -47,6 +47,8 @@ pub struct Iptables {
     spelt: BTreeMap<ChainId, (u64, u64)>,
     /// When the kernel was last compared, what that cost, and the kernel's generation then.
     compared: Option<(Instant, Duration, Option<u32>)>,
+    /// A comparison that takes no longer is made as often as asked for.
+    cheap: Duration,
     /// Emptied chains that are still there.
     garbage: bool,
     /// Fronts whose datagram flows are still to be looked at.
@@ -81,9 +83,15 @@ impl Iptables {
             programmed: None,
             spelt: BTreeMap::new(),
             compared: None,
+            cheap: CHEAP,
             garbage: false,
             stale: Stale::new(),
         })
+    }
+
+    /// Compares with the kernel whenever it is asked to look, whatever that costs.
+    pub fn comparing_always(self) -> Self {
+        Self { cheap: Duration::MAX, ..self }
     }
 
     /// Writes the chains that have changed since the last time.
@@ -216,7 +224,7 @@ impl Iptables {
         if self.programmed.is_none() {
             return true;
         }
-        if cost > CHEAP && when.elapsed() < cost * SHARE {
+        if cost > self.cheap && when.elapsed() < cost * SHARE {
             return false;
         }
         let now = self.generation();
@@ -266,6 +274,9 @@ pub fn remove(flavour: Flavour) -> Result<bool, ToolError> {
         Err(error) => return Err(error),
     };
     let families = [Family::V4, Family::V6];
+    if !tool.has_tables() {
+        return Ok(false);
+    }
     let saved = tool.read(&families)?;
     if saved.is_empty() {
         return Ok(false);

@@ -14,7 +14,7 @@ use super::names::{
 };
 use crate::{
     family::Family,
-    model::{Choice, Front, Kind, ServiceModel, Target, Wanted},
+    model::{Choice, Front, Kind, ServiceModel, TCP, Target, Wanted},
     renderer::Ranges,
 };
 use ipnet::IpNet;
@@ -40,11 +40,14 @@ pub enum SharedChain {
     External,
     /// filter: drops sources that are not let in.
     Firewall,
+    /// filter: lets health checks of balancers in.
+    HealthChecks,
 }
 
 impl SharedChain {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Services, Self::NodePorts, Self::ClusterIps, Self::External, Self::Firewall];
+    pub const ALL: [Self; 6] =
+        [Self::Services, Self::NodePorts, Self::ClusterIps, Self::External, Self::Firewall, Self::HealthChecks];
 
     /// Table and name of the chain that is always there.
     pub fn base(self) -> (Table, &'static str) {
@@ -54,6 +57,7 @@ impl SharedChain {
             Self::ClusterIps => (Table::Filter, CLUSTER_IPS),
             Self::External => (Table::Filter, EXTERNAL_SERVICES),
             Self::Firewall => (Table::Filter, FIREWALL),
+            Self::HealthChecks => (Table::Filter, NODE_PORTS),
         }
     }
 }
@@ -99,6 +103,14 @@ pub fn service(name: &str, model: &ServiceModel, ranges: &Ranges, owns: impl Fn(
     }
     for ip in &model.cluster_ips {
         out.other_ports(name, *ip);
+    }
+    if let Some(health) = &model.health {
+        let what = comment(name, " health check node port");
+        for ip in [IpAddr::from([0; 4]), IpAddr::from([0; 16])] {
+            let front = Front { ip, protocol: TCP, port: health.port };
+            let rule = format!("-p tcp {what} -m tcp --dport {} -j ACCEPT", health.port);
+            out.share(SharedChain::HealthChecks, &front, 0, rule);
+        }
     }
     out.rendered
 }
@@ -349,12 +361,14 @@ pub fn hooks() -> Vec<(Table, &'static str, String)> {
     let portals = "kubernetes service portals";
     let outside = "kubernetes externally-visible service portals";
     let firewall = "kubernetes load balancer firewall";
+    let health = "kubernetes health check service ports";
     let unserved = "kubernetes service addresses without a rule";
     vec![
         (Table::Nat, "PREROUTING", all(portals, SERVICES)),
         (Table::Nat, "OUTPUT", all(portals, SERVICES)),
         (Table::Nat, "POSTROUTING", all("kubernetes postrouting rules", POSTROUTING)),
         (Table::Filter, "INPUT", new(firewall, FIREWALL)),
+        (Table::Filter, "INPUT", all(health, NODE_PORTS)),
         (Table::Filter, "INPUT", new(outside, EXTERNAL_SERVICES)),
         (Table::Filter, "FORWARD", new(firewall, FIREWALL)),
         (Table::Filter, "FORWARD", new(portals, SERVICES)),

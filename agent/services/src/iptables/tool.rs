@@ -126,6 +126,13 @@ impl Tool {
         if text.contains("nf_tables") { Some(Flavour::Nft) } else { text.contains("legacy").then_some(Flavour::Legacy) }
     }
 
+    /// Whether there can be any rules: a kernel without legacy tables has no list of them.
+    pub fn has_tables(&self) -> bool {
+        let lists = ["ip_tables_names", "ip6_tables_names"].map(|list| format!("/proc/thread-self/net/{list}"));
+        let look = || lists.iter().any(|list| Path::new(list).exists());
+        self.flavour != Some(Flavour::Legacy) || self.netns.run(look).unwrap_or(true)
+    }
+
     /// What is there of ours.
     pub fn read(&self, families: &[Family]) -> Result<Saved, ToolError> {
         let mut saved = Saved::default();

@@ -91,15 +91,18 @@ impl PlacedFront {
             Some(Placed::Spread(targets)) => Some((targets, offset)),
             _ => None,
         });
-        let ids = if self.affinity.is_some() { ids(spread.clone().flat_map(|(t, _)| t)) } else { BTreeMap::new() };
         for (targets, offset) in spread {
+            // A client from outside that is remembered from before a policy became Local has an even number: it must not
+            // be found again behind the choice for those inside.
+            let is_inside = offset == 0 && self.external.is_some();
+            let ids = if self.affinity.is_some() { ids(targets, is_inside) } else { BTreeMap::new() };
             let taken = targets.iter().cycle().zip(offset..offset + places(targets.len()));
             for (target, place) in taken {
                 all.push(Element::Endpoint(front, place, *target));
                 all.extend(ids.get(target).map(|id| Element::Id(front, place, *id)));
             }
+            all.extend(ids.into_iter().map(|(target, id)| Element::Sticky(front, id, target)));
         }
-        all.extend(ids.into_iter().map(|(target, id)| Element::Sticky(front, id, target)));
         if let Some(sources) = &self.sources {
             all.push(Element::Limited(front));
             all.extend(sources.iter().map(|(first, last)| Element::Source(front, *first, *last)));
@@ -117,22 +120,23 @@ fn places(endpoints: usize) -> u32 {
     }
 }
 
-/// A number for every endpoint that depends on the endpoint alone, but for one in four thousand million.
-fn ids<'a>(targets: impl Iterator<Item = &'a Target>) -> BTreeMap<Target, u32> {
+/// A number for every endpoint, odd or even, that depends on the endpoint alone, but for one in two thousand million.
+fn ids<'a>(targets: impl IntoIterator<Item = &'a Target>, odd: bool) -> BTreeMap<Target, u32> {
     let mut taken = BTreeSet::new();
     let mut number = |target: &Target| {
         let step = |h: u32, b: u8| (h ^ u32::from(b)).wrapping_mul(0x0100_0193);
         let hash = target.port.to_be_bytes().into_iter().fold(0x811c_9dc5, step);
-        let mut id = match target.ip {
+        let hash = match target.ip {
             IpAddr::V4(ip) => ip.octets().into_iter().fold(hash, step),
             IpAddr::V6(ip) => ip.octets().into_iter().fold(hash, step),
         };
+        let mut id = hash & !1 | u32::from(odd);
         while !taken.insert(id) {
-            id = id.wrapping_add(1);
+            id = id.wrapping_add(2);
         }
         id
     };
-    let sorted: BTreeSet<Target> = targets.copied().collect();
+    let sorted: BTreeSet<Target> = targets.into_iter().copied().collect();
     sorted.into_iter().map(|target| (target, number(&target))).collect()
 }
 

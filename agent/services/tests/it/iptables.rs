@@ -41,7 +41,7 @@ impl Throwaway {
         let open = || {
             let tool = Tool::open(Some(flavour)).unwrap();
             let metrics = IptablesMetrics::new(&prometheus::Registry::new()).unwrap();
-            Iptables::open(tool, FAMILIES.to_vec(), Conntrack::open().unwrap(), metrics).unwrap()
+            Iptables::open(tool, FAMILIES.to_vec(), Conntrack::open().unwrap(), metrics).unwrap().comparing_always()
         };
         self.0.run(open).unwrap()
     }

@@ -264,7 +264,11 @@ fn open_program(mode: Mode, netns: &NetNs, dir: PathBuf) -> Box<dyn Renderer> {
             Mode::Iptables(flavour) => {
                 let metrics = IptablesMetrics::new(&prometheus::Registry::new()).unwrap();
                 let tool = Tool::open(Some(flavour)).unwrap();
-                Box::new(Iptables::open(tool, FAMILIES.to_vec(), Conntrack::open().unwrap(), metrics).unwrap())
+                Box::new(
+                    Iptables::open(tool, FAMILIES.to_vec(), Conntrack::open().unwrap(), metrics)
+                        .unwrap()
+                        .comparing_always(),
+                )
             }
         }
     };

@@ -176,7 +176,11 @@ impl Set {
             },
         };
         let one = Element { is_end: value(element, 3) & 1 != 0, end: part(10), data };
-        self.elements.insert(part(1).unwrap(), one);
+        let key = part(1).unwrap();
+        // Where one range ends and the next starts, the start counts.
+        if !one.is_end || !self.elements.contains_key(&key) {
+            self.elements.insert(key, one);
+        }
     }
 
     fn find(&self, key: &[u8]) -> Option<&Element> {
@@ -452,8 +456,14 @@ impl Walk<'_> {
         let mut target = octets(before.ip);
         target.extend(before.port.to_be_bytes());
         target.extend([0, 0]);
+        // Clients from outside have even numbers; those inside too, as long as both are treated alike.
+        let is_limited = self.table.sets["external"].elements.contains_key(front);
+        let is_inside = self.packet.by_node || self.table.sets["pods"].find(&octets(self.packet.source)).is_some();
+        let parity = u32::from(is_limited && is_inside);
         let known = self.table.sets["sticky"].elements.iter().find(|(key, element)| {
-            key.starts_with(front) && matches!(&element.data, Data::Value(value) if *value == target)
+            let id = key.strip_prefix(front).and_then(|id| id.try_into().ok()).map(u32::from_ne_bytes);
+            let is_theirs = id.is_some_and(|id| id & 1 == parity);
+            is_theirs && matches!(&element.data, Data::Value(value) if *value == target)
         });
         // One that is gone had another number.
         let id = known.map_or_else(|| vec![0xfe; 4], |(key, _)| key[front.len()..].to_vec());
