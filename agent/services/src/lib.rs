@@ -19,6 +19,7 @@ pub mod program;
 pub mod renderer;
 pub mod rules;
 mod run;
+mod slim;
 pub mod switch;
 pub mod view;
 

@@ -193,7 +193,7 @@ impl Proxy {
                     self.metrics.waits();
                     // What the first list tells happened before we were there.
                     if self.synced {
-                        self.triggers.extend(changed.iter().filter_map(trigger));
+                        self.triggers.extend(changed.iter().filter_map(|s| trigger(s)));
                     }
                 }
                 Err(error) => tracing::warn!(%error, "watching EndpointSlices; rules stay as they are"),

@@ -2,15 +2,19 @@
 //!
 //! In: watch events, also whole relists. Out: the names of Services to look at again.
 
+use crate::slim;
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use kube::runtime::watcher::Event;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 /// The objects of one kind, by `namespace/name`. A relist is taken over when it is complete.
 #[derive(Debug)]
 struct Cache<K> {
-    objects: HashMap<String, K>,
-    listing: Option<HashMap<String, K>>,
+    objects: HashMap<String, Arc<K>>,
+    listing: Option<HashMap<String, Arc<K>>>,
     complete: bool,
 }
 
@@ -20,16 +24,19 @@ impl<K> Default for Cache<K> {
     }
 }
 
-impl<K: kube::Resource + Clone + PartialEq> Cache<K> {
-    /// Returns what has changed: (key, old, new).
-    fn take(&mut self, event: Event<K>) -> Vec<(String, Option<K>, Option<K>)> {
+/// A key, what was there, and what is.
+type Changed<K> = (String, Option<Arc<K>>, Option<Arc<K>>);
+
+impl<K: kube::Resource + PartialEq> Cache<K> {
+    /// Returns what has changed.
+    fn take(&mut self, event: Event<K>) -> Vec<Changed<K>> {
         match event {
             Event::Init => {
                 self.listing = Some(HashMap::new());
                 Vec::new()
             }
             Event::InitApply(object) => {
-                self.listing.get_or_insert_default().insert(key(&object), object);
+                self.listing.get_or_insert_default().insert(key(&object), Arc::new(object));
                 Vec::new()
             }
             Event::InitDone => {
@@ -47,7 +54,7 @@ impl<K: kube::Resource + Clone + PartialEq> Cache<K> {
                 changed
             }
             Event::Apply(object) => {
-                let key = key(&object);
+                let (key, object) = (key(&object), Arc::new(object));
                 let before = self.objects.insert(key.clone(), object.clone());
                 vec![(key, before, Some(object))]
             }
@@ -78,16 +85,16 @@ impl View {
 
     /// Takes an event of Services; returns how many objects it changed.
     pub fn service(&mut self, event: Event<Service>) -> usize {
-        let changed = self.services.take(event);
+        let changed = self.services.take(slim::event(event, slim::service));
         let count = changed.len();
         self.dirty.extend(changed.into_iter().map(|(key, _, _)| key));
         count
     }
 
     /// Takes an event of EndpointSlices; returns the changed ones that are there.
-    pub fn slice(&mut self, event: Event<EndpointSlice>) -> Vec<EndpointSlice> {
+    pub fn slice(&mut self, event: Event<EndpointSlice>) -> Vec<Arc<EndpointSlice>> {
         let mut present = Vec::new();
-        for (key, old, new) in self.slices.take(event) {
+        for (key, old, new) in self.slices.take(slim::event(event, slim::slice)) {
             for (slice, is_there) in old.iter().map(|s| (s, false)).chain(new.iter().map(|s| (s, true))) {
                 let Some(service) = service_key(slice) else { continue };
                 let keys = self.of_service.entry(service.clone()).or_default();
@@ -117,7 +124,7 @@ impl View {
         let look = |key: &String| {
             let service = self.services.objects.get(key)?;
             let keys = self.of_service.get(key).into_iter().flatten();
-            Some((service, keys.filter_map(|k| self.slices.objects.get(k)).collect()))
+            Some((&**service, keys.filter_map(|k| self.slices.objects.get(k).map(|s| &**s)).collect()))
         };
         dirty.into_iter().map(|key| (key.clone(), look(&key))).collect()
     }
