@@ -1,7 +1,7 @@
 # Thin lines over cargo. `make demo` and `make test` are all a newcomer needs.
 CARGO ?= cargo
 
-.PHONY: demo test bench fmt lint build
+.PHONY: demo test bench bench-net fmt lint build
 
 demo: ## a cluster on this machine with the shop in it
 	@configs/setup.sh demo
@@ -17,8 +17,14 @@ test: ## everything, from formatting to end-to-end on real components
 
 bench: ## figures side by side with peers
 	@configs/setup.sh bench
-	$(CARGO) build --release --locked -p causeway-cli -p causeway-tests
+	$(CARGO) build --release --locked -p causeway-cli -p causeway-tests -p causeway-bench-net
 	target/release/bench
+	target/release/bench-net
+
+bench-net: ## only kube-proxy and DNS, next to the real kube-proxy, CoreDNS, unbound and Knot
+	@configs/setup.sh bench
+	$(CARGO) build --release --locked -p causeway-bench-net
+	target/release/bench-net
 
 fmt:
 	$(CARGO) fmt --all

@@ -28,6 +28,8 @@ tests() {
 bench() {
   tests
   need wrk wrk
+  need dnsperf dnsperf
+  need strace strace
 }
 case "${1:-}" in
   demo) demo ;;

@@ -1,24 +1,20 @@
 //! `make bench`: figures of the real things, next to those of peers where there are any.
 //!
 //! In: the built `causeway` (environment variable `CAUSEWAY`, or the one next to this program), nginx and HAProxy
-//! unpacked by `peers.sh`, wrk. Out: a table on the terminal and `target/bench/results.json`. Parts that are not asked
+//! unpacked by `debian_peers.sh`, wrk. Out: a table on the terminal and `target/bench/results.json`. Parts that are not asked
 //! for keep their former results in that file. Run as `bench [--rounds N] [--seconds N] [PART…]` with the parts
 //! `startup`, `ingress`, `programming` and `store`.
 
 mod ingress;
 mod load;
-mod machine;
 mod peers;
-mod process;
 mod programming;
-mod report;
 mod servers;
 mod startup;
-mod stats;
 mod store;
 
 use anyhow::{Context, Result, bail};
-use report::Report;
+use causeway_bench_net::{machine, process, report::Report, stats};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -70,7 +66,11 @@ fn run(args: &[String]) -> Result<()> {
     std::fs::create_dir_all(&options.out)?;
     drop(rustls::crypto::ring::default_provider().install_default());
     let mut report = Report::open(&options.out.join("results.json"))?;
-    report.set("machine", machine::describe()?);
+    let mut described = machine::describe()?;
+    let program = causeway_tests::cluster::program()?;
+    described["causeway"] = machine::said(Command::new(program).arg("--version")).into();
+    described["containerd"] = machine::said(Command::new("containerd").arg("--version")).into();
+    report.set("machine", described);
     for part in &options.parts {
         println!("==> {part}");
         let load = machine::load();

@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Where `peers.sh` unpacked the packages.
+/// Where `debian_peers.sh` unpacked the packages.
 pub struct Peers {
     root: PathBuf,
 }
@@ -13,8 +13,8 @@ pub struct Peers {
 impl Peers {
     /// Downloads and unpacks what is missing; nothing is installed and no service is started.
     pub fn prepare(out: &Path) -> Result<Self> {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/peers.sh");
-        let status = Command::new(&script).arg(out).status()?;
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench-net/debian_peers.sh");
+        let status = Command::new(&script).arg(out).args(["peers", "nginx", "haproxy"]).status()?;
         if !status.success() {
             bail!("{} ended with {status}", script.display());
         }

@@ -22,6 +22,11 @@ impl Report {
         self.results[part] = value;
     }
 
+    /// A part; null when it is not there.
+    pub fn part(&self, part: &str) -> &Value {
+        &self.results[part]
+    }
+
     /// Writes the file.
     pub fn save(&self) -> Result<()> {
         std::fs::write(&self.path, serde_json::to_vec_pretty(&self.results)?)

@@ -1,11 +1,10 @@
 //! What a figure was taken on: without it the figure says nothing.
 
 use anyhow::Result;
-use causeway_tests::run;
 use serde_json::{Value, json};
 use std::process::Command;
 
-/// Processor, memory, kernel, system, and the program.
+/// Processor, memory, kernel, system and build.
 pub fn describe() -> Result<Value> {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo")?;
     let field = |text: &str, name: &str| {
@@ -17,17 +16,15 @@ pub fn describe() -> Result<Value> {
     let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
     let system =
         release.lines().find_map(|l| l.strip_prefix("PRETTY_NAME=")).unwrap_or("").trim_matches('"').to_owned();
-    let program = causeway_tests::cluster::program()?;
     Ok(json!({
         "processor": field(&cpuinfo, "model name"),
         "cores": cpuinfo.lines().filter(|l| l.starts_with("processor")).count(),
         "memoryMiB": memory / 1024,
         "kernel": std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim(),
         "system": system,
-        "causeway": said(Command::new(&program).arg("--version")),
         "commit": said(Command::new("git").args(["describe", "--always", "--dirty"])),
         "build": if cfg!(debug_assertions) { "debug: figures are worthless" } else { "release" },
-        "containerd": said(Command::new("containerd").arg("--version")),
+        "date": said(Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"])),
     }))
 }
 
@@ -36,7 +33,9 @@ pub fn load() -> String {
     std::fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').take(3).collect::<Vec<_>>().join(" ")
 }
 
-fn said(command: &mut Command) -> String {
-    let said = run(command).map(|o| format!("{}{}", o.out, o.err)).unwrap_or_default();
-    said.lines().next().unwrap_or_default().to_owned()
+/// The first line a command says, on whichever stream; empty when it cannot be run.
+pub fn said(command: &mut Command) -> String {
+    let Ok(output) = command.output() else { return String::new() };
+    let both = [output.stdout, output.stderr].concat();
+    String::from_utf8_lossy(&both).lines().next().unwrap_or_default().trim().to_owned()
 }
