@@ -11,7 +11,7 @@ use std::net::TcpListener;
 type Alone = fn() -> Result<()>;
 
 pub fn tests() -> Vec<Trial> {
-    let all: [(&str, Alone); 10] = [
+    let all: [(&str, Alone); 11] = [
         ("lifecycle::down_leaves_nothing_behind", down_leaves_nothing_behind),
         ("lifecycle::down_after_kill_leaves_nothing_behind", down_after_kill_leaves_nothing_behind),
         ("lifecycle::up_after_kill_finds_its_pods_running", up_after_kill_finds_its_pods_running),
@@ -20,6 +20,7 @@ pub fn tests() -> Vec<Trial> {
         ("lifecycle::a_port_in_use_is_named", a_port_in_use_is_named),
         ("join::machines_join", crate::join::machines_join),
         ("join::units_are_well_formed", crate::join::units_are_well_formed),
+        ("dns::a_query_stays_on_its_node", crate::dns::a_query_stays_on_its_node),
         ("demo::the_shop_opens", crate::demo::the_shop_opens),
         ("proxy_modes::iptables_and_a_switch", crate::proxy_modes::iptables_serves_all_and_a_switch_refuses_nobody),
     ];
