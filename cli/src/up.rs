@@ -331,8 +331,14 @@ async fn start(
     for name in &phase.record.nodes {
         nodes.start(name).await?;
     }
-    let serving = control::serve(control::listen(paths)?, nodes.clone(), control.token());
-    control.must_run("control-socket", stop.clone(), serving);
+    control.supervise("control-socket", {
+        let (paths, nodes, token) = (paths.clone(), nodes.clone(), control.token());
+        move || {
+            let listener = control::listen(&paths);
+            let (nodes, token) = (nodes.clone(), token.clone());
+            async move { control::serve(listener?, nodes, token).await }
+        }
+    });
     control.supervise("certificates", {
         let (api, token) = (api.clone(), control.token());
         move || {

@@ -158,6 +158,7 @@ fn pods_talk_by_tunnels_and_by_routes() -> Result<()> {
     }
     ensure!(c.on_node("node-1", "ip route show default; ip -6 route show default").ok()?.trim().is_empty());
     // Another mode after a crash: the same pods, and nothing of the tunnels.
+    c.on_node("lan", "nft delete table inet test").ok()?;
     c.kill()?;
     c.args[3] = "routed".to_owned();
     c.up()?;
@@ -363,9 +364,13 @@ fn cut_and_dead_nodes_are_replaced_and_come_back() -> Result<()> {
     all_is_well_again(&c, "node-3")?;
 
     // Off, with what it had in memory; somebody who knows that it is dead has its pod of the StatefulSet back.
-    let (rebalance, wait) = ("rollout restart deployment/web", "rollout status deployment/web --timeout=60s");
-    c.kubectl(rebalance).ok()?;
-    c.kubectl(wait).ok()?;
+    c.kubectl("scale deployment web --replicas=0").ok()?;
+    eventually("the Deployment's pods are gone", || {
+        ensure!(pods(&c, "web")?.is_empty());
+        Ok(())
+    })?;
+    c.kubectl("scale deployment web --replicas=3").ok()?;
+    c.kubectl("rollout status deployment/web --timeout=60s").ok()?;
     all_is_well_again(&c, "node-3")?;
     let before = all_pods(&c)?;
     ensure!(c.command(&["node", "kill", "node-2"]).ok()?.contains("off"));

@@ -30,6 +30,8 @@ const REFRESH: SignedDuration = SignedDuration::from_secs(20);
 const SANDBOX_RETRY: SignedDuration = SignedDuration::from_secs(2);
 /// Until a failed removal is tried again.
 const CLEAN_RETRY: SignedDuration = SignedDuration::from_secs(3);
+/// The code of what ended when the machine did: no fault of its own, so it does not wait for it.
+const LOST: i32 = 255;
 /// The runtime is looked at this often even when it reports nothing.
 const LOOK: SignedDuration = SignedDuration::from_secs(300);
 
@@ -202,7 +204,7 @@ impl Worker {
             .model
             .containers()
             .filter_map(|(_, c)| self.model.current(&c.name).cloned())
-            .filter(|r| r.attempt > 0)
+            .filter(|r| r.attempt > 0 && r.exit().is_none_or(|(code, _)| code != LOST))
             .collect();
         for record in latest {
             let at = record.exit().map_or_else(Timestamp::now, |(_, at)| at);
