@@ -29,8 +29,11 @@ pub(crate) struct Masquerade(Arc<Mutex<State>>);
 struct State {
     socket: Socket,
     /// What was put in force last, and how the kernel tells of it.
-    last: Option<(Ranges, [Option<Vec<Vec<u8>>>; 2])>,
+    last: Option<(Ranges, Present)>,
 }
+
+/// The structure of both tables, as far as they are there.
+type Present = [Option<Vec<Vec<u8>>>; 2];
 
 /// Whose packets are translated, and on the way to whom they are not.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -74,7 +77,7 @@ impl State {
         Ok(changed)
     }
 
-    fn present(&mut self) -> Result<[Option<Vec<Vec<u8>>>; 2], WireError> {
+    fn present(&mut self) -> Result<Present, WireError> {
         Ok([self.socket.structure(Family::V4, TABLE)?, self.socket.structure(Family::V6, TABLE)?])
     }
 }
