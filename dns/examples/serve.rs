@@ -1,4 +1,4 @@
-//! Serves a synthetic zone without an API server, for measurements: `serve ADDRESS:PORT SERVICES PODS [SOCKETS]`.
+//! Serves a synthetic zone without an API server, for measurements: `dns-serve ADDRESS:PORT SERVICES PODS [SOCKETS]`.
 //!
 //! SERVICES services have an address and a port `http`: `svc-I.ns-J.svc.cluster.local`. PODS pods are in headless services
 //! of 100 each with a port `sql`: `pod-N.db-K.ns-J.svc.cluster.local`. `J` is the service's number modulo 100. `ready` is
@@ -26,7 +26,7 @@ const PODS_EACH: u32 = 100;
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [address, services, pods, rest @ ..] = args.as_slice() else {
-        anyhow::bail!("usage: serve ADDRESS:PORT SERVICES PODS [SOCKETS]");
+        anyhow::bail!("usage: dns-serve ADDRESS:PORT SERVICES PODS [SOCKETS]");
     };
     let address: SocketAddr = address.parse().context("reading ADDRESS:PORT")?;
     let (services, pods) = (services.parse().context("reading SERVICES")?, pods.parse().context("reading PODS")?);
