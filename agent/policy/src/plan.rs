@@ -134,7 +134,7 @@ impl Planner {
             return;
         }
         let is_own = |p: &&PodInfo| p.node == self.node;
-        self.dirty |= old.iter().chain(pod.as_ref().iter()).any(|p| is_own(p));
+        self.dirty |= old.iter().chain(pod.as_ref().iter()).any(is_own);
         for (pod, is_there) in old.iter().map(|p| (*p, false)).chain(pod.as_ref().map(|p| (p, true))) {
             let keys = self.pods_of.entry(pod.namespace.clone()).or_default();
             if is_there {

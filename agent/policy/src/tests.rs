@@ -130,6 +130,7 @@ fn any_policy() -> impl Strategy<Value = NetworkPolicy> {
 }
 
 /// One change.
+#[expect(clippy::large_enum_variant, reason = "a few, in tests")]
 #[derive(Debug, Clone)]
 enum Change {
     Pod(Pod),
