@@ -9,6 +9,8 @@ use crate::{
 pub const MAP: u32 = 0x8;
 /// Its elements are bounds of ranges.
 pub const INTERVAL: u32 = 0x4;
+/// Each part of its keys is a range: with [`INTERVAL`]. The kernel makes a copy of such a set to change it.
+pub const PARTS: u32 = 0x80;
 /// Its elements can end by themselves.
 pub const TIMEOUT: u32 = 0x10;
 /// Packets write it.
@@ -27,9 +29,6 @@ pub enum Part {
     Mark,
     /// A verdict: values only, alone.
     Verdict,
-    /// So many bytes whose meaning the kernel need not know, compared from the first to the last: ranges of several
-    /// fields, of which only the last one varies.
-    Bytes(u32),
 }
 
 impl Part {
@@ -41,8 +40,6 @@ impl Part {
             Self::Port => 13,
             Self::Mark => 19,
             Self::Verdict => 0xffff_ff00,
-            // A hardware address, the one of `nft`'s types that has any length.
-            Self::Bytes(_) => 6,
         }
     }
 
@@ -50,7 +47,6 @@ impl Part {
         match self {
             Self::Address => family.length(),
             Self::Verdict => 16,
-            Self::Bytes(length) => length,
             _ => 4,
         }
     }
@@ -90,8 +86,17 @@ impl Set<'_> {
                 attributes = attributes.number(7, length(self.data));
             }
         }
+        let mut description = Attributes::default();
         if let Some(size) = self.size {
-            attributes = attributes.nest(9, Attributes::default().number(1, size));
+            description = description.number(1, size);
+        }
+        if self.flags & PARTS != 0 {
+            let part = |part: &Part| Attributes::default().number(1, part.length(family));
+            let parts = self.key.iter().map(part).fold(Attributes::default(), |all, p| all.nest(1, p));
+            description = description.nest(2, parts);
+        }
+        if !description.0.is_empty() {
+            attributes = attributes.nest(9, description);
         }
         family.make(message::NEW_SET, attributes.number(10, id), format!("the set {}", self.name))
     }

@@ -5,7 +5,7 @@ use crate::{
     wire::Request,
 };
 pub use causeway_nft::family::{Family, message};
-use causeway_nft::set::{DYNAMIC, INTERVAL, MAP, Part, Set, TIMEOUT};
+use causeway_nft::set::{DYNAMIC, INTERVAL, MAP, PARTS, Part, Set, TIMEOUT};
 
 /// Our table's name, in the families `ip` and `ip6`.
 pub const TABLE: &str = "causeway";
@@ -103,7 +103,7 @@ impl SetName {
         }
     }
 
-    fn parts(self, family: Family) -> (&'static [Part], &'static [Part], u32) {
+    fn parts(self) -> (&'static [Part], &'static [Part], u32) {
         use Part::{Address, Mark, Port, Protocol, Verdict};
         match self {
             Self::Services | Self::External => (&[Address, Protocol, Port], &[Mark, Mark], MAP),
@@ -111,9 +111,7 @@ impl SetName {
             Self::Ids => (&[Address, Protocol, Port, Mark], &[Mark, Mark], MAP),
             Self::Sticky => (&[Address, Protocol, Port, Mark], &[Address, Port], MAP),
             Self::Limited => (&[Address, Protocol, Port], &[], 0),
-            // A range of concatenations would be a set of another kind, which the kernel copies whole at every change.
-            Self::Sources if family == Family::V4 => (&[Part::Bytes(16)], &[], INTERVAL),
-            Self::Sources => (&[Part::Bytes(40)], &[], INTERVAL),
+            Self::Sources => (&[Address, Protocol, Port, Address], &[], INTERVAL | PARTS),
             Self::ClusterIps => (&[Address], &[], 0),
             Self::Hairpin => (&[Address, Address], &[], 0),
             Self::Pods | Self::Ranges | Self::Local => (&[Address], &[], INTERVAL),
@@ -126,7 +124,7 @@ impl SetName {
     pub fn create(self, family: Family, id: u32) -> Request {
         /// Clients remembered at most: beyond, connections are spread as if there were no affinity.
         const CLIENTS: u32 = 262_144;
-        let (key, data, flags) = self.parts(family);
+        let (key, data, flags) = self.parts();
         let size = (flags & DYNAMIC != 0).then_some(CLIENTS);
         Set { table: TABLE, name: self.name(), key, data, flags, size }.create(family, id)
     }

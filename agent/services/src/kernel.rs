@@ -52,10 +52,9 @@ impl Kernel {
     pub fn read(&mut self) -> Result<BTreeSet<Element>, WireError> {
         let mut all = BTreeSet::new();
         for family in self.families.clone() {
-            for set in DATA_SETS.into_iter().filter(|s| *s != SetName::Sources) {
+            for set in DATA_SETS {
                 all.extend(self.dump(family, set)?.iter().filter_map(|e| decode(family, set, e)));
             }
-            all.extend(sources(family, &self.dump(family, SetName::Sources)?));
         }
         Ok(all)
     }
@@ -116,8 +115,7 @@ fn add_elements(families: &[Family], requests: &mut Vec<Request>, kind: u16, ele
             let here = |e: &&Element| SetName::of(e) == set && Family::of(&e.ip()) == *family;
             let here: Vec<&Element> = elements.iter().filter(here).collect();
             for chunk in here.chunks(CHUNK) {
-                let encoded = chunk.iter().flat_map(|e| encode(e, !deleting));
-                let list = encoded.fold(Attributes::default(), |list, e| list.nest(1, e));
+                let list = chunk.iter().fold(Attributes::default(), |list, e| list.nest(1, encode(e, !deleting)));
                 let list = Attributes::default().text(1, TABLE).text(2, set.name()).nest(3, list);
                 let verb = if deleting { "deleting" } else { "adding" };
                 let what = format!("{verb} {} elements of the set {}", chunk.len(), set.name());
@@ -150,66 +148,10 @@ fn put_target(out: &mut Vec<u8>, target: &Target) {
     put_port(out, target.port);
 }
 
-/// `NFT_SET_ELEM_INTERVAL_END`.
-const END: u32 = 1;
-
-/// An element's attributes, with its data or only the key. A range is two: where it starts, and where it has ended.
-fn encode(element: &Element, with_data: bool) -> Vec<Attributes> {
-    if let Element::Source(front, first, last) = element {
-        let mut keys = [first, last].map(|ip| {
-            let mut key = Vec::new();
-            put_front(&mut key, front);
-            put_ip(&mut key, *ip);
-            key
-        });
-        step(&mut keys[1], true);
-        let [start, end] = keys.map(|key| Attributes::default().nest(1, Attributes::default().bytes(1, &key)));
-        return vec![start, end.number(3, END)];
-    }
-    vec![encode_one(element, with_data)]
-}
-
-/// The next or the one before, of the number that the bytes are. The front before an address has bytes to spare.
-fn step(bytes: &mut [u8], up: bool) {
-    for byte in bytes.iter_mut().rev() {
-        let (next, carries) = if up { byte.overflowing_add(1) } else { byte.overflowing_sub(1) };
-        *byte = next;
-        if !carries {
-            return;
-        }
-    }
-}
-
-/// The ranges of a dumped set of sources. One that has lost a bound ends where it starts, which nobody wants: it will be
-/// found out.
-fn sources(family: Family, dumped: &[Vec<u8>]) -> Vec<Element> {
-    let bound = |element: &Vec<u8>| {
-        let mut key = attribute(attribute(element, 1)?, 1)?.to_vec();
-        let is_end = attribute(element, 3).and_then(number).unwrap_or_default() & END != 0;
-        if is_end {
-            step(&mut key, false);
-        }
-        Some((key, is_end))
-    };
-    let mut bounds: Vec<(Vec<u8>, bool)> = dumped.iter().filter_map(bound).collect();
-    bounds.sort();
-    let read = |key: &[u8]| {
-        let mut parts = Parts(key, family);
-        Some((parts.front()?, parts.ip()?))
-    };
-    let mut all = Vec::new();
-    let mut left = bounds.iter().peekable();
-    while let Some((key, _)) = left.next() {
-        let end = left.next_if(|(_, is_end)| *is_end).map_or(key, |(end, _)| end);
-        if let (Some((front, first)), Some((_, last))) = (read(key), read(end)) {
-            all.push(Element::Source(front, first, last));
-        }
-    }
-    all
-}
-
-fn encode_one(element: &Element, with_data: bool) -> Attributes {
-    let (mut key, mut data, mut flags) = (Vec::new(), Vec::new(), 0);
+/// An element's attributes, with its data or only the key.
+fn encode(element: &Element, with_data: bool) -> Attributes {
+    const END: u32 = 1;
+    let (mut key, mut last, mut data, mut flags) = (Vec::new(), Vec::new(), Vec::new(), 0);
     match element {
         Element::Service(front, value) | Element::External(front, value) => {
             put_front(&mut key, front);
@@ -233,9 +175,11 @@ fn encode_one(element: &Element, with_data: bool) -> Attributes {
             put_target(&mut data, target);
         }
         Element::Limited(front) => put_front(&mut key, front),
-        Element::Source(front, ip, _) => {
-            put_front(&mut key, front);
-            put_ip(&mut key, *ip);
+        Element::Source(front, from, to) => {
+            for (key, ip) in [(&mut key, from), (&mut last, to)] {
+                put_front(key, front);
+                put_ip(key, *ip);
+            }
         }
         Element::ClusterIp(ip) => put_ip(&mut key, *ip),
         Element::Hairpin(ip) => {
@@ -248,6 +192,9 @@ fn encode_one(element: &Element, with_data: bool) -> Attributes {
         }
     }
     let mut all = Attributes::default().nest(1, Attributes::default().bytes(1, &key));
+    if !last.is_empty() {
+        all = all.nest(10, Attributes::default().bytes(1, &last));
+    }
     if with_data && !data.is_empty() {
         all = all.nest(2, Attributes::default().bytes(1, &data));
     }
@@ -311,12 +258,17 @@ fn decode(family: Family, set: SetName, element: &[u8]) -> Option<Element> {
         SetName::Ids => Element::Id(key.front()?, key.value()?, part(2)?.number()?),
         SetName::Sticky => Element::Sticky(key.front()?, key.value()?, part(2)?.target()?),
         SetName::Limited => Element::Limited(key.front()?),
+        SetName::Sources => {
+            let mut last = part(10)?;
+            last.front()?;
+            Element::Source(key.front()?, key.ip()?, last.ip()?)
+        }
         SetName::ClusterIps => Element::ClusterIp(key.ip()?),
         SetName::Hairpin => Element::Hairpin(key.ip()?),
         SetName::Pods => Element::Bound(RangeSet::Pods, key.ip()?, start),
         SetName::Ranges => Element::Bound(RangeSet::Services, key.ip()?, start),
         SetName::Local => Element::Bound(RangeSet::Local, key.ip()?, start),
-        SetName::Sources | SetName::Affinity | SetName::Dispatch => return None,
+        SetName::Affinity | SetName::Dispatch => return None,
     })
 }
 
@@ -357,19 +309,14 @@ mod tests {
     proptest! {
         #[test]
         fn elements_read_back(e in element()) {
-            let encoded: Vec<Vec<u8>> = encode(&e, true).into_iter().map(|e| e.0).collect();
-            let (family, set) = (Family::of(&e.ip()), SetName::of(&e));
-            match set {
-                SetName::Sources => prop_assert_eq!(sources(family, &encoded), [e]),
-                _ => prop_assert_eq!(decode(family, set, &encoded[0]), Some(e)),
-            }
+            let encoded = encode(&e, true);
+            prop_assert_eq!(decode(Family::of(&e.ip()), SetName::of(&e), &encoded.0), Some(e));
         }
 
         #[test]
         fn garbage_is_no_element(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             for set in SetName::all() {
                 let _ = decode(Family::V4, set, &bytes);
-                let _ = sources(Family::V6, std::slice::from_ref(&bytes));
             }
         }
     }

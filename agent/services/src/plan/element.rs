@@ -86,13 +86,19 @@ impl Plan {
     }
 }
 
-/// The ranges of addresses that nets cover, first and last, apart from one another.
-pub(super) fn ranges<'a>(nets: impl IntoIterator<Item = &'a IpNet>) -> Vec<(IpAddr, IpAddr)> {
+/// The prefixes that nets cover, first and last address, apart from one another.
+pub(super) fn prefixes<'a>(nets: impl IntoIterator<Item = &'a IpNet>) -> Vec<(IpAddr, IpAddr)> {
+    let all = IpNet::aggregate(&nets.into_iter().copied().collect());
+    all.into_iter().map(|net| (net.network(), net.broadcast())).collect()
+}
+
+/// The same, joined where they meet.
+fn ranges<'a>(nets: impl IntoIterator<Item = &'a IpNet>) -> Vec<(IpAddr, IpAddr)> {
     let mut all: Vec<(IpAddr, IpAddr)> = Vec::new();
-    for net in IpNet::aggregate(&nets.into_iter().copied().collect()) {
+    for (first, end) in prefixes(nets) {
         match all.last_mut() {
-            Some((_, last)) if after(*last) == Some(net.network()) => *last = net.broadcast(),
-            _ => all.push((net.network(), net.broadcast())),
+            Some((_, last)) if after(*last) == Some(first) => *last = end,
+            _ => all.push((first, end)),
         }
     }
     all

@@ -1,7 +1,7 @@
 //! Which endpoint has which place behind a front, and how a front says so in numbers. Endpoints keep their places while
 //! they live; when one goes, the last one moves into its hole. Pure.
 
-use super::element::{Element, ranges};
+use super::element::{Element, prefixes};
 use crate::model::{Choice, Front, Target, Wanted};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -72,7 +72,7 @@ impl PlacedFront {
             choice: settle(old.map(|o| &o.choice), &wanted.choice),
             external: wanted.external.as_ref().map(|e| settle(old.and_then(|o| o.external.as_ref()), e)),
             affinity: wanted.affinity,
-            sources: wanted.sources.as_ref().map(ranges),
+            sources: wanted.sources.as_ref().map(prefixes),
         }
     }
 
