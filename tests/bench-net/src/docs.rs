@@ -141,8 +141,7 @@ fn services_page(services: &Value) -> Result<String> {
     text += &table(services, "Services", |v| pair(v, &format!("{sent}/p50"), &format!("{sent}/p99")))?;
     text += "\nA change of one endpoint: bytes handed to the kernel\n\n";
     text += &table(services, "Services", |v| number(v, "/changeBytes").map(group))?;
-    text +=
-        "\nConnecting through a service address: µs p50 / p99, and in brackets to a pod directly at the same time\n\n";
+    text += "\nConnecting through a service address: µs p50 / p99, and in brackets to a pod by its own address at the same time\n\n";
     text += &table(services, "Services", |v| {
         let service = pair(v, "/connectMicroseconds/p50", "/connectMicroseconds/p99")?;
         Some(format!("{service} ({})", pair(v, "/directMicroseconds/p50", "/directMicroseconds/p99")?))

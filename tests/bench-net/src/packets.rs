@@ -53,7 +53,7 @@ pub fn until(lab: &Lab, to: SocketAddrV4, pod: Ipv4Addr, patience: Duration) -> 
 pub struct Latencies {
     /// Through the rules that are measured.
     pub service: Vec<f64>,
-    /// Past them, over the same links.
+    /// To pods by their own address: over the same links and chains, untranslated.
     pub direct: Vec<f64>,
 }
 
