@@ -79,11 +79,8 @@ impl Token {
         if secret.metadata.name.as_deref() != Some(&format!("{SECRET_PREFIX}{id}")) {
             return None;
         }
-        let expiration = match text("expiration") {
-            // One that cannot be read is over.
-            Some(time) => Some(time.parse().unwrap_or(Timestamp::MIN)),
-            None => None,
-        };
+        // One that cannot be read is over.
+        let expiration = text("expiration").map(|time| time.parse().unwrap_or(Timestamp::MIN));
         let groups = text("auth-extra-groups").unwrap_or_default();
         let below = |g: &&str| g.strip_prefix(GROUP).is_some_and(|rest| rest.starts_with(':'));
         Some(Self {

@@ -170,7 +170,7 @@ impl<'a> Reader<'a> {
         let all = |text: &str| -> Option<Vec<IpNet>> {
             text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(net).collect()
         };
-        Some(self.parsed(name, "a list of addresses and ranges; nobody is let in", all).unwrap_or_else(Vec::new))
+        Some(self.parsed(name, "a list of addresses and ranges; nobody is let in", all).unwrap_or_default())
     }
 
     fn sources(&mut self) -> Sources {

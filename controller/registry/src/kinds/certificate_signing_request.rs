@@ -183,7 +183,7 @@ fn condition(o: &Value) -> String {
 }
 
 fn cells(o: &Value, now: i64) -> Vec<Value> {
-    let duration = int(o, "spec.expirationSeconds").map_or("<none>".to_owned(), |s| crate::human_duration(s));
+    let duration = int(o, "spec.expirationSeconds").map_or("<none>".to_owned(), crate::human_duration);
     vec![
         cell::name(o),
         age::age(o, now),
