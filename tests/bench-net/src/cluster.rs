@@ -148,7 +148,7 @@ impl Cluster {
 
     /// Whether a Service is a headless one.
     pub fn is_headless(&self, number: u32) -> bool {
-        self.headless_every.is_some_and(|every| number % every == 0)
+        self.headless_every.is_some_and(|every| number.is_multiple_of(every))
     }
 
     async fn service(&self, number: u32) -> Result<()> {

@@ -242,7 +242,7 @@ fn objects(n: u8, spec: &Spec) -> (Service, Vec<EndpointSlice>) {
     // Two services may want the same external address, and for a moment the same cluster IP.
     let cluster_ips = match spec.other_ip {
         // As after a change of the ranges.
-        true if n % 2 == 0 => ["10.200.0.7".to_owned(), "fd97::7".to_owned()],
+        true if n.is_multiple_of(2) => ["10.200.0.7".to_owned(), "fd97::7".to_owned()],
         true => ["10.96.0.7".to_owned(), "fd96::7".to_owned()],
         false => [format!("10.96.0.{}", 5 + n), format!("fd96::{}", 5 + n)],
     };

@@ -46,10 +46,13 @@ struct Base {
     priority: i32,
 }
 
+/// A rule: the names of its expressions and their attributes.
+type Expressions = Vec<(String, Vec<u8>)>;
+
 #[derive(Debug, Default)]
 struct Table {
     bases: Vec<Base>,
-    chains: BTreeMap<String, Vec<Vec<(String, Vec<u8>)>>>,
+    chains: BTreeMap<String, Vec<Expressions>>,
     sets: BTreeMap<String, Set>,
 }
 
