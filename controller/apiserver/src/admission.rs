@@ -28,6 +28,9 @@ impl Admission {
         if call.served.is("certificates.k8s.io", "certificatesigningrequests") {
             certificates::admit(call, object)?;
         }
+        if call.served.is("", "services") {
+            crate::services::normalize(object, None);
+        }
         if call.served.is("", "pods") {
             pods::admit(engine, call, object).await?;
         }
@@ -71,8 +74,11 @@ fn address_in_use(engine: &Engine, name: &str, address: &Value) -> ApiResult<()>
     let Some(object) = engine.feed.cache(&services.prefix).get(&services.key(namespace, service)) else {
         return Ok(());
     };
-    let used = crate::services::addresses(&object.value()).iter().any(|ip| ip.to_string() == name);
-    if used {
+    let service_object = object.value();
+    let cluster_ip = crate::services::addresses(&service_object).iter().any(|ip| ip.to_string() == name);
+    // The address of a load balancer is claimed by an IPAddress too.
+    let ingress = service_object.pointer("/status/loadBalancer/ingress").and_then(Value::as_array);
+    if cluster_ip || ingress.into_iter().flatten().any(|i| i["ip"] == name) {
         let why = format!("the address is in use by the Service {namespace}/{service}");
         return Err(ApiError::forbidden("networking.k8s.io", "ipaddresses", name, &why));
     }

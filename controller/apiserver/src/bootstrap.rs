@@ -43,6 +43,9 @@ pub async fn ensure(engine: &Engine, advertise: SocketAddr) -> ApiResult<()> {
         let class = json!({ "metadata": { "name": name }, "value": value, "description": description });
         create(engine, "scheduling.k8s.io", "priorityclasses", "", class).await?;
     }
+    // Before the first Service: addresses come out of it.
+    service_range(engine).await?;
+    engine.feed.catch_up().await?;
     let kubernetes = json!({
         "metadata": { "name": "kubernetes", "labels": { "component": "apiserver", "provider": "kubernetes" } },
         "spec": {
@@ -65,7 +68,6 @@ pub async fn ensure(engine: &Engine, advertise: SocketAddr) -> ApiResult<()> {
         },
     });
     create(engine, "", "services", "kube-system", dns).await?;
-    service_range(engine).await?;
     if advertise.ip().is_loopback() {
         // No pod could reach it there, and endpoints must not name it.
         tracing::debug!(%advertise, "a loopback address is not published as an endpoint of the service kubernetes");
@@ -74,16 +76,33 @@ pub async fn ensure(engine: &Engine, advertise: SocketAddr) -> ApiResult<()> {
     endpoints(engine, advertise).await
 }
 
-/// The range of cluster IPs, as an object for those who look.
+/// The configured ranges of cluster IPs, as the ServiceCIDR that all others extend. It follows the configuration only
+/// as far as Kubernetes allows: a second family may come and go, the first range stays.
 async fn service_range(engine: &Engine) -> ApiResult<()> {
     let cidrs: Vec<String> = engine.cluster.service_cidrs.iter().map(ToString::to_string).collect();
     let range = json!({ "metadata": { "name": "kubernetes" }, "spec": { "cidrs": cidrs } });
     create(engine, "networking.k8s.io", "servicecidrs", "", range).await?;
     let mut call = Call::internal(engine.served("networking.k8s.io", "v1", "servicecidrs")?, "");
+    let wanted = json!(cidrs);
+    let follow = |old: &Value| {
+        let mut new = old.clone();
+        if old.pointer("/spec/cidrs/0") == wanted.get(0) {
+            new["spec"]["cidrs"] = wanted.clone();
+        }
+        Ok(new)
+    };
+    let now = engine.patch(&mut call, "kubernetes", Part::Main, follow).await?;
+    if now.pointer("/spec/cidrs") != Some(&wanted) {
+        tracing::warn!(
+            object = %now["spec"]["cidrs"], configured = %wanted,
+            "the ServiceCIDR kubernetes does not match the configured service ranges, and stays as it is; to move a \
+             cluster to other ranges, add a ServiceCIDR and delete this one"
+        );
+    }
     let ready = |old: &Value| {
         let mut new = old.clone();
-        let there = old.pointer("/status/conditions/0/status").is_some_and(|s| s == "True");
-        if !there {
+        let told = old.pointer("/status/conditions/0/status").is_some();
+        if !told && old.pointer("/metadata/deletionTimestamp").is_none_or(Value::is_null) {
             new["status"] = json!({ "conditions": [{
                 "type": "Ready", "status": "True", "reason": "", "lastTransitionTime": crate::engine::now_text(),
                 "message": "Kubernetes Service CIDR is ready",

@@ -47,6 +47,7 @@ use anyhow::Context;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use causeway_api::config::ClusterConfig;
+use causeway_api::events::Recorder;
 use causeway_api::identity::{self, UserInfo};
 use causeway_store::{Revision, Store};
 use serde_json::json;
@@ -106,6 +107,7 @@ impl ApiServer {
             engine: engine.clone(),
             shutdown: stop.clone(),
         });
+        let runtime = tokio::runtime::Handle::current();
         bootstrap::ensure(&engine, config.advertise).await.context("creating the system objects")?;
         let info = cluster_info::Info { advertise: config.advertise, ca_pem: pki.ca_pem().to_owned() };
         info.ensure(&engine).await.context("creating the cluster's information for machines that join")?;
@@ -115,10 +117,12 @@ impl ApiServer {
         let signer = serve::InMemory::new(server.clone(), user, tokio::runtime::Handle::current());
         tokio::spawn(signing::run(kube::Client::new(signer, "default"), pki.clone(), stop.clone()));
         tokio::spawn(custom::run(engine.clone(), stop.clone()));
-        tokio::spawn(services::repair::run(engine.clone(), stop.clone()));
+        let client = kube::Client::new(serve::InMemory::new(server.clone(), user, runtime.clone()), "default");
+        let events = Recorder::new(client, "ipallocator-repair-controller", None);
+        tokio::spawn(services::repair::run(engine.clone(), events, stop.clone()));
         guard.disarm();
         let sans = sans(&config);
-        Ok(Self { server, pki, sans, runtime: tokio::runtime::Handle::current(), stop })
+        Ok(Self { server, pki, sans, runtime, stop })
     }
 
     /// A client in this process that speaks as `user`: no socket, no TLS. The work is done on the server's runtime,

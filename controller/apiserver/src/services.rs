@@ -2,38 +2,40 @@
 //!
 //! Everything handed out is a key of its own in the store, created by compare-and-swap *before* the Service is
 //! written: an IPAddress object (networking.k8s.io/v1) for every cluster IP, an internal key for every node port.
-//! A crash in between leaves a key without a Service; [`repair`] gives it back after a while. Explicit wishes are
-//! honoured; others come at random out of the upper band of the range, so that the lower band stays free for
-//! explicit ones (KEP-3070, KEP-3668).
+//! A crash in between leaves a key without a Service; [`repair`] gives it back after a while. Addresses come out of
+//! the ranges of the ServiceCIDR objects ([`ranges`]). Explicit wishes are honoured; others come at random out of the
+//! upper band of the range, so that the lower band stays free for explicit ones (KEP-3070, KEP-3668).
 
+mod band;
+mod families;
 mod fields;
+pub mod ranges;
 pub mod repair;
 
-pub use fields::{addresses, carry_over};
+pub use fields::{addresses, carry_over, normalize};
 
 use crate::catalog::{Served, prefix};
 use crate::engine::{Call, Engine, now_text, text};
 use crate::feed::INTERNAL;
 use crate::status::{ApiError, ApiResult};
+use band::{Band, address, number};
 use causeway_api::config::ClusterConfig;
 use causeway_registry::{FieldErrors, Path};
 use causeway_store::{Revision, StoreError};
 use fields::Wish;
 use ipnet::IpNet;
-use rand::Rng;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// Random picks before the range is searched in order.
-const RANDOM_TRIES: usize = 64;
 /// A claim that is older than this is given up instead of being written: repair may free it soon.
 const CLAIM_LIFE: Duration = Duration::from_secs(30);
 
 /// Hands out addresses and ports.
 pub struct Allocator {
-    ranges: Vec<IpNet>,
+    /// `IPv4`, `IPv6` or both, the primary one first.
+    families: Vec<&'static str>,
     ports: (u16, u16),
 }
 
@@ -44,53 +46,6 @@ pub struct Claim {
     taken: Vec<(String, Revision)>,
     given_back: Vec<(String, Revision)>,
     since: Option<Instant>,
-}
-
-/// A band of numbers: first of all, first of the dynamic part, last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Band {
-    first: u128,
-    dynamic: u128,
-    last: u128,
-}
-
-impl Band {
-    /// The addresses of a range that may be given to Services.
-    pub fn of_range(range: IpNet) -> Self {
-        let (network, last) = (number(range.network()), number(range.broadcast()));
-        // Neither the network's own address nor (IPv4) the broadcast address.
-        let last = if range.addr().is_ipv4() { last.saturating_sub(1) } else { last };
-        let first = (network + 1).min(last);
-        let size = last - first + 1;
-        let offset = if size < 16 { 0 } else { (size / 16).clamp(16, 256) };
-        Self { first, dynamic: (first + offset).min(last), last }
-    }
-
-    /// Node ports.
-    pub fn of_ports(first: u16, last: u16) -> Self {
-        let (first, last) = (u128::from(first), u128::from(last.max(first)));
-        let size = last - first + 1;
-        let offset = if size < 16 { 0 } else { (size / 32).clamp(16, 128) };
-        Self { first, dynamic: (first + offset).min(last), last }
-    }
-
-    /// The order in which numbers are tried: at random in the dynamic band, then all of it, then the static band.
-    fn candidates(self) -> impl Iterator<Item = u128> {
-        let mut rng = rand::rng();
-        let random: Vec<u128> = (0..RANDOM_TRIES).map(|_| rng.random_range(self.dynamic..=self.last)).collect();
-        random.into_iter().chain(self.dynamic..=self.last).chain(self.first..self.dynamic)
-    }
-}
-
-fn number(ip: IpAddr) -> u128 {
-    match ip {
-        IpAddr::V4(v4) => u128::from(u32::from(v4)),
-        IpAddr::V6(v6) => u128::from(v6),
-    }
-}
-
-fn address(n: u128, v4: bool) -> IpAddr {
-    if v4 { IpAddr::V4(u32::try_from(n).unwrap_or(u32::MAX).into()) } else { IpAddr::V6(n.into()) }
 }
 
 /// The key of an address.
@@ -166,9 +121,16 @@ pub(crate) async fn free(engine: &Engine, key: &str, revision: Revision) {
 }
 
 impl Allocator {
-    /// Over the cluster's ranges.
+    /// For the cluster's families and ports; the ranges are those of the ServiceCIDR objects at each time.
     pub fn new(cluster: &ClusterConfig) -> Self {
-        Self { ranges: cluster.service_cidrs.clone(), ports: cluster.node_ports }
+        let mut families = Vec::new();
+        for range in &cluster.service_cidrs {
+            let family = if range.addr().is_ipv4() { "IPv4" } else { "IPv6" };
+            if !families.contains(&family) {
+                families.push(family);
+            }
+        }
+        Self { families, ports: cluster.node_ports }
     }
 
     /// Fills in and takes what a Service needs. Nothing happens for other kinds.
@@ -195,9 +157,8 @@ impl Allocator {
     async fn fill(&self, engine: &Engine, claim: &mut Claim, new: &mut Value, old: Option<&Value>) -> ApiResult<()> {
         let (namespace, name) = (text(new, "/metadata/namespace").to_owned(), text(new, "/metadata/name").to_owned());
         let mut errors = FieldErrors::default();
-        let families: Vec<&str> =
-            self.ranges.iter().map(|r| if r.addr().is_ipv4() { "IPv4" } else { "IPv6" }).collect();
-        let wishes = fields::address_wishes(new, &families, &mut errors);
+        families::fill(new, old, &self.families, &mut errors);
+        let wishes = if errors.is_empty() { fields::address_wishes(new) } else { Vec::new() };
         if !errors.is_empty() {
             return Err(ApiError::invalid_kind("", "Service", &name, &errors));
         }
@@ -263,7 +224,11 @@ impl Allocator {
             return Err(ApiError::invalid_kind("", "Service", name, &errors));
         }
         for wish in wishes.iter().filter(|w| w.port == 0) {
-            let port = self.take_any_port(engine, claim, namespace, name).await?;
+            // TCP and UDP on one port of the Service get one number.
+            let port = match fields::sibling_node_port(new, wish) {
+                Some(port) if own.contains(&port) => port,
+                _ => self.take_any_port(engine, claim, namespace, name).await?,
+            };
             own.insert(port);
             wish.set(new, port);
         }
@@ -294,15 +259,26 @@ impl Allocator {
         namespace: &str,
         name: &str,
     ) -> ApiResult<Result<IpAddr, String>> {
-        let Some(range) = self.ranges.iter().find(|r| r.contains(&ip)) else {
-            let ranges: Vec<String> = self.ranges.iter().map(ToString::to_string).collect();
+        let mut open = open_ranges(engine);
+        if !open.iter().any(|r| r.contains(&ip)) {
+            // A range may have been added just now.
+            engine.feed.catch_up().await?;
+            open = open_ranges(engine);
+        }
+        let containing: Vec<IpNet> = open.iter().filter(|r| r.contains(&ip)).copied().collect();
+        if containing.is_empty() {
+            let ranges: Vec<String> = open.iter().map(ToString::to_string).collect();
             return Ok(Err(format!(
                 "failed to allocate IP {ip}: the provided network does not match the current range: the valid range is {}",
                 ranges.join(", ")
             )));
+        }
+        let usable = |range: &IpNet| {
+            let band = Band::of_range(*range);
+            (band.first..=band.last).contains(&number(ip))
         };
-        let band = Band::of_range(*range);
-        if !(band.first..=band.last).contains(&number(ip)) {
+        if !containing.iter().any(usable) {
+            let range = containing[0];
             return Ok(Err(format!("failed to allocate IP {ip}: the provided IP is reserved in range {range}")));
         }
         if self.take(engine, claim, ip_key(ip), &ip_object(ip, namespace, name)).await? {
@@ -321,20 +297,26 @@ impl Allocator {
         name: &str,
     ) -> ApiResult<IpAddr> {
         let v4 = family == "IPv4";
-        let range = self.ranges.iter().find(|r| r.addr().is_ipv4() == v4);
-        let full = || ApiError::internal(format!("failed to allocate a serviceIP: range is full ({family})"));
-        let range = range.ok_or_else(full)?;
-        let taken = engine.feed.cache(&prefix("networking.k8s.io", "ipaddresses"));
-        for n in Band::of_range(*range).candidates() {
-            let ip = address(n, v4);
-            if ip == engine.cluster.dns_ip || ip == engine.cluster.kubernetes_ip() || taken.get(&ip_key(ip)).is_some() {
-                continue;
+        for fresh in [false, true] {
+            if fresh {
+                // All are full, or a range was added just now.
+                engine.feed.catch_up().await?;
             }
-            if self.take(engine, claim, ip_key(ip), &ip_object(ip, namespace, name)).await? {
-                return Ok(ip);
+            let taken = engine.feed.cache(&prefix("networking.k8s.io", "ipaddresses"));
+            for range in open_ranges(engine).into_iter().filter(|r| r.addr().is_ipv4() == v4) {
+                for n in Band::of_range(range).candidates() {
+                    let ip = address(n, v4);
+                    let kept = ip == engine.cluster.dns_ip || ip == engine.cluster.kubernetes_ip();
+                    if kept || taken.get(&ip_key(ip)).is_some() {
+                        continue;
+                    }
+                    if self.take(engine, claim, ip_key(ip), &ip_object(ip, namespace, name)).await? {
+                        return Ok(ip);
+                    }
+                }
             }
         }
-        Err(full())
+        Err(ApiError::internal(format!("failed to allocate a serviceIP: range is full ({family})")))
     }
 
     async fn take_any_port(&self, engine: &Engine, claim: &mut Claim, namespace: &str, name: &str) -> ApiResult<u16> {
@@ -366,39 +348,18 @@ impl Allocator {
     }
 }
 
+/// The ranges that give out addresses, in the order in which they are tried.
+fn open_ranges(engine: &Engine) -> Vec<IpNet> {
+    ranges::all(engine).into_iter().filter(|r| r.open).map(|r| r.net).collect()
+}
+
 #[cfg(test)]
 mod tests {
-    use super::fields::NodePortWish;
     use super::*;
 
     #[test]
-    fn bands_follow_the_keps() {
-        let band = |range: &str| {
-            let b = Band::of_range(range.parse().unwrap());
-            (
-                address(b.first, true).to_string(),
-                address(b.dynamic, true).to_string(),
-                address(b.last, true).to_string(),
-            )
-        };
-        let own = |a: &str, b: &str, c: &str| (a.to_owned(), b.to_owned(), c.to_owned());
-        assert_eq!(band("10.96.0.0/12"), own("10.96.0.1", "10.96.1.1", "10.111.255.254"));
-        assert_eq!(band("10.96.0.0/24"), own("10.96.0.1", "10.96.0.17", "10.96.0.254"));
-        assert_eq!(band("10.96.0.0/28"), own("10.96.0.1", "10.96.0.1", "10.96.0.14"));
-        let ports = Band::of_ports(30000, 32767);
-        assert_eq!(ports.dynamic, 30086);
-    }
-
-    #[test]
-    fn every_number_of_a_band_is_a_candidate() {
-        let band = Band::of_range("10.0.0.0/27".parse().unwrap());
-        let all: BTreeSet<u128> = band.candidates().collect();
-        assert_eq!(all.len(), 30);
-    }
-
-    #[test]
     fn a_wish_knows_its_field() {
-        let wish = NodePortWish { pointer: "/spec/ports/0/nodePort".to_owned(), port: 0 };
+        let wish = fields::NodePortWish { pointer: "/spec/ports/0/nodePort".to_owned(), port: 0 };
         assert_eq!(wish.path().to_string(), "spec.ports[0].nodePort");
     }
 }

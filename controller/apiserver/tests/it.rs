@@ -15,6 +15,10 @@ mod kubectl;
 mod missing;
 #[path = "it/relay.rs"]
 mod relay;
+#[path = "it/service_crash.rs"]
+mod service_crash;
+#[path = "it/service_ranges.rs"]
+mod service_ranges;
 #[path = "it/services.rs"]
 mod services;
 #[path = "it/support.rs"]

@@ -1,6 +1,6 @@
 //! What a Service wishes for, and what it keeps over an update. Pure.
 
-use causeway_registry::{FieldErrors, Path};
+use causeway_registry::Path;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -50,14 +50,14 @@ impl NodePortWish {
     }
 }
 
-fn kind(service: &Value) -> &str {
+pub(super) fn kind(service: &Value) -> &str {
     match text(service, "/spec/type") {
         "" => "ClusterIP",
         kind => kind,
     }
 }
 
-fn is_headless(service: &Value) -> bool {
+pub(super) fn is_headless(service: &Value) -> bool {
     text(service, "/spec/clusterIP") == "None" || service.pointer("/spec/clusterIPs/0").is_some_and(|ip| ip == "None")
 }
 
@@ -121,91 +121,76 @@ pub fn node_port_wishes(service: &Value) -> Vec<NodePortWish> {
     wishes
 }
 
-/// Fills families and policy, and says which addresses are wanted (none for headless and ExternalName).
-pub fn address_wishes(service: &mut Value, families: &[&str], errors: &mut FieldErrors) -> Vec<Wish> {
-    let Some(spec) = service.get("spec").filter(|s| s.is_object()) else { return Vec::new() };
-    if kind(service) == "ExternalName" {
+/// The addresses that are wanted (none for headless and ExternalName), once families and policy are filled in.
+pub fn address_wishes(service: &Value) -> Vec<Wish> {
+    if kind(service) == "ExternalName" || is_headless(service) {
         return Vec::new();
     }
-    let headless = is_headless(service);
-    let selectorless = spec.get("selector").and_then(Value::as_object).is_none_or(serde_json::Map::is_empty);
-    let own = |v: &Value| v.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
-    let mut ips: Vec<String> = own(&spec["clusterIPs"]);
-    let mut wanted: Vec<String> = own(&spec["ipFamilies"]);
-    let single = text(service, "/spec/clusterIP").to_owned();
-    if ips.is_empty() && !single.is_empty() {
-        ips.push(single);
-        service["spec"]["clusterIPs"] = json!(ips);
-    }
-    let policy = text(service, "/spec/ipFamilyPolicy").to_owned();
-    if headless && selectorless && policy.is_empty() && wanted.is_empty() {
-        // Nobody knows which families its hand-made endpoints will have.
-        let (first, second) = if families.first() == Some(&"IPv6") { ("IPv6", "IPv4") } else { ("IPv4", "IPv6") };
-        service["spec"]["clusterIP"] = "None".into();
-        service["spec"]["clusterIPs"] = json!(["None"]);
-        service["spec"]["ipFamilies"] = json!([first, second]);
-        service["spec"]["ipFamilyPolicy"] = "RequireDualStack".into();
-        return Vec::new();
-    }
-    let by_address = |ip: &String| ip.parse::<IpAddr>().ok().map(|ip| if ip.is_ipv4() { "IPv4" } else { "IPv6" });
-    if wanted.is_empty() {
-        wanted = ips.iter().filter_map(by_address).map(str::to_owned).collect();
-    }
-    if wanted.is_empty() {
-        wanted.extend(families.first().map(|f| (*f).to_owned()));
-    }
-    let policy = match policy.as_str() {
-        "" if wanted.len() > 1 => "RequireDualStack".to_owned(),
-        "" => "SingleStack".to_owned(),
-        _ => policy,
+    let ips = strings(service, "clusterIPs");
+    let wish = |(i, family): (usize, &String)| match ips.get(i).and_then(|ip| ip.parse().ok()) {
+        Some(ip) => Wish::Ip(ip),
+        None => Wish::Any(family.clone()),
     };
-    let path = Path::new("spec");
-    // Nobody has to route to a headless Service without a selector: any family will do.
-    let open = headless && selectorless;
-    if policy == "RequireDualStack" && families.len() < 2 && !open {
-        let why = "this cluster is not configured for dual-stack services";
-        errors.invalid(&path.child("ipFamilyPolicy"), policy.as_str(), why);
+    strings(service, "ipFamilies").iter().enumerate().map(wish).collect()
+}
+
+/// The strings of a list in `spec`.
+pub(super) fn strings(service: &Value, field: &str) -> Vec<String> {
+    let list = service.pointer("/spec").and_then(|s| s.get(field)).and_then(Value::as_array);
+    list.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+/// The node port of the same port under another protocol, if this port may have it too.
+pub fn sibling_node_port(service: &Value, wish: &NodePortWish) -> Option<u16> {
+    let index: usize = wish.pointer.split('/').nth(3)?.parse().ok()?;
+    let ports = service.pointer("/spec/ports")?.as_array()?;
+    let own = ports.get(index)?;
+    let sibling = ports.iter().find(|p| {
+        p["port"] == own["port"] && protocol(p) != protocol(own) && p["nodePort"].as_u64().is_some_and(|n| n != 0)
+    })?;
+    let number = &sibling["nodePort"];
+    let clash = ports.iter().any(|p| protocol(p) == protocol(own) && p["nodePort"] == *number);
+    number.as_u64().filter(|_| !clash).and_then(|n| u16::try_from(n).ok())
+}
+
+/// `clusterIP` and the first of `clusterIPs` are one thing: who changes one of them means both.
+pub fn normalize(new: &mut Value, old: Option<&Value>) {
+    if !new.get("spec").is_some_and(Value::is_object) {
+        return;
     }
-    for (i, family) in wanted.iter().enumerate() {
-        if !open && !families.contains(&family.as_str()) {
-            errors.invalid(&path.child("ipFamilies").index(i), family.as_str(), "not configured on this cluster");
+    let (single, list) = (text(new, "/spec/clusterIP").to_owned(), strings(new, "clusterIPs"));
+    let Some(old) = old else {
+        if !single.is_empty() && list.is_empty() {
+            new["spec"]["clusterIPs"] = json!([single]);
         }
+        return;
+    };
+    let (old_single, old_list) = (text(old, "/spec/clusterIP"), strings(old, "clusterIPs"));
+    let spec = new.get_mut("spec").and_then(Value::as_object_mut);
+    let Some(spec) = spec else { return };
+    if single != old_single && list == old_list {
+        if single.is_empty() {
+            spec.remove("clusterIPs");
+        } else if list.len() > 1 {
+            spec.insert("clusterIPs".to_owned(), json!([single, list[1]]));
+        } else {
+            spec.insert("clusterIPs".to_owned(), json!([single]));
+        }
+    } else if single == old_single && list.is_empty() && !old_list.is_empty() {
+        spec.remove("clusterIP");
+    } else if !single.is_empty() && list.is_empty() {
+        spec.insert("clusterIPs".to_owned(), json!([single]));
     }
-    if policy != "SingleStack" && wanted.len() == 1 {
-        wanted.extend(families.iter().find(|f| **f != wanted[0]).map(|f| (*f).to_owned()));
-    }
-    service["spec"]["ipFamilies"] = json!(wanted);
-    service["spec"]["ipFamilyPolicy"] = policy.into();
-    if headless {
-        service["spec"]["clusterIP"] = "None".into();
-        service["spec"]["clusterIPs"] = json!(["None"]);
-        return Vec::new();
-    }
-    wanted
-        .iter()
-        .enumerate()
-        .map(|(i, family)| match ips.get(i).and_then(|ip| ip.parse().ok()) {
-            Some(ip) => Wish::Ip(ip),
-            None => Wish::Any(family.clone()),
-        })
-        .collect()
 }
 
 /// An update that does not speak of allocated values keeps them; one that changes the type drops what the new type
 /// does not have, unless it was changed too.
 pub fn carry_over(new: &mut Value, old: &Value) {
+    normalize(new, Some(old));
     let (was, is) = (kind(old).to_owned(), kind(new).to_owned());
     if was != "ExternalName" && is != "ExternalName" {
-        let unset = |pointer: &str| new.pointer(pointer).is_none_or(|v| v.is_null() || v == "");
-        let no_list = |pointer: &str| new.pointer(pointer).and_then(Value::as_array).is_none_or(Vec::is_empty);
-        let keep_ip = unset("/spec/clusterIP") && no_list("/spec/clusterIPs");
-        let fill_list =
-            !keep_ip && no_list("/spec/clusterIPs") && text(new, "/spec/clusterIP") == text(old, "/spec/clusterIP");
-        let fill_single = !keep_ip && unset("/spec/clusterIP");
-        if keep_ip || fill_single {
+        if text(new, "/spec/clusterIP").is_empty() && strings(new, "clusterIPs").is_empty() {
             copy(new, old, "clusterIP");
-        }
-        if keep_ip || fill_list {
             copy(new, old, "clusterIPs");
         }
         for field in ["ipFamilies", "ipFamilyPolicy"] {
@@ -213,6 +198,7 @@ pub fn carry_over(new: &mut Value, old: &Value) {
                 copy(new, old, field);
             }
         }
+        trim_downgrade(new, old);
     }
     if is == "ExternalName" && was != "ExternalName" {
         drop_unchanged(new, old, &["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"]);
@@ -231,7 +217,8 @@ pub fn carry_over(new: &mut Value, old: &Value) {
         }
         drop_unchanged(new, old, &["externalTrafficPolicy"]);
     }
-    if needs_health_port(old) && needs_health_port(new) && new["spec"].get("healthCheckNodePort").is_none() {
+    let unset = |service: &Value| service["spec"]["healthCheckNodePort"].as_u64().unwrap_or(0) == 0;
+    if needs_health_port(old) && needs_health_port(new) && unset(new) && !unset(old) {
         copy(new, old, "healthCheckNodePort");
     }
     if needs_health_port(old) && !needs_health_port(new) {
@@ -242,18 +229,35 @@ pub fn carry_over(new: &mut Value, old: &Value) {
     }
 }
 
+/// From two families to one by the policy alone: the second of what was not touched goes.
+fn trim_downgrade(new: &mut Value, old: &Value) {
+    let policy = |o: &Value| text(o, "/spec/ipFamilyPolicy").to_owned();
+    if policy(new) != "SingleStack" || matches!(policy(old).as_str(), "" | "SingleStack") {
+        return;
+    }
+    for field in ["clusterIPs", "ipFamilies"] {
+        let list = strings(new, field);
+        if list.len() == 2 && list == strings(old, field) {
+            new["spec"][field] = json!([list[0]]);
+        }
+    }
+}
+
+/// Ports keep their number by name, unless it was given to another.
 fn keep_node_ports(new: &mut Value, old: &Value) {
     let old_ports = old.pointer("/spec/ports").and_then(Value::as_array).cloned().unwrap_or_default();
-    let mut used: BTreeSet<u64> = BTreeSet::new();
+    let number = |p: &Value| p["nodePort"].as_u64().filter(|n| *n != 0);
+    let mut taken: BTreeSet<u64> = BTreeSet::new();
     for port in new.pointer("/spec/ports").and_then(Value::as_array).into_iter().flatten() {
-        used.extend(port["nodePort"].as_u64());
+        taken.extend(number(port));
     }
+    let name = |p: &Value| p["name"].as_str().unwrap_or("").to_owned();
     for port in new.pointer_mut("/spec/ports").and_then(Value::as_array_mut).into_iter().flatten() {
-        if port["nodePort"].as_u64().unwrap_or(0) != 0 {
+        if number(port).is_some() {
             continue;
         }
-        let same = old_ports.iter().find(|o| o["port"] == port["port"] && protocol(o) == protocol(port));
-        if let Some(number) = same.and_then(|o| o["nodePort"].as_u64()).filter(|n| !used.contains(n)) {
+        let same = old_ports.iter().find(|o| name(o) == name(port));
+        if let Some(number) = same.and_then(number).filter(|n| !taken.contains(n)) {
             port["nodePort"] = number.into();
         }
     }
@@ -282,39 +286,15 @@ fn drop_unchanged(new: &mut Value, old: &Value, fields: &[&str]) {
 mod tests {
     use super::*;
 
-    fn wishes(spec: Value) -> (Vec<Wish>, Value, FieldErrors) {
-        let mut service = json!({ "spec": spec });
-        let mut errors = FieldErrors::default();
-        let wishes = address_wishes(&mut service, &["IPv4"], &mut errors);
-        (wishes, service, errors)
-    }
-
-    #[test]
-    fn families_and_addresses() {
-        let (w, s, _) = wishes(json!({ "selector": { "a": "b" } }));
-        assert_eq!(w, [Wish::Any("IPv4".into())]);
-        assert_eq!(s["spec"]["ipFamilyPolicy"], "SingleStack");
-        let (w, _, _) = wishes(json!({ "clusterIP": "10.96.0.10" }));
-        assert_eq!(w, [Wish::Ip("10.96.0.10".parse().unwrap())]);
-        let (w, s, e) = wishes(json!({ "clusterIP": "None" }));
-        assert!(w.is_empty() && e.is_empty());
-        assert_eq!(s["spec"]["ipFamilyPolicy"], "RequireDualStack");
-        let (w, s, _) = wishes(json!({ "clusterIP": "None", "selector": { "a": "b" } }));
-        assert!(w.is_empty());
-        assert_eq!(s["spec"]["ipFamilies"], json!(["IPv4"]));
-        let (w, _, _) = wishes(json!({ "type": "ExternalName", "externalName": "x.y" }));
-        assert!(w.is_empty());
-        let (_, _, e) = wishes(json!({ "ipFamilyPolicy": "RequireDualStack", "selector": { "a": "b" } }));
-        assert_eq!(e.0[0].field, "spec.ipFamilyPolicy");
-    }
-
     #[test]
     fn an_update_keeps_what_it_does_not_mention() {
         let old = json!({ "spec": {
             "type": "NodePort", "clusterIP": "10.96.1.1", "clusterIPs": ["10.96.1.1"], "ipFamilies": ["IPv4"],
-            "ports": [{ "port": 80, "nodePort": 30100 }],
+            "ports": [{ "name": "b", "port": 80, "nodePort": 30100 }],
         } });
-        let mut new = json!({ "spec": { "type": "NodePort", "ports": [{ "port": 81 }, { "port": 80 }] } });
+        let mut new = json!({ "spec": { "type": "NodePort", "ports": [
+            { "name": "a", "port": 81 }, { "name": "b", "port": 80 },
+        ] } });
         carry_over(&mut new, &old);
         assert_eq!(new["spec"]["clusterIP"], "10.96.1.1");
         assert_eq!(new["spec"]["ports"][1]["nodePort"], 30100);
@@ -324,5 +304,46 @@ mod tests {
         carry_over(&mut back, &old);
         assert!(back["spec"]["ports"][0].get("nodePort").is_none());
         assert_eq!(back["spec"]["clusterIP"], "10.96.1.1");
+    }
+
+    #[test]
+    fn one_address_two_fields() {
+        let spec = |single: Value, list: Value| json!({ "spec": { "clusterIP": single, "clusterIPs": list } });
+        let old = spec(json!("10.0.0.1"), json!(["10.0.0.1", "fd00::1"]));
+        for (new, want) in [
+            (spec(json!("10.0.0.2"), json!(["10.0.0.1", "fd00::1"])), json!(["10.0.0.2", "fd00::1"])),
+            (spec(json!("10.0.0.1"), json!(["10.0.0.1"])), json!(["10.0.0.1"])),
+            (spec(Value::Null, json!(["10.0.0.1", "fd00::1"])), Value::Null),
+            (spec(json!("10.0.0.1"), Value::Null), Value::Null),
+        ] {
+            let mut new = new;
+            normalize(&mut new, Some(&old));
+            assert_eq!(new["spec"]["clusterIPs"], want);
+        }
+        let mut fresh = json!({ "spec": { "clusterIP": "None" } });
+        normalize(&mut fresh, None);
+        assert_eq!(fresh["spec"]["clusterIPs"], json!(["None"]));
+    }
+
+    #[test]
+    fn a_number_for_both_protocols() {
+        let service = json!({ "spec": { "type": "NodePort", "ports": [
+            { "name": "t", "port": 53, "protocol": "TCP", "nodePort": 30053 }, { "name": "u", "port": 53, "protocol": "UDP" },
+            { "name": "o", "port": 54, "protocol": "UDP" },
+        ] } });
+        let wishes = node_port_wishes(&service);
+        assert_eq!(sibling_node_port(&service, &wishes[1]), Some(30053));
+        assert_eq!(sibling_node_port(&service, &wishes[2]), None);
+    }
+
+    #[test]
+    fn a_downgrade_by_the_policy_alone_drops_the_second() {
+        let old = json!({ "spec": { "type": "ClusterIP", "ipFamilyPolicy": "PreferDualStack",
+            "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1", "fd00::1"], "ipFamilies": ["IPv4", "IPv6"] } });
+        let mut new = old.clone();
+        new["spec"]["ipFamilyPolicy"] = "SingleStack".into();
+        carry_over(&mut new, &old);
+        assert_eq!(new["spec"]["clusterIPs"], json!(["10.0.0.1"]));
+        assert_eq!(new["spec"]["ipFamilies"], json!(["IPv4"]));
     }
 }

@@ -142,7 +142,7 @@ async fn repair_mends_what_a_crash_left() {
     running.store.create("/registry/networking.k8s.io/ipaddresses/10.96.3.3", bytes(&orphan)).await.unwrap();
     running.store.create("/registry/causeway/nodeports/31111", bytes(&port)).await.unwrap();
     running.store.delete(&key, None).await.unwrap();
-    repair(running.api.engine(), Duration::from_secs(60)).await.unwrap();
+    repair(running.api.engine(), None, Duration::from_secs(60)).await.unwrap();
     let addresses: Api<IPAddress> = Api::all(running.admin());
     assert!(addresses.get_opt(&ip(&kept)).await.unwrap().is_some());
     assert!(addresses.get_opt("10.96.3.3").await.unwrap().is_none());
@@ -151,6 +151,6 @@ async fn repair_mends_what_a_crash_left() {
     let mut young = orphan.clone();
     young["metadata"]["creationTimestamp"] = json!(k8s_openapi::jiff::Timestamp::now().to_string());
     running.store.create("/registry/networking.k8s.io/ipaddresses/10.96.3.3", bytes(&young)).await.unwrap();
-    repair(running.api.engine(), Duration::from_secs(60)).await.unwrap();
+    repair(running.api.engine(), None, Duration::from_secs(60)).await.unwrap();
     eventually("the young one stays", || async { addresses.get_opt("10.96.3.3").await.unwrap() }).await;
 }

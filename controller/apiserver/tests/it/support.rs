@@ -31,10 +31,21 @@ pub async fn start() -> Running {
 }
 
 pub async fn start_on(dir: TempDir, store: Arc<dyn Store>) -> Running {
+    start_as(dir, store, ClusterConfig::default()).await
+}
+
+/// A server with a configuration of its own.
+pub async fn start_with(cluster: ClusterConfig) -> Running {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(SledStore::open(&dir.path().join("store"), SledOptions::default()).unwrap());
+    start_as(dir, store, cluster).await
+}
+
+pub async fn start_as(dir: TempDir, store: Arc<dyn Store>, cluster: ClusterConfig) -> Running {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     let config = ApiServerConfig {
-        cluster: ClusterConfig::default(),
+        cluster,
         pki_dir: dir.path().join("pki"),
         advertise: SocketAddr::from(([10, 90, 0, 1], 6443)),
         extra_sans: Vec::new(),

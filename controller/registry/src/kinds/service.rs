@@ -27,13 +27,25 @@ pub(super) fn resource() -> Resource {
             default,
             status: Status::Cleared(|_| json!({"loadBalancer": {}})),
             status_metadata: true,
+            prepare,
             validate: service::service,
             validate_update: service::service_update,
+            validate_status: service::service_status,
             cells,
             fields: &["spec.clusterIP", "spec.type"],
             name: field::dns_1035_label,
             ..Rules::default()
         })
+}
+
+/// Only a load balancer has load balancer's addresses.
+fn prepare(o: &mut Value, old: Option<&Value>) {
+    if old.is_some()
+        && text(o, "spec.type") != "LoadBalancer"
+        && let Some(status) = existing_mut(o, "status")
+    {
+        put(status, "loadBalancer", json!({}));
+    }
 }
 
 fn default(o: &mut Value) {

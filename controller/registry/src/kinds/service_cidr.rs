@@ -48,13 +48,45 @@ fn validate(o: &Value, errors: &mut FieldErrors) {
     }
 }
 
+/// A second family may be added or taken away; the ranges themselves stay.
 fn validate_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
-    if !same(&new["spec"]["cidrs"], &old["spec"]["cidrs"]) {
-        errors.invalid(&Path::new("spec").child("cidrs"), new["spec"]["cidrs"].clone(), "field is immutable");
+    let (path, why) = (Path::new("spec").child("cidrs"), "field is immutable");
+    let (now, before) = (list(new, "spec.cidrs"), list(old, "spec.cidrs"));
+    let common = now.len().min(before.len());
+    if common == 0 || now.len() > 2 {
+        if !same(&new["spec"]["cidrs"], &old["spec"]["cidrs"]) {
+            errors.invalid(&path, new["spec"]["cidrs"].clone(), why);
+        }
+        return;
+    }
+    for i in (0..common).filter(|i| now[*i] != before[*i]) {
+        errors.invalid(&path.index(i), now[i].clone(), why);
     }
 }
 
 fn cells(o: &Value, now: i64) -> Vec<Value> {
     let cidrs: Vec<&str> = list(o, "spec.cidrs").iter().filter_map(Value::as_str).collect();
     vec![cell::name(o), json!(cidrs.join(",")), age::age(o, now)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_second_family_comes_and_goes() {
+        let cidrs = |list: &[&str]| json!({"spec": {"cidrs": list}});
+        let words = |new: &[&str], old: &[&str]| {
+            let mut errors = FieldErrors::default();
+            validate_update(&cidrs(new), &cidrs(old), &mut errors);
+            errors.0.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert!(words(&["10.0.0.0/24", "fd00::/64"], &["10.0.0.0/24"]).is_empty());
+        assert!(words(&["10.0.0.0/24"], &["10.0.0.0/24", "fd00::/64"]).is_empty());
+        assert_eq!(
+            words(&["10.0.1.0/24", "fd00::/64"], &["10.0.0.0/24"]),
+            ["spec.cidrs[0]: Invalid value: \"10.0.1.0/24\": field is immutable"]
+        );
+        assert_eq!(words(&[], &["10.0.0.0/24"]).len(), 1);
+    }
 }

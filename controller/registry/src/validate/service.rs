@@ -9,6 +9,8 @@ use std::net::IpAddr;
 
 const TYPES: [&str; 4] = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
 const POLICIES: [&str; 2] = ["Cluster", "Local"];
+/// Opened on every node by the kubelet itself.
+const KUBELET_PORT: i64 = 10_250;
 /// One day.
 const LONGEST_AFFINITY: i64 = 86_400;
 
@@ -25,6 +27,7 @@ pub(crate) fn service(o: &Value, errors: &mut FieldErrors) {
     affinity(spec, &path, errors);
     addresses(spec, &path, errors);
     policies(spec, &path, errors);
+    load_balancer(spec, &path, errors);
     if type_ == "ExternalName" {
         external_name(spec, &path, errors);
     }
@@ -112,34 +115,6 @@ fn affinity(spec: &Value, path: &Path, errors: &mut FieldErrors) {
 
 fn addresses(spec: &Value, path: &Path, errors: &mut FieldErrors) {
     let type_ = text(spec, "type");
-    let cluster = path.child("clusterIPs");
-    let single = text(spec, "clusterIP");
-    let mut ips: Vec<&str> = list(spec, "clusterIPs").iter().filter_map(Value::as_str).collect();
-    match ips.first() {
-        Some(first) if !single.is_empty() && *first != single => {
-            errors.invalid(&cluster, json!(ips), "first value must match `clusterIP`");
-        }
-        None if !single.is_empty() => ips.push(single),
-        _ => {}
-    }
-    if headless(spec) && matches!(type_, "NodePort" | "LoadBalancer") {
-        errors.invalid(&cluster.index(0), "None", format!("may not be set to 'None' for {type_} services"));
-    }
-    for (i, ip) in ips.iter().enumerate() {
-        let path = cluster.index(i);
-        if type_ == "ExternalName" {
-            errors.forbidden(&path, "may not be set for ExternalName services");
-        } else if *ip == "None" {
-            if i > 0 || ips.len() > 1 {
-                errors.invalid(&cluster, json!(ips), "'None' must be the first and only value");
-            }
-        } else if ip.parse::<IpAddr>().is_err() {
-            errors.invalid(&path, *ip, "must be empty, 'None', or a valid IP address");
-        }
-    }
-    if ips.len() > 2 {
-        errors.invalid(&cluster, json!(ips), "may only hold up to 2 values");
-    }
     for (i, ip) in list(spec, "externalIPs").iter().enumerate() {
         let (path, ip) = (path.child("externalIPs").index(i), ip.as_str().unwrap_or(""));
         match ip.parse::<IpAddr>() {
@@ -151,13 +126,77 @@ fn addresses(spec: &Value, path: &Path, errors: &mut FieldErrors) {
             }
         }
     }
+    if headless(spec) && matches!(type_, "NodePort" | "LoadBalancer") {
+        let why = format!("may not be set to 'None' for {type_} services");
+        errors.invalid(&path.child("clusterIPs").index(0), "None", why);
+    }
+    if type_ == "ExternalName" {
+        let why = "may not be set for ExternalName services";
+        for field in ["clusterIPs", "ipFamilies"] {
+            if !list(spec, field).is_empty() {
+                errors.forbidden(&path.child(field), why);
+            }
+        }
+        if !text(spec, "ipFamilyPolicy").is_empty() {
+            errors.forbidden(&path.child("ipFamilyPolicy"), why);
+        }
+        return;
+    }
+    cluster_ips(spec, &path.child("clusterIPs"), errors);
+}
+
+fn cluster_ips(spec: &Value, path: &Path, errors: &mut FieldErrors) {
+    let single = text(spec, "clusterIP");
+    let mut ips: Vec<&str> = list(spec, "clusterIPs").iter().filter_map(Value::as_str).collect();
+    match ips.first() {
+        Some(_) if single.is_empty() => {
+            errors.invalid(path, json!(ips), "must be empty when `clusterIP` is not specified")
+        }
+        Some(first) if *first != single => errors.invalid(path, json!(ips), "first value must match `clusterIP`"),
+        // The server fills the list in after this.
+        None if !single.is_empty() => ips.push(single),
+        _ => {}
+    }
+    let mut malformed = false;
+    for (i, ip) in ips.iter().enumerate() {
+        if i == 0 && *ip == "None" {
+            if ips.len() > 1 {
+                malformed = true;
+                errors.invalid(path, json!(ips), "'None' must be the first and only value");
+            }
+        } else if ip.parse::<IpAddr>().is_err() {
+            malformed = true;
+            let detail = match i {
+                0 => "must be empty, 'None', or a valid IP address",
+                _ => "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            };
+            errors.invalid(&path.index(i), *ip, detail);
+        }
+    }
+    if ips.len() > 2 {
+        errors.invalid(path, json!(ips), "may only hold up to 2 values");
+    }
+    if malformed {
+        return;
+    }
+    let parsed: Vec<IpAddr> = ips.iter().filter_map(|ip| ip.parse().ok()).collect();
+    if parsed.len() == 2 && parsed[0].is_ipv4() == parsed[1].is_ipv4() {
+        errors.invalid(path, json!(ips), "may specify no more than one IP for each IP family");
+    }
+    for (i, (ip, family)) in parsed.iter().zip(list(spec, "ipFamilies")).enumerate() {
+        let family = family.as_str().unwrap_or("");
+        if matches!(family, "IPv4" | "IPv6") && ip.is_ipv4() != (family == "IPv4") {
+            let detail = format!("expected an {family} value as indicated by `ipFamilies[{i}]`");
+            errors.invalid(&path.index(i), ips[i], detail);
+        }
+    }
 }
 
 /// Why an address is no place to send traffic to.
 pub(crate) fn unusable(ip: IpAddr) -> Option<&'static str> {
-    let link_local = match ip {
-        IpAddr::V4(v4) => v4.is_link_local() || v4.octets()[0] == 224 && v4.octets()[1] == 0 && v4.octets()[2] == 0,
-        IpAddr::V6(v6) => v6.segments()[0] & 0xffc0 == 0xfe80 || v6.segments()[0] == 0xff02,
+    let (link_local, multicast) = match ip {
+        IpAddr::V4(v4) => (v4.is_link_local(), matches!(v4.octets(), [224, 0, 0, _])),
+        IpAddr::V6(v6) => (v6.segments()[0] & 0xffc0 == 0xfe80, v6.segments()[0] == 0xff02),
     };
     if ip.is_unspecified() {
         return Some("may not be unspecified");
@@ -165,7 +204,69 @@ pub(crate) fn unusable(ip: IpAddr) -> Option<&'static str> {
     if ip.is_loopback() {
         return Some("may not be in the loopback range (127.0.0.0/8, ::1/128)");
     }
-    link_local.then_some("may not be in the link-local range (169.254.0.0/16, fe80::/10)")
+    if link_local {
+        return Some("may not be in the link-local range (169.254.0.0/16, fe80::/10)");
+    }
+    multicast.then_some("may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)")
+}
+
+/// What only a Service of type LoadBalancer may have.
+fn load_balancer(spec: &Value, path: &Path, errors: &mut FieldErrors) {
+    let only = "may only be used when `type` is 'LoadBalancer'";
+    if text(spec, "type") != "LoadBalancer" {
+        for field in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
+            if has(spec, field) {
+                errors.forbidden(&path.child(field), only);
+            }
+        }
+        return;
+    }
+    if !has(spec, "allocateLoadBalancerNodePorts") {
+        errors.required(&path.child("allocateLoadBalancerNodePorts"), "");
+    }
+    if has(spec, "loadBalancerClass") {
+        let class = text(spec, "loadBalancerClass");
+        if let Err(why) = names::qualified_name(class) {
+            errors.invalid(&path.child("loadBalancerClass"), class, why);
+        }
+    }
+    for (i, port) in list(spec, "ports").iter().enumerate() {
+        if int(port, "port") == Some(KUBELET_PORT) {
+            let why = format!("may not expose port {KUBELET_PORT} externally since it is used by kubelet");
+            errors.invalid(&path.child("ports").index(i), KUBELET_PORT, why);
+        }
+    }
+}
+
+/// What a load balancer's controller may say.
+pub(crate) fn service_status(new: &Value, _old: &Value, errors: &mut FieldErrors) {
+    let path = Path::new("status").child("loadBalancer").child("ingress");
+    let ingress = list(new, "status.loadBalancer.ingress");
+    if !ingress.is_empty() && text(new, "spec.type") != "LoadBalancer" {
+        errors.forbidden(&path, "may only be used when `spec.type` is LoadBalancer");
+    }
+    for (i, one) in ingress.iter().enumerate() {
+        let (path, ip, name) = (path.index(i), text(one, "ip"), text(one, "hostname"));
+        if !ip.is_empty() && ip.parse::<IpAddr>().is_err() {
+            let why = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
+            errors.invalid(&path.child("ip"), ip, why);
+        }
+        match text(one, "ipMode") {
+            "" if !ip.is_empty() => errors.required(&path.child("ipMode"), "must be specified when `ip` is set"),
+            "" => {}
+            _ if ip.is_empty() => errors.forbidden(&path.child("ipMode"), "may not be specified when `ip` is not set"),
+            "VIP" | "Proxy" => {}
+            other => errors.not_supported(&path.child("ipMode"), other, &["Proxy", "VIP"]),
+        }
+        if !name.is_empty() {
+            if let Err(why) = dns_subdomain(name) {
+                errors.invalid(&path.child("hostname"), name, why);
+            }
+            if name.parse::<IpAddr>().is_ok() {
+                errors.invalid(&path.child("hostname"), name, "must be a DNS name, not an IP address");
+            }
+        }
+    }
 }
 
 fn policies(spec: &Value, path: &Path, errors: &mut FieldErrors) {
@@ -219,26 +320,53 @@ fn external_name(spec: &Value, path: &Path, errors: &mut FieldErrors) {
     }
 }
 
-/// The cluster IP stays as long as the Service has one.
+/// What stays over an update, and what may come and go.
 pub(crate) fn service_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
-    let allocated = |o: &Value| text(o, "spec.type") != "ExternalName" && !text(o, "spec.clusterIP").is_empty();
-    if !allocated(old) || text(new, "spec.type") == "ExternalName" {
+    let (path, once) = (Path::new("spec"), "may not change once set");
+    let balancer = |o: &Value| text(o, "spec.type") == "LoadBalancer";
+    if balancer(new) && balancer(old) {
+        let class = "spec.loadBalancerClass";
+        if !same(at(new, class), at(old, class)) {
+            errors.invalid(&path.child("loadBalancerClass"), at(new, class).clone(), once);
+        }
+        let local = |o: &Value| text(o, "spec.externalTrafficPolicy") == "Local";
+        let (now, before) = (int(new, "spec.healthCheckNodePort"), int(old, "spec.healthCheckNodePort"));
+        if local(new) && local(old) && before.unwrap_or(0) != 0 && now != before {
+            let why =
+                "cannot change healthCheckNodePort on loadBalancer service with externalTraffic=Local during update";
+            errors.invalid(&path.child("healthCheckNodePort"), now.unwrap_or(0), why);
+        }
+    }
+    let external = |o: &Value| text(o, "spec.type") == "ExternalName";
+    if external(new) || external(old) || headless(at(new, "spec")) && headless(at(old, "spec")) {
         return;
     }
-    let path = Path::new("spec").child("clusterIPs");
-    if text(new, "spec.clusterIP") != text(old, "spec.clusterIP") {
-        let shown = match at(new, "spec.clusterIPs") {
-            Value::Null => json!([text(new, "spec.clusterIP")]),
-            ips => ips.clone(),
-        };
-        errors.invalid(&path.index(0), shown, "may not change once set");
-    }
-    let families = (list(new, "spec.ipFamilies").first(), list(old, "spec.ipFamilies").first());
-    if let (Some(now), Some(before)) = families
-        && !same(now, before)
+    for (field, what, noun) in
+        [("clusterIPs", "primary clusterIP", "clusterIP"), ("ipFamilies", "primary ipFamily", "ipFamily")]
     {
-        let detail = "may not change once set";
-        errors.invalid(&Path::new("spec").child("ipFamilies").index(0), now.clone(), detail);
+        let values = |o: &Value| {
+            let list = list(o, &format!("spec.{field}")).to_vec();
+            let single = text(o, "spec.clusterIP");
+            if list.is_empty() && field == "clusterIPs" && !single.is_empty() { vec![json!(single)] } else { list }
+        };
+        let (now, before) = (values(new), values(old));
+        let (path, shown) = (path.child(field), json!(now));
+        if before.is_empty() {
+            continue;
+        }
+        if now.is_empty() {
+            errors.invalid(&path.index(0), shown, format!("{what} can not be unset"));
+            continue;
+        }
+        for i in 0..now.len().min(before.len()) {
+            if now[i] != before[i] {
+                errors.invalid(&path.index(i), shown.clone(), once);
+            }
+        }
+        if now.len() < before.len() && text(new, "spec.ipFamilyPolicy") != "SingleStack" {
+            let why = format!("`ipFamilyPolicy` must be set to 'SingleStack' when releasing the secondary {noun}");
+            errors.invalid(&path.index(0), shown, why);
+        }
     }
 }
 
