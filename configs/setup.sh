@@ -24,6 +24,8 @@ tests() {
   need bind9-dnsutils dig
   need unbound unbound
   need bsdutils script
+  need iputils-arping arping
+  need ndisc6 ndisc6
 }
 bench() {
   tests

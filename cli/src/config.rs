@@ -68,6 +68,8 @@ mod tests {
             ("nodePorts: [40000, 30000]", "nodePorts"),
             ("domain: 'not a domain'", "domain"),
             ("podCidrs: []", "podCidrs"),
+            ("loadBalancerPools: [{name: a, addresses: [10.9.9]}]", "10.9.9"),
+            ("loadBalancerPools: [{name: a, addresses: [10.96.0.5]}]", "overlaps"),
         ] {
             let error = format!("{:#}", parse(text, "default").unwrap_err());
             assert!(error.contains(word), "{text}: {error}");

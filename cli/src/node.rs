@@ -6,8 +6,9 @@ use crate::clients::Clients;
 use crate::tasks::{Health, Tasks};
 use anyhow::{Context, Result};
 use causeway_access::Identity;
+use causeway_announce::AnnounceConfig;
 use causeway_api::config::ClusterConfig;
-use causeway_api::identity::{USER_DNS, USER_INGRESS, USER_POLICY, USER_PROXY};
+use causeway_api::identity::{USER_ANNOUNCE, USER_DNS, USER_INGRESS, USER_POLICY, USER_PROXY};
 use causeway_dns::DnsConfig;
 use causeway_kubelet::{KubeletConfig, NodeCapacity};
 use causeway_network::{BridgeConfig, BridgeNetwork, NetNs, NetNsRuntime, PodNetwork, vxlan};
@@ -104,6 +105,7 @@ impl Node {
         network_policy(&config, &gate, &mut tasks)?;
         kubelet(&config, Arc::new(containers), &gate, &mut tasks)?;
         services(&config, &mut tasks)?;
+        announce(&config, &mut tasks)?;
         dns(&config, &mut tasks)?;
         if let Some((http, https)) = ingress {
             proxy(&config, http, https, &mut tasks)?;
@@ -224,6 +226,17 @@ fn services(config: &Arc<NodeConfig>, tasks: &mut Tasks) -> Result<()> {
             };
             causeway_services::run(config.clients.client(USER_PROXY)?, services, token).await
         }
+    });
+    Ok(())
+}
+
+fn announce(config: &Arc<NodeConfig>, tasks: &mut Tasks) -> Result<()> {
+    let (node_ip, config, token) = (config.primary()?, config.clone(), tasks.token());
+    tasks.supervise("announce", move || {
+        let (config, token) = (config.clone(), token.clone());
+        let pools = config.cluster.pools().to_vec();
+        let announce = AnnounceConfig { node_name: config.name.clone(), node_ip, pools };
+        async move { causeway_announce::run(config.clients.client(USER_ANNOUNCE)?, announce, token).await }
     });
     Ok(())
 }

@@ -15,6 +15,7 @@ use crate::{control, control_plane, data, kubeconfig, logging, ports, ready, tea
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use causeway_access::Endpoint;
+use causeway_api::balancer::Pool;
 use causeway_api::config::{ClusterConfig, PodNetworkMode, ipv6_defaults};
 use causeway_api::identity::{USER_CONTROLLER_MANAGER, UserInfo};
 use causeway_apiserver::{ApiServer, ApiServerConfig, NodeDialer};
@@ -100,6 +101,10 @@ fn settings(args: &UpArgs, paths: &Paths) -> Result<ClusterConfig> {
         Some("dual") => config.make_dual_stack(),
         Some(_) if config.has_ipv6() => bail!("--ip-family ipv4: the configuration has ranges of IPv6; leave one out"),
         _ => {}
+    }
+    // Nodes that are no neighbours cannot take an address over from one another.
+    if config.pod_network.mode == PodNetworkMode::Routed {
+        config.load_balancer_pools.get_or_insert(vec![Pool::of("default", &ClusterConfig::LOCAL_POOL)?]);
     }
     Ok(config)
 }

@@ -11,6 +11,7 @@ mod ingress;
 mod join;
 mod kubectl;
 mod lifecycle;
+mod loadbalancer;
 mod nodes;
 mod pods;
 mod policy;
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
     let mut args = Arguments::from_args();
     // Two cores, and a cluster on them: more at once only makes time-outs.
     args.test_threads = Some(args.test_threads.unwrap_or(3));
-    let alone: Vec<Trial> = lifecycle::tests().into_iter().chain(nodes::tests()).collect();
+    let alone: Vec<Trial> = lifecycle::tests().into_iter().chain(nodes::tests()).chain(loadbalancer::alone()).collect();
     if args.list {
         let shared = shared_tests().into_iter().map(|(name, _)| Trial::test(name, || Ok(())));
         return libtest_mimic::run(&args, alone.into_iter().chain(shared).collect()).exit_code();
@@ -78,6 +79,7 @@ fn shared_tests() -> Vec<(&'static str, Test)> {
         dns::tests(),
         ingress::tests(),
         kubectl::tests(),
+        loadbalancer::tests(),
         pods::tests(),
         policy::tests(),
         services::tests(),

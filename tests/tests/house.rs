@@ -51,7 +51,7 @@ fn allowed(name: &str) -> Option<&'static [&'static str]> {
         "causeway-registry" => &["causeway-api", "causeway-schema"],
         "causeway-apiserver" => &["causeway-api", "causeway-registry", "causeway-schema", "causeway-store"],
         "causeway-scheduler" | "causeway-controllers" | "causeway-proxy" | "causeway-dns" => &["causeway-api"],
-        "causeway-runtime" | "causeway-access" => &["causeway-api"],
+        "causeway-runtime" | "causeway-access" | "causeway-announce" => &["causeway-api"],
         "causeway-network" => &["causeway-api", "causeway-nft"],
         "causeway-kubelet" => &["causeway-api", "causeway-runtime", "causeway-network"],
         "causeway-services" | "causeway-policy" => &["causeway-api", "causeway-network", "causeway-nft"],

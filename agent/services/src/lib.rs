@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod model;
 pub mod plan;
 pub mod program;
+pub mod ranges;
 pub mod renderer;
 pub mod rules;
 mod run;

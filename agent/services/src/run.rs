@@ -6,6 +6,7 @@ use crate::{
     healthcheck::HealthChecks,
     metrics::{Metrics, trigger},
     model::{self, NodeView, ServiceModel, node_port_ips},
+    ranges::ServiceRanges,
     renderer::{Ranges, Renderer},
     switch,
     view::View,
@@ -19,6 +20,7 @@ use k8s_openapi::{
     api::{
         core::v1::{Node, Service},
         discovery::v1::EndpointSlice,
+        networking::v1::ServiceCIDR,
     },
     jiff::Timestamp,
 };
@@ -81,6 +83,7 @@ pub async fn run(client: kube::Client, config: ServicesConfig, shutdown: Cancell
         ..NodeView::default()
     };
     Proxy {
+        ranges: ServiceRanges::new(config.cluster.service_cidrs.clone()),
         config,
         routes,
         view: View::default(),
@@ -118,6 +121,7 @@ fn own_addresses() -> Vec<IpAddr> {
 struct Proxy {
     config: ServicesConfig,
     routes: Routes,
+    ranges: ServiceRanges,
     view: View,
     node: NodeView,
     /// Lent to a blocking thread while it works.
@@ -144,10 +148,13 @@ impl Proxy {
         let slices =
             watcher(kube::Api::<EndpointSlice>::all(client.clone()), all()).backoff(causeway_api::backoff::watch());
         let own = all().fields(&format!("metadata.name={}", self.config.node_name));
+        let cidrs =
+            watcher(kube::Api::<ServiceCIDR>::all(client.clone()), all()).backoff(causeway_api::backoff::watch());
         let nodes = watcher(kube::Api::<Node>::all(client), own).backoff(causeway_api::backoff::watch());
         let mut services = std::pin::pin!(services.ready_chunks(BATCH));
         let mut slices = std::pin::pin!(slices.ready_chunks(BATCH));
         let mut nodes = std::pin::pin!(nodes.ready_chunks(BATCH));
+        let mut cidrs = std::pin::pin!(cidrs.ready_chunks(BATCH));
         let mut check = tokio::time::interval(CHECK);
         check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -157,6 +164,7 @@ impl Proxy {
                 Some(events) = services.next() => self.take_services(events),
                 Some(events) = slices.next() => self.take_slices(events),
                 Some(events) = nodes.next() => self.take_nodes(events),
+                Some(events) = cidrs.next() => self.take_ranges(events),
                 _ = check.tick() => is_check = true,
             }
             if is_check {
@@ -227,6 +235,15 @@ impl Proxy {
         }
     }
 
+    fn take_ranges(&mut self, events: Events<ServiceCIDR>) {
+        for event in events {
+            match event {
+                Ok(event) => self.synced &= !self.ranges.take(event),
+                Err(error) => tracing::warn!(%error, "watching ServiceCIDRs; ranges stay as they are"),
+            }
+        }
+    }
+
     /// Node ports follow the node's addresses.
     fn look_at_addresses(&mut self) {
         let cluster = &self.config.cluster;
@@ -254,7 +271,7 @@ impl Proxy {
         let Some(mut program) = self.program.take() else { anyhow::bail!("the service rules are lost to a panic") };
         let ranges = Ranges {
             pods: self.config.cluster.pod_cidrs.clone(),
-            services: self.config.cluster.service_cidrs.clone(),
+            services: self.ranges.all(),
             local: self.config.node_ips.iter().map(|ip| IpNet::from(*ip)).chain(self.node.pod_cidrs.clone()).collect(),
         };
         let changes = std::mem::take(&mut self.pending);
@@ -295,7 +312,7 @@ impl Proxy {
                 return Ok(());
             }
         };
-        let (services, own) = (&self.config.cluster.service_cidrs, &self.config.node_ips);
+        let (services, own) = (&self.ranges.all(), &self.config.node_ips);
         let routed = match self.config.cluster.proxy_mode {
             ProxyMode::Nftables => self.routes.sync_service_ranges(services, own).await,
             ProxyMode::Iptables => self.routes.sync_forwarded_service_ranges(services, own).await,

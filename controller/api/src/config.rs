@@ -1,5 +1,6 @@
 //! The cluster's ranges, ports and names, with their documented defaults.
 
+use crate::balancer::Pool;
 use crate::dns::DnsSettings;
 pub use crate::pod_network::{PodNetworkConfig, PodNetworkMode, ipv6_defaults};
 use ipnet::IpNet;
@@ -23,6 +24,9 @@ pub struct ClusterConfig {
     pub domain: String,
     /// First and last node port. Default 30000–32767.
     pub node_ports: (u16, u16),
+    /// Addresses for Services of type LoadBalancer. Default: none, such Services are left to others; on a cluster that
+    /// `causeway up` makes on one machine, [`ClusterConfig::LOCAL_POOL`].
+    pub load_balancer_pools: Option<Vec<Pool>>,
     /// On which of a node's addresses node ports are served: `primary`, or ranges. Default `[primary]`; empty is all.
     pub node_port_addresses: Vec<NodePortAddress>,
     /// How kube-proxy programs the kernel: `causeway up --proxy-mode`. Default `nftables`.
@@ -134,6 +138,7 @@ impl Default for ClusterConfig {
             dns_ip: IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10)),
             domain: "cluster.local".to_owned(),
             node_ports: (30000, 32767),
+            load_balancer_pools: None,
             node_port_addresses: vec![NodePortAddress::Primary],
             proxy_mode: ProxyMode::default(),
             iptables_flavour: IptablesFlavour::default(),
@@ -145,6 +150,14 @@ impl Default for ClusterConfig {
 }
 
 impl ClusterConfig {
+    /// Load balancers' addresses on the segment of a local cluster; its nodes' addresses are below.
+    pub const LOCAL_POOL: [&str; 2] = ["10.90.0.200-10.90.0.250", "fdca:5e3a:a700:90::200-fdca:5e3a:a700:90::2ff"];
+
+    /// The pools of load balancers' addresses.
+    pub fn pools(&self) -> &[Pool] {
+        self.load_balancer_pools.as_deref().unwrap_or_default()
+    }
+
     /// Whether the settings fit together; says which does not, and what it should be.
     pub fn check(&self) -> Result<(), String> {
         for (field, ranges) in [("podCidrs", &self.pod_cidrs), ("serviceCidrs", &self.service_cidrs)] {
@@ -164,6 +177,18 @@ impl ClusterConfig {
         }
         if self.node_ports.0 == 0 || self.node_ports.0 > self.node_ports.1 {
             return Err(format!("nodePorts: {} to {} is no range", self.node_ports.0, self.node_ports.1));
+        }
+        for (i, pool) in self.pools().iter().enumerate() {
+            if pool.name.is_empty() || self.pools()[..i].iter().any(|p| p.name == pool.name) {
+                return Err(format!("loadBalancerPools: each needs a name of its own, and {:?} is not", pool.name));
+            }
+            let ranges = self.pod_cidrs.iter().chain(&self.service_cidrs);
+            if let Some(range) = ranges.into_iter().find(|r| pool.meets(r)) {
+                return Err(format!(
+                    "loadBalancerPools: {:?} overlaps with {range}, which pods or services have",
+                    pool.name
+                ));
+            }
         }
         let label = |l: &str| {
             let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';

@@ -43,6 +43,8 @@ pub const USER_INGRESS: &str = "system:causeway:ingress";
 pub const USER_DNS: &str = "system:causeway:dns";
 /// The network policies of a node.
 pub const USER_POLICY: &str = "system:causeway:network-policy";
+/// The per-node announcer of load balancer addresses.
+pub const USER_ANNOUNCE: &str = "system:causeway:announce";
 /// The API server towards kubelets.
 pub const USER_APISERVER: &str = "system:apiserver";
 

@@ -7,6 +7,7 @@
 pub mod backoff;
 pub mod bootstrap_token;
 pub mod certificates;
+pub mod balancer;
 pub mod config;
 pub mod dns;
 pub mod endpoints;

@@ -96,6 +96,14 @@ const POLICY: &[Rule] = &[
     (READ, "networking.k8s.io", &["networkpolicies"]),
     (READ, "discovery.k8s.io", &["endpointslices"]),
 ];
+const ANNOUNCE: &[Rule] = &[
+    (READ, "", &["services", "nodes"]),
+    (READ, "discovery.k8s.io", &["endpointslices"]),
+    (READ, "coordination.k8s.io", &["leases"]),
+    (&["delete"], "coordination.k8s.io", &["leases"]),
+    LEASES,
+    EVENTS,
+];
 const NODE: &[Rule] = &[
     (
         READ,
@@ -150,6 +158,7 @@ fn table_of(user: &UserInfo) -> Option<&'static [Rule]> {
         identity::USER_PROXY => Some(PROXY),
         identity::USER_DNS => Some(DNS),
         identity::USER_POLICY => Some(POLICY),
+        identity::USER_ANNOUNCE => Some(ANNOUNCE),
         identity::USER_INGRESS => Some(INGRESS),
         name if user.groups.iter().any(|g| g == identity::GROUP_NODES) && name.starts_with(NODE_USER_PREFIX) => {
             Some(NODE)
@@ -247,6 +256,10 @@ mod tests {
         assert!(may(&policy, "list", "", "namespaces", ""));
         assert!(!may(&policy, "get", "", "secrets", ""));
         assert!(!may(&policy, "update", "", "pods", ""));
+        assert!(may(&proxy, "watch", "networking.k8s.io", "servicecidrs", ""));
+        let announcer = UserInfo::component(identity::USER_ANNOUNCE, &[]);
+        assert!(may(&announcer, "update", "coordination.k8s.io", "leases", ""));
+        assert!(may(&announcer, "watch", "", "nodes", "") && !may(&announcer, "patch", "", "services", "status"));
         let node = UserInfo::node("n1");
         assert!(may(&node, "patch", "", "pods", "status"));
         assert!(!may(&node, "create", "rbac.authorization.k8s.io", "clusterroles", ""));

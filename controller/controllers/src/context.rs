@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::{Api, Client, Resource};
@@ -39,6 +40,8 @@ pub struct Caches {
     pub classes: Cache<StorageClass>,
     pub budgets: Cache<PodDisruptionBudget>,
     pub requests: Cache<CertificateSigningRequest>,
+    pub cidrs: Cache<ServiceCIDR>,
+    pub addresses: Cache<IPAddress>,
 }
 
 /// Shared by all controllers.
@@ -95,6 +98,8 @@ impl Context {
         self.start(&c.classes, tasks, shutdown);
         self.start(&c.budgets, tasks, shutdown);
         self.start(&c.requests, tasks, shutdown);
+        self.start(&c.cidrs, tasks, shutdown);
+        self.start(&c.addresses, tasks, shutdown);
     }
 
     fn start<K: Cached>(&self, cache: &Cache<K>, tasks: &TaskTracker, shutdown: &CancellationToken) {

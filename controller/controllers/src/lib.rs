@@ -17,6 +17,7 @@ pub mod endpointslice;
 pub mod error;
 pub mod fence;
 pub mod garbage;
+pub mod loadbalancer;
 pub mod meta;
 pub mod namespace;
 pub mod node;
@@ -27,6 +28,7 @@ pub mod replicaset;
 pub mod resources;
 pub mod revision;
 pub mod serviceaccount;
+pub mod servicecidr;
 pub mod statefulset;
 pub mod taints;
 #[cfg(test)]
@@ -174,6 +176,21 @@ fn start_network(context: &Arc<Context>, starter: &Starter) {
         endpoints::queue(context),
         synced!(context, services, pods, endpoints),
         reconcile!(endpoints::EndpointObjects::new(context.clone())),
+    );
+    starter.start(
+        "servicecidr",
+        1,
+        servicecidr::queue(context),
+        synced!(context, cidrs, addresses),
+        reconcile!(servicecidr::ServiceCidrs::new(context.clone())),
+    );
+    // One worker: addresses are given out one after the other.
+    starter.start(
+        "loadbalancer",
+        1,
+        loadbalancer::queue(context),
+        synced!(context, services, addresses),
+        reconcile!(loadbalancer::LoadBalancers::new(context.clone())),
     );
 }
 

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+#[path = "it/addresses.rs"]
+mod addresses;
 #[path = "it/cluster.rs"]
 mod cluster;
 #[path = "it/lifecycle.rs"]

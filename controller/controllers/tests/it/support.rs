@@ -37,10 +37,14 @@ impl Drop for Cluster {
 
 impl Cluster {
     pub async fn start(nodes: usize) -> Self {
+        Self::start_with(nodes, ClusterConfig::default()).await
+    }
+
+    pub async fn start_with(nodes: usize, cluster: ClusterConfig) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(SledStore::open(&dir.path().join("store"), SledOptions::default()).unwrap());
         let config = ApiServerConfig {
-            cluster: ClusterConfig::default(),
+            cluster: cluster.clone(),
             pki_dir: dir.path().join("pki"),
             advertise: SocketAddr::from(([10, 90, 0, 1], 6443)),
             extra_sans: Vec::new(),
@@ -52,13 +56,19 @@ impl Cluster {
         for i in 1..=nodes {
             add_node(&client, &format!("n{i}")).await;
         }
-        let mut config =
-            ControllersConfig::new(ClusterConfig::default(), CA.to_owned(), PathBuf::from("/var/lib/causeway/volumes"));
+        let mut config = ControllersConfig::new(cluster, CA.to_owned(), PathBuf::from("/var/lib/causeway/volumes"));
         config.node_grace = Duration::from_secs(4);
         let controllers = api.client(UserInfo::component(USER_CONTROLLER_MANAGER, &[]));
         tokio::spawn(causeway_controllers::run(controllers, config, shutdown.clone()));
         tokio::spawn(hands(client.clone(), shutdown.clone()));
         Self { client, _api: api, _dir: dir, shutdown }
+    }
+
+    /// A second set of controllers beside the first, as after a botched hand-over.
+    pub async fn another(&self, cluster: ClusterConfig) {
+        let config = ControllersConfig::new(cluster, CA.to_owned(), PathBuf::from("/var/lib/causeway/volumes"));
+        let client = self._api.client(UserInfo::component(USER_CONTROLLER_MANAGER, &[]));
+        tokio::spawn(causeway_controllers::run(client, config, self.shutdown.clone()));
     }
 
     pub fn api<K>(&self) -> Api<K>

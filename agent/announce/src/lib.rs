@@ -1,0 +1,22 @@
+//! Announces the addresses of load balancers: each by exactly one node of the cluster, by ARP (IPv4) and NDP (IPv6).
+//!
+//! In: Services, EndpointSlices, Nodes and Leases. Out: addresses on this node's uplink, for which the kernel then
+//! answers, and a word to the neighbours when an address moves here. What becomes of the packets is kube-proxy's work.
+//!
+//! [`model`] says which nodes may announce an address, in which order. [`plan`] says what this node does about it;
+//! both are pure. [`lease`] writes ownership down, [`link`] and [`packet`] touch the world, [`run`] is the loop.
+//!
+//! Why no two nodes announce at once: a node announces an address only while its name is on the address' Lease and its
+//! own Lease is alive. It counts the life of its own Lease from before the renewal was sent, others count from after
+//! they saw it, and a little longer; the kernel takes the address away by itself when we do not renew it (a node whose
+//! process died must not go on answering). Who lets its Lease lapse must write its name on the address' Lease anew, and
+//! of that write and another node's only one succeeds.
+
+pub mod lease;
+pub mod link;
+pub mod model;
+pub mod packet;
+pub mod plan;
+mod run;
+
+pub use run::{AnnounceConfig, run};
