@@ -12,8 +12,41 @@ use std::fs;
 pub fn tests() -> Vec<(&'static str, Test)> {
     vec![
         ("loadbalancer::an_address_reaches_its_pods_and_is_freed", an_address_reaches_its_pods_and_is_freed),
+        ("loadbalancer::a_new_range_is_served", a_new_range_is_served),
         ("loadbalancer::a_wish_waits_and_other_classes_are_left_alone", a_wish_waits_and_other_classes_are_left_alone),
     ]
+}
+
+fn a_new_range_is_served(c: &Cluster, ns: &str) -> Result<()> {
+    web(c, ns, 1)?;
+    let range = "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: e2e-more}\nspec: {cidrs: [10.60.0.0/24]}\n";
+    c.apply(range)?;
+    c.kubectl("wait servicecidr/e2e-more --for=condition=Ready --timeout=30s").ok()?;
+    let service = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: far, namespace: {ns}}}\nspec: {{clusterIP: 10.60.0.9, selector: {{app: web}}, ports: [{{port: 80, targetPort: http}}]}}\n"
+    );
+    c.apply(&service)?;
+    eventually("an address of the new range answers", || {
+        let said = c.on_node("node-1", "curl -sS --max-time 2 http://10.60.0.9/").ok()?;
+        ensure!(said.starts_with("web-"), "{said}");
+        Ok(())
+    })?;
+    // Nobody has this one: it ends on the node.
+    let route = c.on_node("node-1", "ip route get 10.60.0.77").ok()?;
+    ensure!(route.contains("dev lo"), "{route}");
+    c.kubectl("delete servicecidr e2e-more --wait=false").ok()?;
+    eventually("the range says what holds it", || {
+        let said = c.kubectl("get servicecidr e2e-more -o yaml").ok()?;
+        ensure!(said.contains("There are still IPAddresses referencing the ServiceCIDR"), "{said}");
+        Ok(())
+    })?;
+    c.kubectl(&format!("-n {ns} delete service far")).ok()?;
+    c.kubectl("wait servicecidr/e2e-more --for=delete --timeout=60s").ok()?;
+    eventually("its route goes too", || {
+        let routes = c.on_node("node-1", "ip route").ok()?;
+        ensure!(!routes.contains("10.60.0.0"), "{routes}");
+        Ok(())
+    })
 }
 
 /// With clusters of their own.
@@ -69,10 +102,8 @@ fn an_address_reaches_its_pods_and_is_freed(c: &Cluster, ns: &str) -> Result<()>
     ensure!(macs.len() == 1, "{ip} is answered for by {macs:?}");
     // From the node and from a pod by the same address.
     c.on_node("node-1", &format!("curl -sS --max-time 5 http://{ip}/")).ok()?;
-    let said = c.kubectl_args(
-        &["-n", ns, "exec", "deployment/web", "--", "wget", "-qO-", "-T", "5", &format!("http://{ip}/")],
-        "",
-    );
+    let said =
+        c.kubectl_args(&["-n", ns, "exec", "deployment/web", "--", "wget", "-qO-", &format!("http://{ip}/")], "");
     ensure!(said.ok()?.starts_with("web-"));
     let holder = c.kubectl(&format!("get ipaddress {ip} -o jsonpath={{.spec.parentRef.name}}")).ok()?;
     ensure!(holder == "front", "{holder}");

@@ -5,9 +5,9 @@
 //! ([`quantity`], [`selector`]), when a pod is ready ([`pod`]), and how events are written ([`events`]).
 
 pub mod backoff;
+pub mod balancer;
 pub mod bootstrap_token;
 pub mod certificates;
-pub mod balancer;
 pub mod config;
 pub mod dns;
 pub mod endpoints;

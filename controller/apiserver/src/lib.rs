@@ -114,7 +114,7 @@ impl ApiServer {
         custom::sync(&engine, &mut BTreeSet::new()).await;
         tokio::spawn(bootstrap::run(engine.clone(), config.advertise, stop.clone()));
         tokio::spawn(info.run(engine.clone(), stop.clone()));
-        let signer = serve::InMemory::new(server.clone(), user, tokio::runtime::Handle::current());
+        let signer = serve::InMemory::new(server.clone(), user.clone(), runtime.clone());
         tokio::spawn(signing::run(kube::Client::new(signer, "default"), pki.clone(), stop.clone()));
         tokio::spawn(custom::run(engine.clone(), stop.clone()));
         let client = kube::Client::new(serve::InMemory::new(server.clone(), user, runtime.clone()), "default");

@@ -124,11 +124,11 @@ impl LoadBalancers {
                 return Ok(Some(AGAIN));
             }
         };
+        if !has_finalizer(&service.metadata, FINALIZER) {
+            self.set_finalizer(key, service, true).await?;
+        }
         if chosen != before {
             self.events.normal(service, "EnsuringLoadBalancer", "Ensuring load balancer");
-            if !has_finalizer(&service.metadata, FINALIZER) {
-                self.set_finalizer(key, service, true).await?;
-            }
             self.publish(key, service, &chosen).await?;
             self.events.normal(service, "EnsuredLoadBalancer", "Ensured load balancer");
         }
