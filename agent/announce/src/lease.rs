@@ -72,12 +72,10 @@ pub fn version(lease: &Lease) -> String {
     lease.metadata.resource_version.clone().unwrap_or_default()
 }
 
-fn in_time<T>(call: impl Future<Output = Result<T, Error>>) -> impl Future<Output = Outcome<T>> {
-    async {
-        match tokio::time::timeout(PATIENCE, call).await {
-            Ok(done) => done,
-            Err(_) => Err(Error::Service("the API server did not answer in time".into())),
-        }
+async fn in_time<T>(call: impl Future<Output = Result<T, Error>>) -> Outcome<T> {
+    match tokio::time::timeout(PATIENCE, call).await {
+        Ok(done) => done,
+        Err(_) => Err(Error::Service("the API server did not answer in time".into())),
     }
 }
 

@@ -143,6 +143,10 @@ impl Watches {
     }
 }
 
+/// An address to take, from whom (a silent node, and the version of its Lease that was seen last), and the address' own
+/// Lease.
+type Take = (IpAddr, Option<(String, Option<String>)>, Option<Arc<Lease>>);
+
 /// What is on our link.
 struct Here {
     service: (String, String),
@@ -277,7 +281,7 @@ impl Announcer {
     }
 
     /// Signs what is to come here, several at once, then puts it on the link.
-    async fn take(&mut self, takes: Vec<(IpAddr, Option<(String, Option<String>)>, Option<Arc<Lease>>)>) {
+    async fn take(&mut self, takes: Vec<Take>) {
         let (leases, node) = (&self.leases, &self.config.node_name);
         let signing = takes.into_iter().map(|(ip, from, lease)| async move {
             if let Some((silent, seen)) = &from

@@ -1,5 +1,5 @@
 //! The API server with real clients: kube-rs in memory and over TLS, and kubectl.
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail by panicking")]
 
 #[path = "it/crud.rs"]
 mod crud;
