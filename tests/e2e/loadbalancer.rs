@@ -107,10 +107,13 @@ fn an_address_reaches_its_pods_and_is_freed(c: &Cluster, ns: &str) -> Result<()>
     ensure!(said.ok()?.starts_with("web-"));
     let holder = c.kubectl(&format!("get ipaddress {ip} -o jsonpath={{.spec.parentRef.name}}")).ok()?;
     ensure!(holder == "front", "{holder}");
-    let events = c.kubectl(&format!("-n {ns} describe service front")).ok()?;
-    for reason in ["EnsuringLoadBalancer", "EnsuredLoadBalancer", "AnnouncingAddress"] {
-        ensure!(events.contains(reason), "{events}");
-    }
+    eventually("its life is told by events", || {
+        let events = c.kubectl(&format!("-n {ns} describe service front")).ok()?;
+        for reason in ["EnsuringLoadBalancer", "EnsuredLoadBalancer", "AnnouncingAddress"] {
+            ensure!(events.contains(reason), "{events}");
+        }
+        Ok(())
+    })?;
     c.kubectl(&format!("-n {ns} delete service front --timeout=30s")).ok()?;
     eventually("nobody holds or announces it", || {
         c.kubectl(&format!("get ipaddress {ip}")).fails()?;

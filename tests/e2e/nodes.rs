@@ -68,7 +68,7 @@ fn pods(c: &Cluster, app: &str) -> Result<Vec<Pod>> {
 }
 
 fn fetch(c: &Cluster, pod: &str, url: &str) -> Result<String> {
-    c.kubectl_args(&["exec", pod, "--", "wget", "-T", "5", "-qO-", url], "").ok()
+    c.kubectl_args(&["exec", pod, "--", "wget", "-qO-", url], "").ok()
 }
 
 fn url(ip: &str, port: u16, path: &str) -> String {
@@ -115,7 +115,7 @@ fn all_reach_all(c: &Cluster, mtu: u32) -> Result<()> {
         for (family, ip) in to.ips.iter().enumerate() {
             let who = fetch(c, &from.name, &url(ip, 8080, "cgi-bin/who"))?;
             ensure!(who.contains(&from.ips[family]), "{ip} was asked by {who}, not by {}", from.ips[family]);
-            let large = format!("wget -T 20 -qO- '{}' | wc -c", url(ip, 8080, "large"));
+            let large = format!("wget -qO- '{}' | wc -c", url(ip, 8080, "large"));
             let bytes = c.kubectl_args(&["exec", &from.name, "--", "sh", "-c", &large], "").ok()?;
             ensure!(bytes.trim() == "4194304", "{bytes} bytes of a long stream arrived from {ip}");
         }

@@ -97,6 +97,8 @@ impl Nodes {
         }
         let taints = health::taints(&node, &caches.nodes.all(), now);
         if let Some(taints) = taints {
+            // No list rather than an empty one, as Kubernetes writes it.
+            let taints = (!taints.is_empty()).then_some(taints);
             let patch = json!({
                 "metadata": { "resourceVersion": node.metadata.resource_version },
                 "spec": { "taints": taints },
