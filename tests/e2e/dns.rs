@@ -304,7 +304,7 @@ fn settings_change_while_it_runs(c: &Cluster, ns: &str) -> Result<()> {
 
 /// Its own node's DNS answers each question: the others' counters stand still. A cluster of two nodes of its own.
 pub fn a_query_stays_on_its_node() -> Result<()> {
-    let mut cluster = Cluster::new("e2e-dns")?;
+    let mut cluster = Cluster::new("dnsnodes")?;
     cluster.args = ["--nodes", "2"].map(str::to_owned).to_vec();
     cluster.up()?;
     let c = &cluster;
