@@ -20,6 +20,8 @@ const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers"
 pub struct Wanted {
     /// Namespace and name of its Service.
     pub service: (String, String),
+    /// Its uid, by which its events are found.
+    pub uid: Option<String>,
     /// Names of nodes, best first.
     pub candidates: Vec<String>,
 }
@@ -56,7 +58,14 @@ where
                 candidates.retain(|n| with.contains(n.as_str()));
             }
             candidates.sort_by_key(|node| std::cmp::Reverse(weight(ip, node)));
-            wanted.insert(ip, Wanted { service: (names.0.to_owned(), names.1.to_owned()), candidates });
+            wanted.insert(
+                ip,
+                Wanted {
+                    service: (names.0.to_owned(), names.1.to_owned()),
+                    uid: service.metadata.uid.clone(),
+                    candidates,
+                },
+            );
         }
     }
     wanted

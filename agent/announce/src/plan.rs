@@ -117,7 +117,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn wanted(candidates: &[&str]) -> Wanted {
-        Wanted { service: ("d".into(), "s".into()), candidates: candidates.iter().map(|c| (*c).to_owned()).collect() }
+        Wanted {
+            service: ("d".into(), "s".into()),
+            uid: None,
+            candidates: candidates.iter().map(|c| (*c).to_owned()).collect(),
+        }
     }
 
     fn leases(list: &[(&str, &str)]) -> HashMap<String, String> {

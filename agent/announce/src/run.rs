@@ -312,7 +312,7 @@ impl Announcer {
             tracing::info!(%ip, from = from.as_deref().unwrap_or(""), "announcing a load balancer's address");
             let now = Instant::now();
             self.again.extend(AGAIN.map(|after| (now + after, *ip)));
-            self.report(ip, &wanted.service.clone());
+            self.report(ip, wanted);
         }
         self.tell(new.into_iter().map(|(ip, _)| ip).filter(|ip| self.here.contains_key(ip)).collect()).await;
     }
@@ -332,12 +332,14 @@ impl Announcer {
         self.tell(due.into_iter().filter(|ip| self.here.contains_key(ip)).collect()).await;
     }
 
-    fn report(&self, ip: &IpAddr, (namespace, name): &(String, String)) {
+    fn report(&self, ip: &IpAddr, wanted: &Wanted) {
+        let (namespace, name) = &wanted.service;
         let service = ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Service".to_owned()),
             namespace: Some(namespace.clone()),
             name: Some(name.clone()),
+            uid: wanted.uid.clone(),
             ..ObjectReference::default()
         };
         let message = format!("announcing {ip} from node {}", Value::from(self.config.node_name.as_str()));
