@@ -185,6 +185,7 @@ impl Netlink {
         Ok(None)
     }
 
+    /// The addresses of a link.
     pub async fn addresses(&self, link: &Link) -> Result<Vec<IpAddr>> {
         let found = self.handle.address().get().set_link_index_filter(link.index).execute();
         let found: Vec<_> =

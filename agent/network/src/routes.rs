@@ -72,7 +72,7 @@ impl Routes {
         for range in ranges {
             let is_v4 = range.addr().is_ipv4();
             let Some(source) = node_ips.iter().find(|ip| ip.is_ipv4() == is_v4) else { continue };
-            let link = if is_v4 || !forwarded { None } else { self.link_of(*source).await? };
+            let link = if is_v4 || !forwarded { None } else { self.netlink.link_with(*source).await?.map(|l| l.index) };
             wanted.insert(Route {
                 link: Some(link.unwrap_or(lo.index)),
                 source: Some(*source),
@@ -81,16 +81,6 @@ impl Routes {
             });
         }
         sync_protocol(&self.netlink, SERVICE_ROUTES, wanted).await
-    }
-
-    /// The link that has an address.
-    async fn link_of(&self, ip: IpAddr) -> Result<Option<u32>> {
-        for link in self.netlink.links().await? {
-            if self.netlink.addresses(&link).await?.contains(&ip) {
-                return Ok(Some(link.index));
-            }
-        }
-        Ok(None)
     }
 
     /// Takes all of ours away: to nodes, of services, and the unreachable ones.
