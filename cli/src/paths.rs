@@ -78,7 +78,7 @@ impl Paths {
 
     /// The cgroup under which every container of the cluster lives.
     pub fn cgroup(&self) -> String {
-        format!("/causeway/{}", self.name)
+        format!("/causeway-{}", self.name)
     }
 }
 

@@ -21,7 +21,7 @@ pub struct KubeletConfig {
     pub node_netns: Option<PathBuf>,
     /// State: `pods/`, `logs/` are made below it.
     pub dir: PathBuf,
-    /// Absolute cgroup path above all pods of this node, for example `/causeway/default/node-1`.
+    /// Absolute cgroup path above all pods of this node, for example `/causeway-default/node-1`.
     pub cgroup_parent: String,
     /// Labels given to the node at registration, beside the well-known ones.
     pub labels: BTreeMap<String, String>,

@@ -1,5 +1,5 @@
 //! Control groups as files, versions 1 and 2: what a container uses, whether the kernel killed in it for memory, and
-//! the removal of what a dead runtime left. In: absolute cgroup paths (`/causeway/…`). Out: figures.
+//! the removal of what a dead runtime left. In: absolute cgroup paths (`/causeway-…`). Out: figures.
 
 use crate::types::ContainerStats;
 use std::{
@@ -96,8 +96,8 @@ fn remove_tree(folder: &Path) {
     let _ = fs::remove_dir(folder);
 }
 
-/// Kills everything in the group and removes it, with the parents that became empty. Blocks up to about 5 s.
-/// True when nothing is left of it.
+/// Kills everything in the group and removes it. Its parents stay even when empty: somebody may be about to make
+/// another group in one. Blocks up to about 5 s. True when nothing is left of it.
 pub fn kill_and_remove(path: &str) -> bool {
     for round in 0..100 {
         let folders = folders(path);
@@ -117,33 +117,15 @@ pub fn kill_and_remove(path: &str) -> bool {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
-    remove_empty_parents(path);
     folders(path).is_empty()
 }
 
-/// Removes the group if nothing runs in it, and its parent if that became empty.
+/// Removes the group if nothing runs in it. Its parent stays: the pod's other containers may be starting in it.
 pub fn remove_empty(path: &str) {
     for folder in folders(path) {
         if processes(&folder).is_empty() {
             remove_tree(&folder);
         }
-    }
-    // Only one level: the levels above are shared by pods that may be starting right now.
-    if let Some(parent) = Path::new(path).parent() {
-        for folder in folders(&parent.to_string_lossy()) {
-            let _ = fs::remove_dir(folder);
-        }
-    }
-}
-
-/// Removes the parents of a path that hold nothing any more.
-pub fn remove_empty_parents(path: &str) {
-    let mut parent = Path::new(path).parent();
-    while let Some(above) = parent.filter(|p| p.components().count() > 1) {
-        for folder in folders(&above.to_string_lossy()) {
-            let _ = fs::remove_dir(folder);
-        }
-        parent = above.parent();
     }
 }
 

@@ -169,7 +169,7 @@ pub struct ContainerSpec {
     pub network_namespace: Option<PathBuf>,
     /// Host name inside.
     pub hostname: String,
-    /// Absolute cgroup path, for example `/causeway/default/pod<uid>/<container id>`.
+    /// Absolute cgroup path, for example `/causeway-default/pod<uid>/<container id>`.
     pub cgroup_path: String,
     /// Limits.
     pub resources: ResourceLimits,

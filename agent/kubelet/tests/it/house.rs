@@ -73,7 +73,7 @@ impl Drop for House {
             Ok((Ok(_), Ok(()), Ok(()))) => {}
             other => eprintln!("cleaning up {} failed: {other:?}", self.name),
         }
-        causeway_runtime::cgroup::kill_and_remove(&format!("/causeway/{}", self.name));
+        causeway_runtime::cgroup::kill_and_remove(&format!("/causeway-{}", self.name));
     }
 }
 
@@ -187,7 +187,7 @@ impl House {
             node_ips: vec![self.ip],
             node_netns: Some(self.netns.path().to_owned()),
             dir: self.dir.path().join("kubelet"),
-            cgroup_parent: format!("/causeway/{}/n1", self.name),
+            cgroup_parent: format!("/causeway-{}/n1", self.name),
             labels: BTreeMap::from([("disk".to_owned(), "ssd".to_owned())]),
             taints: Vec::new(),
             max_pods: 110,
@@ -324,7 +324,7 @@ impl House {
         eventually("the pod's cgroups are removed", async || {
             let hierarchies = std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten();
             let parents = ["n1", "n1/burstable", "n1/besteffort"];
-            let left = hierarchies.flat_map(|h| parents.map(|p| h.path().join("causeway").join(&self.name).join(p)));
+            let left = hierarchies.flat_map(|h| parents.map(|p| h.path().join(format!("causeway-{}", self.name)).join(p)));
             (!left.into_iter().any(|p| p.join(format!("pod{uid}")).exists())).then_some(())
         })
         .await;

@@ -110,7 +110,7 @@ impl Inner {
         let who = resolve(&wish.user, &text("/etc/passwd"), &text("/etc/group"))?;
         let mut wish = wish.clone();
         if wish.cgroup_path.is_empty() {
-            wish.cgroup_path = format!("/causeway/{}/{}", self.config.namespace, wish.id);
+            wish.cgroup_path = format!("/{}/{}", self.config.namespace, wish.id);
         }
         let built = spec::build(&wish, &who, &machine(&self.config.node_network, wish.privileged))?;
         let mut labels: HashMap<String, String> = wish.labels.clone().into_iter().collect();

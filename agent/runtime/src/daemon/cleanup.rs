@@ -105,9 +105,11 @@ pub(super) fn processes_and_mounts(paths: &Paths) {
     let _ = fs::remove_dir_all(paths.run.join("runc"));
 }
 
-/// Removes the control groups of the cluster: by convention all are below `/causeway/<cluster>`. Blocks.
+/// Removes the control groups of the cluster: by convention all are below `/causeway-<cluster>`.
+/// No group is shared between clusters: removing a common parent, empty for a moment, would fail the container that
+/// another cluster is starting below it. Blocks.
 pub(super) fn cgroups(paths: &Paths) {
-    let path = format!("/causeway/{}", paths.cluster);
+    let path = format!("/causeway-{}", paths.cluster);
     if !cgroup::kill_and_remove(&path) {
         tracing::warn!(cgroup = path, "cannot be removed; a process in it may hang in the kernel");
     }

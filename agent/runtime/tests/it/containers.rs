@@ -267,7 +267,7 @@ async fn after_a_power_cut_what_ran_has_ended_and_does_not_run_again() {
     house.says("ran", "up").await;
     let daemon = house.daemon.as_ref().unwrap();
     let config = config(daemon, house.dir.path());
-    daemon.power_off("causeway-n1", &format!("/causeway/{}", house.name)).await;
+    daemon.power_off("causeway-n1", &format!("/causeway-{}", house.name)).await;
     // What lives in memory is gone with it.
     std::fs::remove_dir_all(&config.state_dir).unwrap();
     house.runtime = Containerd::connect(config).await.unwrap();
@@ -278,4 +278,27 @@ async fn after_a_power_cut_what_ran_has_ended_and_does_not_run_again() {
     house.runtime.remove_container("ran").await.unwrap();
     let records = std::fs::read_dir(house.dir.path().join("records")).unwrap().count();
     assert_eq!(records, 0, "its record goes with it");
+}
+
+/// Somebody else may be about to make a group in a parent that is empty for a moment: whoever removes a group leaves
+/// its parents alone.
+#[test]
+fn a_removed_groups_parent_stays() {
+    let name = format!("causeway-it{:x}", std::process::id());
+    let controllers = std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|e| e.path());
+    let roots: Vec<_> = match causeway_runtime::cgroup::is_v2() {
+        true => vec!["/sys/fs/cgroup".into()],
+        false => controllers.filter(|p| p.is_dir() && !p.is_symlink()).collect(),
+    };
+    for root in &roots {
+        std::fs::create_dir_all(root.join(&name).join("node/pod/container")).unwrap();
+    }
+    let path = |below: &str| format!("/{name}/{below}");
+    causeway_runtime::cgroup::remove_empty(&path("node/pod/container"));
+    assert!(roots.iter().all(|r| r.join(&name).join("node/pod").exists()), "the pod's other containers need it");
+    assert!(roots.iter().all(|r| !r.join(&name).join("node/pod/container").exists()));
+    assert!(causeway_runtime::cgroup::kill_and_remove(&path("node/pod")));
+    assert!(roots.iter().all(|r| r.join(&name).join("node").exists()), "the node's other pods need it");
+    assert!(causeway_runtime::cgroup::kill_and_remove(&name));
+    assert!(roots.iter().all(|r| !r.join(&name).exists()));
 }

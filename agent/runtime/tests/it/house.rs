@@ -30,7 +30,7 @@ impl Drop for House {
         if !matches!(cleaned.join(), Ok(Ok(()))) {
             eprintln!("cleaning up {} failed", self.name);
         }
-        causeway_runtime::cgroup::kill_and_remove(&format!("/causeway/{}", self.name));
+        causeway_runtime::cgroup::kill_and_remove(&format!("/causeway-{}", self.name));
     }
 }
 
@@ -88,7 +88,7 @@ impl House {
             args: ["/bin/sh", "-c", script].map(String::from).to_vec(),
             env: vec!["PATH=/bin".into()],
             hostname: "box".into(),
-            cgroup_path: format!("/causeway/{}/pod-{id}/{id}", self.name),
+            cgroup_path: format!("/causeway-{}/pod-{id}/{id}", self.name),
             log_path: self.log(id),
             ..Default::default()
         }
