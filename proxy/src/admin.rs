@@ -80,10 +80,17 @@ fn answer(path: &str, shared: &Shared, ready: bool) -> Response<Full<Bytes>> {
 }
 
 fn dump(shared: &Shared) -> Value {
-    let row = |(host, path, route): (String, String, Arc<Route>)| {
+    let row = |(host, path, route): (String, String, &Arc<Route>)| {
         let owner = route.owner.to_string();
         match &route.action {
             Action::Unavailable(why) => json!({"host": host, "path": path, "ingress": owner, "unavailable": &**why}),
+            Action::Split(split) => {
+                let backends = split.backends.iter().map(|b| match &b.target {
+                    Ok(upstream) => json!({"weight": b.weight, "backend": upstream.key.to_string()}),
+                    Err(why) => json!({"weight": b.weight, "unavailable": &**why}),
+                });
+                json!({"host": host, "path": path, "route": owner, "backends": backends.collect::<Vec<_>>()})
+            }
             Action::Forward(upstream) => {
                 let endpoints: Vec<_> = upstream
                     .endpoints()

@@ -13,6 +13,7 @@ pub mod view;
 pub mod watch;
 
 use crate::metrics::Metrics;
+use crate::route::front::{Front, FrontKey};
 use crate::route::policy::Canary;
 use crate::route::upstream::BackendKey;
 use crate::route::{Action, ObjectKey, Registry, Route, Table, Upstream};
@@ -20,7 +21,8 @@ use arc_swap::ArcSwap;
 use caches::Caches;
 use certs::Certificates;
 use model::{Model, Report, Settings, Target};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::{Notify, watch as watch_channel};
 use view::View;
@@ -32,12 +34,28 @@ pub struct Shared {
     pub table: ArcSwap<Table>,
     /// Certificates by server name.
     pub certificates: ArcSwap<Certificates>,
+    /// The ports of Gateways that are wanted; whoever serves them is woken by a change.
+    pub fronts: watch_channel::Sender<Arc<Fronts>>,
+    /// The sockets on which fronts are served, by their local address: the other half of [`Self::fronts`].
+    pub sockets: ArcSwap<HashMap<SocketAddr, Arc<Socket>>>,
     /// Endpoints of the backends in use.
     pub registry: Registry,
     /// Counters.
     pub metrics: Metrics,
     /// Rung when an external name may have come into use.
     pub names_changed: Notify,
+}
+
+/// All fronts that are wanted.
+pub type Fronts = BTreeMap<FrontKey, Arc<Front>>;
+
+/// A socket of a front.
+#[derive(Debug)]
+pub struct Socket {
+    /// Where it listens.
+    pub local: SocketAddr,
+    /// What is served there at the moment.
+    pub front: ArcSwap<Front>,
 }
 
 /// What a change of the view can make stale.
@@ -65,6 +83,8 @@ impl Shared {
         Ok(Self {
             table: ArcSwap::default(),
             certificates: ArcSwap::default(),
+            fronts: watch_channel::channel(Arc::default()).0,
+            sockets: ArcSwap::default(),
             registry: Registry::default(),
             metrics: Metrics::new()?,
             names_changed: Notify::new(),
@@ -128,7 +148,8 @@ impl Planner {
             });
             let (owner, action) = (rule.owner.clone(), self.action(view, &rule.target));
             let (policy, rewrite) = (rule.policy.clone(), rule.rewrite.clone());
-            table.insert(&rule.host, &rule.path, Arc::new(Route { owner, action, policy, rewrite, canary }));
+            let route = Route { policy, rewrite, canary, ..Route::plain(owner, action) };
+            table.insert(&rule.host, &rule.path, Arc::new(route));
         }
         for (host, owner, target) in &model.defaults {
             table.set_default(host, Arc::new(Route::plain(owner.clone(), self.action(view, target))));

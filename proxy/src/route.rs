@@ -5,10 +5,13 @@
 //! [`upstream`] holds the endpoints a route forwards to and picks one. Everything here is free of I/O.
 
 pub mod auth;
+pub mod filter;
+pub mod front;
 pub mod host;
 pub mod path;
 pub mod policy;
 pub mod rate;
+pub mod rule;
 pub mod table;
 pub mod upstream;
 
@@ -48,11 +51,13 @@ impl fmt::Display for ObjectKey {
     }
 }
 
-/// Where a request goes that a route matches. Weighted backends and mirrors will be further kinds.
+/// Where a request goes that a route matches.
 #[derive(Debug, Clone)]
 pub enum Action {
     /// Send it to one of the upstream's endpoints.
     Forward(Arc<Upstream>),
+    /// Share the requests between several upstreams by weight (Gateway API).
+    Split(rule::Split),
     /// Answer 503 with this reason: the route exists, what it points at does not.
     Unavailable(Arc<str>),
 }
@@ -60,7 +65,7 @@ pub enum Action {
 /// One row of the table.
 #[derive(Debug)]
 pub struct Route {
-    /// The Ingress it comes from.
+    /// The Ingress or route object it comes from.
     pub owner: ObjectKey,
     /// Where to send it.
     pub action: Action,
@@ -70,11 +75,29 @@ pub struct Route {
     pub rewrite: Option<policy::Rewrite>,
     /// Another backend for some of the requests.
     pub canary: Option<policy::Canary>,
+    /// What is done to requests and answers on their way (Gateway API).
+    pub filters: Option<Arc<filter::Filters>>,
+    /// How long things may take (Gateway API).
+    pub timeouts: rule::Timeouts,
+    /// When a request is sent again (Gateway API).
+    pub retry: Option<rule::Retry>,
+    /// A client stays with its backend (Gateway API).
+    pub session: Option<rule::Session>,
 }
 
 impl Route {
     /// A route that only forwards.
     pub fn plain(owner: ObjectKey, action: Action) -> Self {
-        Self { owner, action, policy: None, rewrite: None, canary: None }
+        Self {
+            owner,
+            action,
+            policy: None,
+            rewrite: None,
+            canary: None,
+            filters: None,
+            timeouts: rule::Timeouts::default(),
+            retry: None,
+            session: None,
+        }
     }
 }

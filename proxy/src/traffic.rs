@@ -1,11 +1,11 @@
 //! Traffic: connections in, requests through Pingora, connections out to pods.
 //!
 //! [`listen`] accepts and hands connections to Pingora's HTTP application, [`conn`] is the byte stream below it with
-//! the limits Pingora lacks, [`tls`] terminates TLS, [`gateway`] decides for each request, [`pages`] says what went
+//! the limits Pingora lacks, [`tls`] terminates TLS, [`http`] decides for each request, [`pages`] says what went
 //! wrong, [`policy`] does what a route asks for besides. Nothing here waits for the control plane.
 
 pub mod conn;
-pub mod gateway;
+pub mod http;
 pub mod listen;
 pub mod pages;
 pub mod policy;

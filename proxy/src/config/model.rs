@@ -374,7 +374,7 @@ impl Builder<'_> {
             };
         }
         let port = port.ok_or_else(|| no_port(&key, backend))?;
-        Ok(BackendKey::Service { service: key, port: port.name.as_deref().unwrap_or("").into(), protocol })
+        Ok(BackendKey::Service { service: key, port: port.name.as_deref().unwrap_or("").into(), protocol, tls: None })
     }
 
     fn tls(&mut self, owner: &ObjectKey, tls: &IngressTLS, caches: &mut Caches, problems: &mut Vec<Problem>) {

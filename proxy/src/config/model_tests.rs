@@ -67,7 +67,12 @@ fn ports_by_name_and_number() {
     assert_eq!(reasons(&model), [("a".to_owned(), vec![])]);
     let keys: Vec<_> = model.rules.iter().map(|r| r.target.clone()).collect();
     let key = |port: &str, protocol| {
-        Target::Backend(BackendKey::Service { service: ObjectKey::new("ns", "web"), port: port.into(), protocol })
+        Target::Backend(BackendKey::Service {
+            service: ObjectKey::new("ns", "web"),
+            port: port.into(),
+            protocol,
+            tls: None,
+        })
     };
     assert_eq!(keys, [key("http", Protocol::Http1), key("grpc", Protocol::H2c)]);
 }
@@ -198,8 +203,12 @@ fn endpoints_are_the_usable_ones_of_the_port() {
         ),
         slice("s2", json!([{"addresses": ["10.0.0.3"], "conditions": {}}])),
     ]);
-    let key =
-        BackendKey::Service { service: ObjectKey::new("ns", "web"), port: "http".into(), protocol: Protocol::Http1 };
+    let key = BackendKey::Service {
+        service: ObjectKey::new("ns", "web"),
+        port: "http".into(),
+        protocol: Protocol::Http1,
+        tls: None,
+    };
     let texts = |v: &View| addresses(v, &key).iter().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!(texts(&v), ["10.0.0.1:8080", "10.0.0.3:8080"]);
     // Nobody is ready any more: those that still serve while they end.

@@ -10,33 +10,59 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// The routing table.
-#[derive(Debug, Default)]
-pub struct Table {
-    exact: HashMap<Box<str>, PathTree>,
-    wildcard: HashMap<Box<str>, PathTree>,
-    any: PathTree,
+/// The routing table. `T` is what stands in a row: one route, or several of which more than host and path decide.
+#[derive(Debug)]
+pub struct Table<T = Arc<Route>> {
+    exact: HashMap<Box<str>, PathTree<T>>,
+    wildcard: HashMap<Box<str>, PathTree<T>>,
+    any: PathTree<T>,
     routes: usize,
+    /// A wildcard stands for one label or more (Gateway API), not for exactly one (Ingress).
+    many_labels: bool,
 }
 
 /// What is known for one host.
-#[derive(Debug, Default)]
-struct PathTree {
-    exact: HashMap<Box<[u8]>, Arc<Route>>,
+#[derive(Debug)]
+struct PathTree<T> {
+    exact: HashMap<Box<[u8]>, T>,
     /// Longest text first. Their cost grows with their number, on the hosts that have them.
-    expressions: Vec<(Box<str>, Regex, Arc<Route>)>,
-    prefixes: Node,
+    expressions: Vec<(Box<str>, Regex, T)>,
+    prefixes: Node<T>,
     /// Answers what no rule does: the `defaultBackend` of an Ingress with rules for this host.
-    default: Option<Arc<Route>>,
+    default: Option<T>,
 }
 
-#[derive(Debug, Default)]
-struct Node {
-    route: Option<Arc<Route>>,
-    children: HashMap<Box<[u8]>, Node>,
+#[derive(Debug)]
+struct Node<T> {
+    route: Option<T>,
+    children: HashMap<Box<[u8]>, Node<T>>,
 }
 
-impl Table {
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        let (exact, wildcard) = (HashMap::new(), HashMap::new());
+        Self { exact, wildcard, any: PathTree::default(), routes: 0, many_labels: false }
+    }
+}
+
+impl<T> Default for PathTree<T> {
+    fn default() -> Self {
+        Self { exact: HashMap::new(), expressions: Vec::new(), prefixes: Node::default(), default: None }
+    }
+}
+
+impl<T> Default for Node<T> {
+    fn default() -> Self {
+        Self { route: None, children: HashMap::new() }
+    }
+}
+
+impl<T> Table<T> {
+    /// A table in which a wildcard stands for one label or more.
+    pub fn with_wide_wildcards() -> Self {
+        Self { many_labels: true, ..Self::default() }
+    }
+
     /// The number of rules.
     pub fn len(&self) -> usize {
         self.routes
@@ -48,23 +74,37 @@ impl Table {
     }
 
     /// Adds a rule. The same host and path again replaces it: who wins is decided before.
-    pub fn insert(&mut self, host: &HostPattern, path: &PathPattern, route: Arc<Route>) {
+    pub fn insert(&mut self, host: &HostPattern, path: &PathPattern, route: T) {
+        self.join(host, path, route, |old, new| *old = new);
+    }
+
+    /// Adds a rule, or lets `join` put it together with the one that has the same host and path.
+    pub fn join(&mut self, host: &HostPattern, path: &PathPattern, route: T, join: impl FnOnce(&mut T, T)) {
         self.routes += 1;
         let tree = self.tree(host);
         match path {
-            PathPattern::Exact(path) => {
-                tree.exact.insert(path.clone(), route);
-            }
+            PathPattern::Exact(path) => match tree.exact.get_mut(path) {
+                Some(old) => join(old, route),
+                None => {
+                    tree.exact.insert(path.clone(), route);
+                }
+            },
             PathPattern::Prefix(path) => {
                 let mut node = &mut tree.prefixes;
                 for segment in segments(path) {
                     node = node.children.entry(segment.into()).or_default();
                 }
-                node.route = Some(route);
+                match &mut node.route {
+                    Some(old) => join(old, route),
+                    None => node.route = Some(route),
+                }
             }
             PathPattern::Regex(text) => {
+                if let Some((.., old)) = tree.expressions.iter_mut().find(|(t, ..)| t == text) {
+                    join(old, route);
+                    return;
+                }
                 let Some(expression) = path.compiled() else { return };
-                tree.expressions.retain(|(t, ..)| t != text);
                 let key = |t: &str| (Reverse(t.len()), t.to_owned());
                 let at = tree.expressions.partition_point(|(t, ..)| key(t) < key(text));
                 tree.expressions.insert(at, (text.clone(), expression, route));
@@ -73,46 +113,62 @@ impl Table {
     }
 
     /// Sets what answers for a host when no rule does.
-    pub fn set_default(&mut self, host: &HostPattern, route: Arc<Route>) {
+    pub fn set_default(&mut self, host: &HostPattern, route: T) {
         self.tree(host).default = Some(route);
     }
 
     /// The route of a request. `host` is normalised (none: HTTP/1.0 without one), `path` canonical.
-    pub fn lookup(&self, host: Option<&str>, path: &[u8]) -> Option<&Arc<Route>> {
-        let exact = host.and_then(|h| self.exact.get(h));
-        let wildcard = host.and_then(|h| self.wildcard.get(h.split_once('.')?.1));
-        let trees = [exact, wildcard, Some(&self.any)];
-        trees
-            .iter()
-            .flatten()
-            .find_map(|tree| tree.lookup(path))
-            .or_else(|| trees.iter().flatten().find_map(|tree| tree.default.as_ref()))
+    pub fn lookup(&self, host: Option<&str>, path: &[u8]) -> Option<&T> {
+        self.find(host, path, &mut Some)
     }
 
-    /// Every rule as (host, path, route), for people to look at; sorted.
-    pub fn rows(&self) -> Vec<(String, String, Arc<Route>)> {
+    /// The first that `pick` takes of all rows that fit a request, the most specific first.
+    pub fn find<'a, R>(
+        &'a self,
+        host: Option<&str>,
+        path: &[u8],
+        pick: &mut impl FnMut(&'a T) -> Option<R>,
+    ) -> Option<R> {
+        let trees = || {
+            let exact = host.and_then(|h| self.exact.get(h));
+            exact.into_iter().chain(self.wildcards(host)).chain([&self.any])
+        };
+        trees()
+            .find_map(|tree| tree.find(path, pick))
+            .or_else(|| trees().find_map(|tree| tree.default.as_ref().and_then(&mut *pick)))
+    }
+
+    /// The trees of the wildcards a host fits, the longest first.
+    fn wildcards<'a>(&'a self, host: Option<&str>) -> impl Iterator<Item = &'a PathTree<T>> {
+        let suffix = host.filter(|_| !self.wildcard.is_empty()).and_then(|h| Some(h.split_once('.')?.1));
+        let suffixes = std::iter::successors(suffix, |s| Some(s.split_once('.')?.1));
+        suffixes.take(if self.many_labels { usize::MAX } else { 1 }).filter_map(|s| self.wildcard.get(s))
+    }
+
+    /// Every rule as (host, path, what it is), for people to look at; sorted.
+    pub fn rows(&self) -> Vec<(String, String, &T)> {
         let hosts = self.exact.iter().map(|(h, t)| (h.to_string(), t));
         let wildcards = self.wildcard.iter().map(|(h, t)| (format!("*.{h}"), t));
         let mut rows = Vec::new();
         for (host, tree) in hosts.chain(wildcards).chain([("*".to_owned(), &self.any)]) {
             for (path, route) in &tree.exact {
-                rows.push((host.clone(), format!("= {}", String::from_utf8_lossy(path)), Arc::clone(route)));
+                rows.push((host.clone(), format!("= {}", String::from_utf8_lossy(path)), route));
             }
             for (text, _, route) in &tree.expressions {
-                rows.push((host.clone(), format!("~ {text}"), Arc::clone(route)));
+                rows.push((host.clone(), format!("~ {text}"), route));
             }
             tree.prefixes.rows(&mut String::new(), &mut |path, route| {
-                rows.push((host.clone(), format!("{path}/"), Arc::clone(route)));
+                rows.push((host.clone(), format!("{path}/"), route));
             });
             if let Some(route) = &tree.default {
-                rows.push((host.clone(), "default".to_owned(), Arc::clone(route)));
+                rows.push((host.clone(), "default".to_owned(), route));
             }
         }
         rows.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
         rows
     }
 
-    fn tree(&mut self, host: &HostPattern) -> &mut PathTree {
+    fn tree(&mut self, host: &HostPattern) -> &mut PathTree<T> {
         match host {
             HostPattern::Exact(name) => self.exact.entry(name.clone()).or_default(),
             HostPattern::Wildcard(suffix) => self.wildcard.entry(suffix.clone()).or_default(),
@@ -121,32 +177,31 @@ impl Table {
     }
 }
 
-impl PathTree {
-    fn lookup(&self, path: &[u8]) -> Option<&Arc<Route>> {
+impl<T> PathTree<T> {
+    fn find<'a, R>(&'a self, path: &[u8], pick: &mut impl FnMut(&'a T) -> Option<R>) -> Option<R> {
         if !self.exact.is_empty()
-            && let Some(route) = self.exact.get(path)
+            && let Some(found) = self.exact.get(path).and_then(&mut *pick)
         {
-            return Some(route);
+            return Some(found);
         }
-        if let Some((.., route)) = self.expressions.iter().find(|(_, expression, _)| expression.is_match(path)) {
-            return Some(route);
-        }
-        let mut node = &self.prefixes;
-        let mut found = node.route.as_ref();
-        for segment in segments(path) {
-            if node.children.is_empty() {
-                break;
-            }
-            let Some(child) = node.children.get(segment) else { break };
-            node = child;
-            found = node.route.as_ref().or(found);
-        }
-        found
+        let fitting = self.expressions.iter().filter(|(_, expression, _)| expression.is_match(path));
+        let found = fitting.map(|(.., route)| route).find_map(&mut *pick);
+        found.or_else(|| self.prefixes.find(&mut segments(path), pick))
     }
 }
 
-impl Node {
-    fn rows(&self, path: &mut String, emit: &mut impl FnMut(&str, &Arc<Route>)) {
+impl<T> Node<T> {
+    /// The deepest first. Goes down no further than the rules' own paths do.
+    fn find<'a, 'p, R>(
+        &'a self,
+        rest: &mut impl Iterator<Item = &'p [u8]>,
+        pick: &mut impl FnMut(&'a T) -> Option<R>,
+    ) -> Option<R> {
+        let child = if self.children.is_empty() { None } else { rest.next().and_then(|s| self.children.get(s)) };
+        child.and_then(|c| c.find(rest, pick)).or_else(|| self.route.as_ref().and_then(pick))
+    }
+
+    fn rows<'a>(&'a self, path: &mut String, emit: &mut impl FnMut(&str, &'a T)) {
         if let Some(route) = &self.route {
             emit(path, route);
         }
@@ -173,6 +228,38 @@ mod tests {
 
     fn route(name: &str) -> Arc<Route> {
         Arc::new(Route::plain(ObjectKey::new("t", name), Action::Unavailable("test".into())))
+    }
+
+    #[test]
+    fn wide_wildcards_and_rows_that_do_not_take_a_request() {
+        let mut t = Table::with_wide_wildcards();
+        let host = |h: &str| HostPattern::parse(Some(h)).unwrap();
+        for (h, p, name) in [
+            ("*.example", "/", "far"),
+            ("*.a.example", "/", "near"),
+            ("*.a.example", "/deep", "deep"),
+            ("b.a.example", "/deep/er", "exact"),
+        ] {
+            t.insert(&host(h), &PathPattern::prefix(p).unwrap(), name);
+        }
+        let all = |t: &Table<&'static str>, h: &str, path: &str| {
+            let mut seen = Vec::new();
+            let none: Option<()> = t.find(Some(h), path.as_bytes(), &mut |row: &&'static str| {
+                seen.push(*row);
+                None
+            });
+            assert!(none.is_none());
+            seen.join(" ")
+        };
+        assert_eq!(all(&t, "b.a.example", "/deep/er/x"), "exact deep near far");
+        assert_eq!(all(&t, "x.y.a.example", "/deep"), "deep near far");
+        assert_eq!(all(&t, "a.example", "/"), "far");
+        assert_eq!(all(&t, "example", "/"), "");
+        t.join(&host("*.example"), &PathPattern::prefix("/").unwrap(), "two", |old, new| {
+            assert_eq!((*old, new), ("far", "two"));
+            *old = "both";
+        });
+        assert_eq!(all(&t, "a.example", "/"), "both");
     }
 
     fn found(table: &Table, host: &str, path: &str) -> Option<String> {

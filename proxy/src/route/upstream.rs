@@ -33,6 +33,31 @@ pub enum Protocol {
     Https,
     /// HTTP/2 in TLS, likewise.
     H2,
+    /// No HTTP: bytes or datagrams as they come (TCPRoute, TLSRoute, UDPRoute).
+    Raw,
+}
+
+/// How a backend must prove itself in TLS (BackendTLSPolicy), and how we do. Part of the backend's key: other terms,
+/// other connections.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackendTls {
+    /// The server name that is sent.
+    pub sni: Box<str>,
+    /// Names of which its certificate must have one; empty: the server name.
+    pub names: Vec<SubjectName>,
+    /// Who may sign its certificate, in DER; none: the well-known authorities of this machine.
+    pub roots: Option<Vec<Vec<u8>>>,
+    /// What we show when it asks: certificate chain and private key, in PEM.
+    pub client: Option<(String, String)>,
+}
+
+/// A subject alternative name of a certificate.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SubjectName {
+    /// A DNS name, perhaps with a wildcard as its first label.
+    Dns(Box<str>),
+    /// A URI, such as a SPIFFE ID.
+    Uri(Box<str>),
 }
 
 impl Protocol {
@@ -58,6 +83,8 @@ pub enum BackendKey {
         port: Arc<str>,
         /// What it speaks.
         protocol: Protocol,
+        /// How it must prove itself; none: in TLS, whoever it says it is.
+        tls: Option<Arc<BackendTls>>,
     },
     /// A Service of type ExternalName: a DNS name and a port.
     External {
@@ -104,6 +131,14 @@ pub struct Registry {
 }
 
 impl BackendKey {
+    /// How it must prove itself.
+    pub fn tls(&self) -> Option<&Arc<BackendTls>> {
+        match self {
+            Self::Service { tls, .. } => tls.as_ref(),
+            Self::External { .. } => None,
+        }
+    }
+
     /// What it speaks.
     pub fn protocol(&self) -> Protocol {
         match self {
@@ -264,7 +299,8 @@ impl Registry {
 
     /// The upstreams of one Service.
     pub fn of_service(&self, service: &ObjectKey) -> Vec<Arc<Upstream>> {
-        let from = BackendKey::Service { service: service.clone(), port: "".into(), protocol: Protocol::Http1 };
+        let from =
+            BackendKey::Service { service: service.clone(), port: "".into(), protocol: Protocol::Http1, tls: None };
         let all = self.upstreams.lock();
         all.range(from..)
             .take_while(|(k, _)| matches!(k, BackendKey::Service { service: s, .. } if s == service))
@@ -347,6 +383,7 @@ mod tests {
             service: ObjectKey::new("ns", svc),
             port: port.into(),
             protocol: Protocol::Http1,
+            tls: None,
         };
         let (a, b, other) = (r.get(&key("a", "")), r.get(&key("a", "web")), r.get(&key("ab", "")));
         assert!(Arc::ptr_eq(&a, &r.get(&key("a", ""))));

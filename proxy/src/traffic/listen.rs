@@ -1,7 +1,7 @@
 //! Accept loops, and the end of them: connections come in while the token lives, then drain within a deadline.
 
 use super::conn::Conn;
-use super::gateway::Gateway;
+use super::http::HttpApp;
 use super::{Limits, tls};
 use crate::config::Shared;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ServerApp};
@@ -45,7 +45,7 @@ struct Listener {
 struct Server {
     shared: Arc<Shared>,
     limits: Arc<Limits>,
-    proxy: Arc<HttpProxy<Gateway>>,
+    proxy: Arc<HttpProxy<HttpApp>>,
     shutdown: ShutdownWatch,
     slots: Arc<Semaphore>,
     connections: TaskTracker,
@@ -108,13 +108,13 @@ async fn drain(server: &Server, stop: &watch::Sender<bool>) {
     }
 }
 
-fn application(shared: &Arc<Shared>, limits: &Arc<Limits>) -> HttpProxy<Gateway> {
+fn application(shared: &Arc<Shared>, limits: &Arc<Limits>) -> HttpProxy<HttpApp> {
     let conf = ServerConf {
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         upstream_keepalive_pool_size: limits.upstream_pool,
         ..ServerConf::default()
     };
-    let mut proxy = http_proxy(&Arc::new(conf), Gateway::new(Arc::clone(shared), Arc::clone(limits)));
+    let mut proxy = http_proxy(&Arc::new(conf), HttpApp::new(Arc::clone(shared), Arc::clone(limits)));
     let mut options = HttpServerOptions::default();
     options.h2_idle_timeout = Some(limits.idle_timeout);
     proxy.server_options = Some(options);

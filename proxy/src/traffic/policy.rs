@@ -1,7 +1,7 @@
 //! What a route asks for besides forwarding, done to requests and answers. In: a [`Policy`] and a request. Out: an answer
 //! of our own, or nothing, and then the request goes on; headers of the answer that came.
 
-use super::gateway::{Gateway, RequestState, authority};
+use super::http::{HttpApp, RequestState, authority};
 use super::pages;
 use crate::route::Route;
 use crate::route::auth::BasicAuth;
@@ -31,7 +31,7 @@ impl Answer {
     }
 }
 
-impl Gateway {
+impl HttpApp {
     /// Answers a request where its route's policy says so; then `true`.
     pub(super) async fn enforce(&self, session: &mut Session, route: &Route, ctx: &mut RequestState) -> Result<bool> {
         ctx.canary = route.canary.as_ref().filter(|c| takes(c, session.req_header())).map(|c| Arc::clone(&c.upstream));

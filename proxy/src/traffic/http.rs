@@ -29,7 +29,7 @@ const X_FORWARDED_PORT: &str = "X-Forwarded-Port";
 const X_REAL_IP: &str = "X-Real-IP";
 
 /// The proxy application that Pingora drives.
-pub struct Gateway {
+pub struct HttpApp {
     shared: Arc<Shared>,
     limits: Arc<Limits>,
 }
@@ -56,7 +56,7 @@ enum Verdict {
     Refuse(StatusCode, String),
 }
 
-impl Gateway {
+impl HttpApp {
     /// Serves from what is in force in `shared`.
     pub fn new(shared: Arc<Shared>, limits: Arc<Limits>) -> Self {
         Self { shared, limits }
@@ -88,7 +88,7 @@ impl Gateway {
                 Verdict::Refuse(StatusCode::NOT_FOUND, format!("No Ingress has a rule for host {host} and this path."))
             }
             Some(route) => match &route.action {
-                Action::Forward(_) => Verdict::Forward(Arc::clone(route)),
+                Action::Forward(_) | Action::Split(_) => Verdict::Forward(Arc::clone(route)),
                 Action::Unavailable(why) => {
                     self.shared.metrics.no_endpoint.inc();
                     Verdict::Refuse(StatusCode::SERVICE_UNAVAILABLE, format!("Ingress {}: {why}.", route.owner))
@@ -188,13 +188,13 @@ impl RequestState {
         }
         match &self.route.as_ref()?.action {
             Action::Forward(upstream) => Some(upstream),
-            Action::Unavailable(_) => None,
+            Action::Split(_) | Action::Unavailable(_) => None,
         }
     }
 }
 
 #[async_trait]
-impl ProxyHttp for Gateway {
+impl ProxyHttp for HttpApp {
     type CTX = RequestState;
 
     fn new_ctx(&self) -> Self::CTX {
@@ -424,7 +424,7 @@ impl ProxyHttp for Gateway {
     }
 }
 
-impl Gateway {
+impl HttpApp {
     fn may_try_again(&self, ctx: &RequestState) -> bool {
         let again = ctx.tried.len() < self.limits.attempts
             && ctx.upstream().is_some_and(|u| u.endpoints().iter().any(|e| !ctx.tried.contains(&e.id)));
