@@ -305,6 +305,7 @@ fn proxy(config: &Arc<NodeConfig>, http: TcpListener, https: TcpListener, tasks:
                 admin: Some(admin?),
                 publish_addresses: vec![IpAddr::V4(Ipv4Addr::LOCALHOST).to_string(), ip.to_string()],
                 name_servers: vec![ip],
+                gateway_address: Some(ip),
                 node_name: Some(config.name.clone()),
                 ..ProxyConfig::default()
             };

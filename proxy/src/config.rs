@@ -12,6 +12,7 @@ pub mod names;
 pub mod view;
 pub mod watch;
 
+use crate::gateway::{self, expose};
 use crate::metrics::Metrics;
 use crate::route::front::{Front, FrontKey};
 use crate::route::policy::Canary;
@@ -38,6 +39,8 @@ pub struct Shared {
     pub fronts: watch_channel::Sender<Arc<Fronts>>,
     /// The sockets on which fronts are served, by their local address: the other half of [`Self::fronts`].
     pub sockets: ArcSwap<HashMap<SocketAddr, Arc<Socket>>>,
+    /// The fronts whose sockets are open, and where: what leads to a Gateway's ports.
+    pub opened: watch_channel::Sender<Arc<BTreeMap<FrontKey, SocketAddr>>>,
     /// Endpoints of the backends in use.
     pub registry: Registry,
     /// Counters.
@@ -65,6 +68,10 @@ pub struct Dirt {
     pub routes: bool,
     /// Only what is written back about an Ingress.
     pub reports: bool,
+    /// Fronts of Gateways.
+    pub fronts: bool,
+    /// Only what is written back about objects of the Gateway API, or what makes Gateways reachable.
+    pub front_reports: bool,
     /// Endpoints of these Services.
     pub services: BTreeSet<ObjectKey>,
 }
@@ -75,6 +82,23 @@ pub struct Planner {
     settings: Settings,
     caches: Caches,
     reports: watch_channel::Sender<Arc<Vec<Report>>>,
+    gateways: Option<GatewayPlanner>,
+}
+
+/// The planner's part for Gateways.
+struct GatewayPlanner {
+    settings: gateway::Settings,
+    caches: Caches,
+    reports: watch_channel::Sender<Arc<Vec<gateway::report::Report>>>,
+    writes: watch_channel::Sender<Arc<Vec<expose::Write>>>,
+}
+
+/// What comes out of the planner for those who write to the API about Gateways.
+pub struct GatewayOutput {
+    /// What objects are told.
+    pub reports: watch_channel::Receiver<Arc<Vec<gateway::report::Report>>>,
+    /// What makes Gateways reachable.
+    pub writes: watch_channel::Receiver<Arc<Vec<expose::Write>>>,
 }
 
 impl Shared {
@@ -85,6 +109,7 @@ impl Shared {
             certificates: ArcSwap::default(),
             fronts: watch_channel::channel(Arc::default()).0,
             sockets: ArcSwap::default(),
+            opened: watch_channel::channel(Arc::default()).0,
             registry: Registry::default(),
             metrics: Metrics::new()?,
             names_changed: Notify::new(),
@@ -95,18 +120,20 @@ impl Shared {
 impl Dirt {
     /// Everything.
     pub fn all() -> Self {
-        Self { routes: true, reports: true, services: BTreeSet::new() }
+        Self { routes: true, reports: true, fronts: true, front_reports: true, services: BTreeSet::new() }
     }
 
     /// Nothing to do.
     pub fn is_empty(&self) -> bool {
-        !self.routes && !self.reports && self.services.is_empty()
+        !self.routes && !self.reports && !self.fronts && !self.front_reports && self.services.is_empty()
     }
 
     /// Adds what another change made stale.
     pub fn merge(&mut self, other: Self) {
         self.routes |= other.routes;
         self.reports |= other.reports;
+        self.fronts |= other.fronts;
+        self.front_reports |= other.front_reports;
         self.services.extend(other.services);
     }
 }
@@ -115,7 +142,25 @@ impl Planner {
     /// A planner and the reports it makes, for those who write them back.
     pub fn new(shared: Arc<Shared>, settings: Settings) -> (Self, watch_channel::Receiver<Arc<Vec<Report>>>) {
         let (reports, receiver) = watch_channel::channel(Arc::default());
-        (Self { shared, settings, caches: Caches::default(), reports }, receiver)
+        (Self { shared, settings, caches: Caches::default(), reports, gateways: None }, receiver)
+    }
+
+    /// Serves Gateways too.
+    pub fn with_gateways(&mut self, settings: gateway::Settings) -> GatewayOutput {
+        let (reports, to_status) = watch_channel::channel(Arc::default());
+        let (writes, to_expose) = watch_channel::channel(Arc::default());
+        self.gateways = Some(GatewayPlanner { settings, caches: Caches::default(), reports, writes });
+        GatewayOutput { reports: to_status, writes: to_expose }
+    }
+
+    /// Whether Gateways are served.
+    pub fn serves_gateways(&self) -> bool {
+        self.gateways.is_some()
+    }
+
+    /// Tells when sockets of Gateways have been opened or closed.
+    pub fn opened(&self) -> watch_channel::Receiver<Arc<BTreeMap<FrontKey, SocketAddr>>> {
+        self.shared.opened.subscribe()
     }
 
     /// Brings the data plane up to the view.
@@ -123,19 +168,40 @@ impl Planner {
         if dirt.routes {
             let model = model::build(view, &self.settings, &mut self.caches);
             self.swap(view, model);
-        } else {
-            for service in &dirt.services {
-                for upstream in self.shared.registry.of_service(service) {
-                    if upstream.set(&model::addresses(view, &upstream.key)) {
-                        self.shared.metrics.endpoint_changes.inc();
-                    }
+        } else if dirt.reports {
+            let model = model::build(view, &self.settings, &mut self.caches);
+            self.reports.send_replace(Arc::new(model.reports));
+        }
+        for service in &dirt.services {
+            for upstream in self.shared.registry.of_service(service) {
+                if upstream.set(&model::addresses(view, &upstream.key)) {
+                    self.shared.metrics.endpoint_changes.inc();
                 }
             }
-            if dirt.reports {
-                let model = model::build(view, &self.settings, &mut self.caches);
-                self.reports.send_replace(Arc::new(model.reports));
-            }
         }
+        if dirt.fronts || dirt.front_reports {
+            self.apply_gateways(view, dirt.fronts);
+        }
+    }
+
+    fn apply_gateways(&mut self, view: &View, fronts: bool) {
+        let Some(mut own) = self.gateways.take() else { return };
+        let model = gateway::model::build(view, &mut own.caches, &mut |key| self.upstream(view, key));
+        own.caches.sweep();
+        if fronts {
+            self.shared.fronts.send_replace(Arc::new(model.fronts));
+            self.shared.names_changed.notify_one();
+        }
+        self.shared.registry.sweep();
+        let opened = Arc::clone(&self.shared.opened.borrow());
+        let writes = expose::plan(view, &model.exposures, &opened, own.settings.address, &own.settings.node);
+        own.writes.send_if_modified(|old| {
+            let changed = **old != writes;
+            *old = Arc::new(writes);
+            changed
+        });
+        own.reports.send_replace(Arc::new(model.reports));
+        self.gateways = Some(own);
     }
 
     fn swap(&mut self, view: &View, model: Model) {

@@ -1,11 +1,12 @@
 //! The ingress: routing table from the API, traffic on Pingora.
 //!
-//! [`config`] turns Ingress, IngressClass, Service, EndpointSlice and Secret objects into one immutable table,
+//! [`config`] and [`gateway`] turn the objects of the API into immutable tables,
 //! [`route`] is that table and its lookup, [`traffic`] moves the bytes, [`status`] tells the API what came of it.
 //! Requests go straight to pod addresses, never through a Service's virtual address.
 
 pub mod admin;
 pub mod config;
+pub mod gateway;
 pub mod metrics;
 pub mod route;
 pub mod status;
@@ -38,7 +39,11 @@ pub struct ProxyConfig {
     pub ingress_class: String,
     /// Whether that class is made the default one.
     pub default_class: bool,
-    /// The node we run on, for events.
+    /// The address on which sockets of Gateways are opened, one of the node's own; none: Gateways are not served.
+    pub gateway_address: Option<IpAddr>,
+    /// The name of our GatewayClass (controller `causeway.dev/gateway`), created when it is not there.
+    pub gateway_class: String,
+    /// The node we run on, for events and for the EndpointSlices of Gateways.
     pub node_name: Option<String>,
     /// Name servers for Services of type ExternalName, usually cluster DNS; none: the machine's resolver.
     pub name_servers: Vec<IpAddr>,
@@ -57,6 +62,8 @@ impl Default for ProxyConfig {
             publish_addresses: Vec::new(),
             ingress_class: "causeway".to_owned(),
             default_class: true,
+            gateway_address: None,
+            gateway_class: "causeway".to_owned(),
             node_name: None,
             name_servers: Vec::new(),
             limits: Limits::default(),
@@ -71,7 +78,7 @@ impl Default for ProxyConfig {
 pub async fn run(client: Client, config: ProxyConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
     let shared = Arc::new(Shared::new()?);
     let settings = Settings { class: config.ingress_class.clone(), default_class: config.default_class };
-    let (planner, reports) = Planner::new(Arc::clone(&shared), settings);
+    let (mut planner, reports) = Planner::new(Arc::clone(&shared), settings);
     let resolver = names::Resolver::new(&config.name_servers)?;
     let (synced, mut is_synced) = watch_channel::channel(false);
 
@@ -90,6 +97,14 @@ pub async fn run(client: Client, config: ProxyConfig, shutdown: CancellationToke
     tasks.spawn(class);
     let recorder = Recorder::new(client.clone(), "causeway-ingress", config.node_name.as_deref());
     tasks.spawn(status::run(client.clone(), recorder, config.publish_addresses, reports, background.clone()));
+    if let Some(address) = config.gateway_address {
+        let node = config.node_name.clone().unwrap_or_default();
+        let output = planner.with_gateways(gateway::Settings { node, address });
+        let recorder = Recorder::new(client.clone(), "causeway-gateway", config.node_name.as_deref());
+        tasks.spawn(gateway::install::run(client.clone(), config.gateway_class, background.clone()));
+        tasks.spawn(gateway::status::run(client.clone(), recorder, output.reports, background.clone()));
+        tasks.spawn(gateway::expose::run(client.clone(), output.writes, background.clone()));
+    }
     tasks.spawn(names::run(Arc::clone(&shared), resolver, background.clone()));
     tasks.spawn(watch::run(client, planner, synced, background.clone()));
     tasks.close();

@@ -88,6 +88,11 @@ const INGRESS: &[Rule] = &[
     (&["patch", "update"], "networking.k8s.io", &["ingresses", "ingresses/status"]),
     (ALL, "networking.k8s.io", &["ingressclasses"]),
     (&["patch", "update"], "gateway.networking.k8s.io", ALL),
+    (&["create"], "gateway.networking.k8s.io", &["gatewayclasses"]),
+    (&["get", "create"], "apiextensions.k8s.io", &["customresourcedefinitions"]),
+    // Every Gateway gets a Service and the EndpointSlice behind it.
+    (&["create", "patch", "delete"], "", &["services"]),
+    (&["create", "patch", "delete"], "discovery.k8s.io", &["endpointslices"]),
     EVENTS,
     LEASES,
 ];

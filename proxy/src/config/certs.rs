@@ -7,6 +7,11 @@ use rustls::sign::CertifiedKey;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+/// The key of a Secret in which the certificate chain is.
+pub const CERTIFICATE: &str = "tls.crt";
+/// The key of a Secret in which the private key is.
+pub const KEY: &str = "tls.key";
+
 /// Why a Secret cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CertError {
@@ -56,6 +61,21 @@ impl Certificates {
         }
     }
 
+    /// Adds a certificate for a host that has none yet.
+    pub fn add(&mut self, host: &HostPattern, key: Arc<CertifiedKey>) {
+        match host {
+            HostPattern::Exact(name) => {
+                self.exact.entry(name.clone()).or_insert(key);
+            }
+            HostPattern::Wildcard(suffix) => {
+                self.wildcard.entry(suffix.clone()).or_insert(key);
+            }
+            HostPattern::Any => {
+                self.default.get_or_insert(key);
+            }
+        }
+    }
+
     /// The certificate for a server name (lower case).
     pub fn find(&self, name: Option<&str>) -> Option<&Arc<CertifiedKey>> {
         name.and_then(|n| self.exact.get(n).or_else(|| self.wildcard.get(n.split_once('.')?.1)))
@@ -99,12 +119,13 @@ pub fn read(secret: &Secret) -> Result<CertifiedKey, CertError> {
     let part = |name: &'static str| {
         secret.data.as_ref().and_then(|d| d.get(name)).map(|b| b.0.as_slice()).ok_or(CertError::Missing(name))
     };
-    let chain: Vec<_> =
-        rustls_pemfile::certs(&mut part("tls.crt")?).collect::<Result<_, _>>().map_err(|_| CertError::NoCertificate)?;
+    let chain: Vec<_> = rustls_pemfile::certs(&mut part(CERTIFICATE)?)
+        .collect::<Result<_, _>>()
+        .map_err(|_| CertError::NoCertificate)?;
     if chain.is_empty() {
         return Err(CertError::NoCertificate);
     }
-    let key = rustls_pemfile::private_key(&mut part("tls.key")?).ok().flatten().ok_or(CertError::NoKey)?;
+    let key = rustls_pemfile::private_key(&mut part(KEY)?).ok().flatten().ok_or(CertError::NoKey)?;
     CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(|e| CertError::Unusable(e.to_string()))
 }
 

@@ -1,6 +1,8 @@
 //! The view: the API's objects as last seen. Events go in, and out comes what they made stale.
 
 use super::Dirt;
+use crate::gateway::expose::GATEWAY_LABEL;
+use crate::gateway::view::{Gateways, Update as GatewayUpdate};
 use crate::route::ObjectKey;
 use causeway_api::endpoints;
 use k8s_openapi::api::core::v1::{Secret, Service};
@@ -43,6 +45,8 @@ pub struct View {
     pub secrets: Store<Secret>,
     /// Secrets with password files.
     pub auth_secrets: Store<Secret>,
+    /// What Gateways need besides.
+    pub gateways: Gateways,
     slices: Store<EndpointSlice>,
     by_service: HashMap<ObjectKey, HashMap<ObjectKey, Arc<EndpointSlice>>>,
 }
@@ -62,6 +66,8 @@ pub enum Update {
     AuthSecret(Event<Secret>),
     /// Of an EndpointSlice.
     Slice(Event<EndpointSlice>),
+    /// Of a kind that only Gateways need.
+    Gateway(Box<GatewayUpdate>),
 }
 
 impl<K> Default for Store<K> {
@@ -133,16 +139,28 @@ impl View {
 
     /// Takes an event in and says what it made stale.
     pub fn handle(&mut self, update: Update) -> Dirt {
-        let routes = |changed: bool| Dirt { routes: changed, ..Dirt::default() };
+        let routes = |changed: bool| Dirt { routes: changed, fronts: changed, ..Dirt::default() };
         match update {
-            Update::Class(event) => routes(differs(&self.classes.handle(event), |a, b| {
-                a.spec == b.spec && a.metadata.annotations == b.metadata.annotations
-            })),
-            Update::Service(event) => routes(differs(&self.services.handle(*event), |a, b| a.spec == b.spec)),
+            Update::Class(event) => {
+                let touch = self.classes.handle(event);
+                let changed =
+                    differs(&touch, |a, b| a.spec == b.spec && a.metadata.annotations == b.metadata.annotations);
+                Dirt { routes: changed, ..Dirt::default() }
+            }
+            Update::Service(event) => {
+                let touch = self.services.handle(*event);
+                // Of Gateways' own Services the address counts too.
+                let said = differs(&touch, |a, b| a.status == b.status && a.metadata.labels == b.metadata.labels);
+                Dirt { front_reports: said, ..routes(differs(&touch, |a, b| a.spec == b.spec)) }
+            }
+            Update::Gateway(update) => self.gateways.handle(*update),
             Update::Secret(event) => {
                 routes(differs(&self.secrets.handle(event), |a, b| a.data == b.data && a.type_ == b.type_))
             }
-            Update::AuthSecret(event) => routes(differs(&self.auth_secrets.handle(event), |a, b| a.data == b.data)),
+            Update::AuthSecret(event) => {
+                let changed = differs(&self.auth_secrets.handle(event), |a, b| a.data == b.data);
+                Dirt { routes: changed, ..Dirt::default() }
+            }
             Update::Ingress(event) => {
                 let touch = self.ingresses.handle(event);
                 let changed =
@@ -163,10 +181,13 @@ impl View {
                         self.by_service.entry(service).or_default().insert(ObjectKey::of(&**slice), Arc::clone(slice));
                     }
                 }
-                Dirt { routes: true, ..Dirt::default() }
+                Dirt { routes: true, fronts: true, ..Dirt::default() }
             }
             Touch::One(old, new) => {
-                let mut dirt = Dirt::default();
+                let of_gateway =
+                    |s: &Arc<EndpointSlice>| s.metadata.labels.as_ref().is_some_and(|l| l.contains_key(GATEWAY_LABEL));
+                let front_reports = old.iter().chain(&new).any(of_gateway);
+                let mut dirt = Dirt { front_reports, ..Dirt::default() };
                 if let Some((slice, service)) = old.and_then(|s| service_of(&s).map(|service| (s, service))) {
                     if let Some(all) = self.by_service.get_mut(&service) {
                         all.remove(&ObjectKey::of(&*slice));
@@ -186,7 +207,8 @@ impl View {
     }
 }
 
-fn differs<K>(touch: &Touch<K>, same: impl Fn(&K, &K) -> bool) -> bool {
+/// Whether what an event touched is not the same as before.
+pub fn differs<K>(touch: &Touch<K>, same: impl Fn(&K, &K) -> bool) -> bool {
     match touch {
         Touch::Nothing => false,
         Touch::All => true,

@@ -6,9 +6,10 @@
 use super::caches::AUTH_KEY;
 use super::view::{Update, View};
 use super::{Dirt, Planner};
-use futures::future::ready;
+use crate::gateway::refs::CA_KEY;
+use crate::gateway::view::Update as GatewayUpdate;
 use futures::stream::{BoxStream, SelectAll, StreamExt};
-use k8s_openapi::api::core::v1::{Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::runtime::watcher::{self, Event};
@@ -30,13 +31,16 @@ pub async fn run(
     synced: watch_channel::Sender<bool>,
     shutdown: CancellationToken,
 ) {
-    let mut updates = updates(client);
+    let with_gateways = planner.serves_gateways();
+    let mut updates = updates(client, with_gateways);
+    let mut opened = planner.opened();
     let mut view = View::default();
     let mut dirt = Dirt::default();
     let mut not_before = Instant::now();
     loop {
         let pause = not_before.saturating_duration_since(Instant::now());
-        let may_apply = !dirt.is_empty() && view.synced();
+        let synced_view = view.synced() && (!with_gateways || view.gateways.synced());
+        let may_apply = !dirt.is_empty() && synced_view;
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
@@ -49,9 +53,11 @@ pub async fn run(
                 }
                 None => return,
             },
+            Ok(()) = opened.changed() => dirt.front_reports = true,
             () = tokio::time::sleep(pause), if may_apply => {}
         }
-        if dirt.is_empty() || !view.synced() || Instant::now() < not_before {
+        let synced_view = view.synced() && (!with_gateways || view.gateways.synced());
+        if dirt.is_empty() || !synced_view || Instant::now() < not_before {
             continue;
         }
         let start = Instant::now();
@@ -64,18 +70,57 @@ pub async fn run(
     }
 }
 
-fn updates(client: Client) -> SelectAll<BoxStream<'static, Update>> {
+fn updates(client: Client, with_gateways: bool) -> SelectAll<BoxStream<'static, Update>> {
     let tls_only = watcher::Config::default().fields("type=kubernetes.io/tls");
     let opaque = watcher::Config::default().fields("type=Opaque");
-    futures::stream::select_all([
+    let mut all = futures::stream::select_all([
         objects(Api::<IngressClass>::all(client.clone()), watcher::Config::default(), Update::Class),
         objects(Api::<Ingress>::all(client.clone()), watcher::Config::default(), Update::Ingress),
         objects(Api::<Service>::all(client.clone()), watcher::Config::default(), |e| Update::Service(Box::new(e))),
         objects(Api::<Secret>::all(client.clone()), tls_only, Update::Secret),
         // Password files, which have no type of their own: of other Secrets nothing is kept.
         objects(Api::<Secret>::all(client.clone()), opaque, |event| Update::AuthSecret(only_password_files(event))),
-        objects(Api::<EndpointSlice>::all(client), watcher::Config::default(), Update::Slice),
-    ])
+        objects(Api::<EndpointSlice>::all(client.clone()), watcher::Config::default(), Update::Slice),
+    ]);
+    if with_gateways {
+        all.extend(gateway_updates(&client));
+    }
+    all
+}
+
+fn gateway_updates(client: &Client) -> Vec<BoxStream<'static, Update>> {
+    fn of<K>(client: &Client, wrap: fn(Event<K>) -> GatewayUpdate) -> BoxStream<'static, Update>
+    where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+    {
+        let api = Api::<K>::all(client.clone());
+        stream(api, watcher::Config::default(), move |event| Update::Gateway(Box::new(wrap(event))))
+    }
+    vec![
+        of(client, GatewayUpdate::Class),
+        of(client, |event| GatewayUpdate::Gateway(Box::new(event))),
+        of(client, GatewayUpdate::ListenerSet),
+        of(client, GatewayUpdate::Http),
+        of(client, GatewayUpdate::Grpc),
+        of(client, GatewayUpdate::Tls),
+        of(client, GatewayUpdate::Tcp),
+        of(client, GatewayUpdate::Udp),
+        of(client, GatewayUpdate::Grant),
+        of(client, GatewayUpdate::Policy),
+        of(client, GatewayUpdate::Namespace),
+        // Of ConfigMaps without authorities nothing is kept.
+        of::<ConfigMap>(client, |event| GatewayUpdate::ConfigMap(only_authorities(event))),
+    ]
+}
+
+fn only_authorities(mut event: Event<ConfigMap>) -> Event<ConfigMap> {
+    if let Event::Apply(map) | Event::InitApply(map) | Event::Delete(map) = &mut event {
+        map.binary_data = None;
+        if let Some(data) = &mut map.data {
+            data.retain(|key, _| key == CA_KEY);
+        }
+    }
+    event
 }
 
 fn only_password_files(mut event: Event<Secret>) -> Event<Secret> {
@@ -91,17 +136,33 @@ fn objects<K>(api: Api<K>, config: watcher::Config, wrap: fn(Event<K>) -> Update
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
+    stream(api, config, wrap)
+}
+
+/// Events of one kind. A kind that the API does not have (yet) has no objects.
+fn stream<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    wrap: impl Fn(Event<K>) -> Update + Send + 'static,
+) -> BoxStream<'static, Update>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
     let kind = K::kind(&()).into_owned();
     watch(api, config)
         .backoff(causeway_api::backoff::watch())
         .modify(|object| object.meta_mut().managed_fields = None)
-        .filter_map(move |event| {
-            ready(match event {
-                Ok(event) => Some(wrap(event)),
+        .flat_map(move |event| {
+            futures::stream::iter(match event {
+                Ok(event) => vec![wrap(event)],
+                Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) if status.code == 404 => {
+                    tracing::debug!(kind, "the API has no such kind; trying again");
+                    vec![wrap(Event::Init), wrap(Event::InitDone)]
+                }
                 Err(error) => {
                     // The last good configuration stays in force.
                     tracing::warn!(%error, kind, "cannot watch; trying again");
-                    None
+                    Vec::new()
                 }
             })
         })
