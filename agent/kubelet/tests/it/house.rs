@@ -324,7 +324,8 @@ impl House {
         eventually("the pod's cgroups are removed", async || {
             let hierarchies = std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten();
             let parents = ["n1", "n1/burstable", "n1/besteffort"];
-            let left = hierarchies.flat_map(|h| parents.map(|p| h.path().join(format!("causeway-{}", self.name)).join(p)));
+            let left =
+                hierarchies.flat_map(|h| parents.map(|p| h.path().join(format!("causeway-{}", self.name)).join(p)));
             (!left.into_iter().any(|p| p.join(format!("pod{uid}")).exists())).then_some(())
         })
         .await;
