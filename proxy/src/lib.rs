@@ -116,7 +116,7 @@ pub async fn run(client: Client, config: ProxyConfig, shutdown: CancellationToke
             if let Some(ready) = &config.ready {
                 ready.send_replace(true);
             }
-            traffic::listen::serve(shared, Arc::new(config.limits), config.http, config.https, shutdown.clone()).await
+            traffic::listen::serve(shared, Arc::new(config.limits), config.http, config.https, config.gateway_address, shutdown.clone()).await
         }
         else => Ok(()),
     };

@@ -5,11 +5,21 @@
 //! wrong, [`policy`] does what a route asks for besides. Nothing here waits for the control plane.
 
 pub mod conn;
+mod filters;
+mod find;
+mod forwarded;
+pub mod fronts;
 pub mod http;
 pub mod listen;
+mod mirror;
 pub mod pages;
 pub mod policy;
+pub mod raw;
+mod rule;
+pub mod sni;
 pub mod tls;
+pub mod udp;
+pub mod upstream_tls;
 
 use ipnet::IpNet;
 use std::time::Duration;

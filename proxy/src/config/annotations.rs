@@ -253,6 +253,7 @@ impl<'a> Reader<'a> {
         };
         let header = |t: &str| http::HeaderValue::from_str(t).is_ok().then(|| t.to_owned());
         Some(Cors {
+            wide: false,
             origins: self.text("cors-allow-origin").map_or_else(|| vec!["*".to_owned()], list),
             methods: self.parsed("cors-allow-methods", "a list", header).unwrap_or_else(|| DEFAULT_METHODS.to_owned()),
             headers: self.parsed("cors-allow-headers", "a list", header).unwrap_or_else(|| DEFAULT_HEADERS.to_owned()),

@@ -116,6 +116,7 @@ fn path(asked: &PathModifier, matched: Option<&PathPattern>) -> Result<PathChang
 fn cross_origin(asked: &CorsFilter) -> Cors {
     Cors {
         origins: asked.allow_origins.clone(),
+        wide: true,
         methods: asked.allow_methods.join(", "),
         headers: asked.allow_headers.join(", "),
         expose: (!asked.expose_headers.is_empty()).then(|| asked.expose_headers.join(", ")),

@@ -77,6 +77,8 @@ pub struct Rewrite {
 pub struct Cors {
     /// Origins, or one `*` for all; `https://*.example.org` stands for every label in that place.
     pub origins: Vec<String>,
+    /// It stands for several labels too, as in the Gateway API.
+    pub wide: bool,
     /// `Access-Control-Allow-Methods`.
     pub methods: String,
     /// `Access-Control-Allow-Headers`.
@@ -189,7 +191,7 @@ impl Cors {
             Some(("", "")) => true,
             Some((head, tail)) => {
                 let name = origin.strip_prefix(head).and_then(|rest| rest.strip_suffix(tail));
-                name.is_some_and(|n| !n.is_empty() && !n.contains(['/', ':', '.']))
+                name.is_some_and(|n| !n.is_empty() && !n.contains(['/', ':']) && (self.wide || !n.contains('.')))
             }
         };
         if !self.origins.iter().any(|o| fits(o)) {
@@ -200,8 +202,10 @@ impl Cors {
         Some(if all { "*" } else { origin })
     }
 
-    /// The headers of an answer to a page of an origin that is allowed, and of the answer to a preflight.
-    pub fn headers(&self, origin: &str, preflight: bool) -> Vec<(&'static str, String)> {
+    /// The headers of an answer to a page of an origin that is allowed. `preflight` is what a browser asks about before
+    /// it sends: the method, and headers. Where all are allowed it is answered with just these, which holds with
+    /// credentials too.
+    pub fn headers(&self, origin: &str, preflight: Option<(&str, Option<&str>)>) -> Vec<(&'static str, String)> {
         let mut all = vec![("Access-Control-Allow-Origin", origin.to_owned())];
         if origin != "*" {
             all.push(("Vary", "Origin".to_owned()));
@@ -209,13 +213,18 @@ impl Cors {
         if self.credentials {
             all.push(("Access-Control-Allow-Credentials", "true".to_owned()));
         }
-        if preflight {
-            all.push(("Access-Control-Allow-Methods", self.methods.clone()));
-            all.push(("Access-Control-Allow-Headers", self.headers.clone()));
+        if let Some((method, headers)) = preflight {
+            let or_asked = |own: &str, asked: &str| if own == "*" { asked.to_owned() } else { own.to_owned() };
+            let methods = or_asked(&self.methods, method);
+            let headers = or_asked(&self.headers, headers.unwrap_or_default());
+            all.push(("Access-Control-Allow-Methods", methods));
+            all.push(("Access-Control-Allow-Headers", headers));
             all.push(("Access-Control-Max-Age", self.max_age.as_secs().to_string()));
-        } else if let Some(expose) = &self.expose {
+        }
+        if let Some(expose) = self.expose.as_ref().filter(|_| preflight.is_none() || self.wide) {
             all.push(("Access-Control-Expose-Headers", expose.clone()));
         }
+        all.retain(|(_, value)| !value.is_empty());
         all
     }
 }
@@ -287,6 +296,7 @@ mod tests {
     #[test]
     fn origins() {
         let cors = |origins: &[&str], credentials| Cors {
+            wide: false,
             origins: origins.iter().map(|o| (*o).to_owned()).collect(),
             methods: String::new(),
             headers: String::new(),

@@ -60,7 +60,65 @@ pub struct Conn {
 #[derive(Debug)]
 enum Io {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Rewind>>),
+}
+
+/// A connection some bytes of which have been read already: they come again.
+#[derive(Debug)]
+pub struct Rewind {
+    ahead: Vec<u8>,
+    stream: TcpStream,
+}
+
+impl Rewind {
+    /// Nothing was read.
+    pub fn new(stream: TcpStream) -> Self {
+        Self::with(stream, Vec::new())
+    }
+
+    /// These bytes were.
+    pub fn with(stream: TcpStream, ahead: Vec<u8>) -> Self {
+        Self { ahead, stream }
+    }
+}
+
+impl AsyncRead for Rewind {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.ahead.is_empty() {
+            return Pin::new(&mut this.stream).poll_read(cx, buf);
+        }
+        let n = this.ahead.len().min(buf.remaining());
+        buf.put_slice(&this.ahead[..n]);
+        this.ahead.drain(..n);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Rewind {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
 }
 
 impl Conn {
@@ -70,11 +128,13 @@ impl Conn {
     }
 
     /// A connection whose TLS handshake is done.
-    pub fn tls(stream: TlsStream<TcpStream>, peer: SocketAddr, limits: Arc<Limits>) -> Self {
+    pub fn tls(stream: TlsStream<Rewind>, peer: SocketAddr, limits: Arc<Limits>) -> Self {
         let session = stream.get_ref().1;
         let version = session.protocol_version().and_then(|v| v.as_str()).unwrap_or_default();
         let cipher = session.negotiated_cipher_suite().and_then(|c| c.suite().as_str()).unwrap_or_default();
-        let digest = SslDigest::new(cipher, version, None, None, Vec::new());
+        // Pingora leaves no place of its own for the server name, and nothing here needs a client's organization.
+        let name = session.server_name().map(str::to_ascii_lowercase);
+        let digest = SslDigest::new(cipher, version, name, None, Vec::new());
         Self::new(Io::Tls(Box::new(stream)), peer, Some(Arc::new(digest)), limits)
     }
 
@@ -187,7 +247,7 @@ impl Io {
     fn tcp(&self) -> &TcpStream {
         match self {
             Self::Plain(stream) => stream,
-            Self::Tls(stream) => stream.get_ref().0,
+            Self::Tls(stream) => &stream.get_ref().0.stream,
         }
     }
 }

@@ -5,11 +5,15 @@
 //! idempotent method) and no answer has begun.
 
 use super::conn::Conn;
-use super::{Limits, pages, policy};
+use super::find::Verdict;
+use super::mirror::Copies;
+use super::{Limits, filters, pages, policy, rule, upstream_tls};
 use crate::config::Shared;
+use crate::route::filter::Filters;
+use crate::route::front::FrontKey;
 use crate::route::policy::Policy;
-use crate::route::upstream::{InFlight, Protocol};
-use crate::route::{Action, Route, Upstream, host, path};
+use crate::route::upstream::{BackendTls, InFlight, Protocol};
+use crate::route::{Action, Route, Upstream};
 use async_trait::async_trait;
 use http::{HeaderValue, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -22,12 +26,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-const X_FORWARDED_FOR: &str = "X-Forwarded-For";
-const X_FORWARDED_PROTO: &str = "X-Forwarded-Proto";
-const X_FORWARDED_HOST: &str = "X-Forwarded-Host";
-const X_FORWARDED_PORT: &str = "X-Forwarded-Port";
-const X_REAL_IP: &str = "X-Real-IP";
-
 /// The proxy application that Pingora drives.
 pub struct HttpApp {
     shared: Arc<Shared>,
@@ -38,6 +36,12 @@ pub struct HttpApp {
 pub struct RequestState {
     start: Instant,
     route: Option<Arc<Route>>,
+    /// The Gateway's port it came by.
+    pub(super) front: Option<FrontKey>,
+    /// The backend that was chosen of several, and what is done to requests that go there.
+    pub(super) share: Option<(Arc<Upstream>, Option<Arc<Filters>>)>,
+    /// Copies that mirrors get.
+    pub(super) copies: Option<Copies>,
     /// The canary's, for a request that goes there.
     pub(super) canary: Option<Arc<Upstream>>,
     /// Bytes that the body may still have.
@@ -48,12 +52,8 @@ pub struct RequestState {
     at: Option<InFlight>,
     /// Ids of the endpoints that were tried.
     tried: Vec<u64>,
-}
-
-/// What the route says about a request, before anything is sent.
-enum Verdict {
-    Forward(Arc<Route>),
-    Refuse(StatusCode, String),
+    /// Answers that were thrown away for another try.
+    again: u32,
 }
 
 impl HttpApp {
@@ -62,39 +62,8 @@ impl HttpApp {
         Self { shared, limits }
     }
 
-    fn judge(&self, request: &RequestHeader) -> Verdict {
-        let refuse = |status, text: &str| Verdict::Refuse(status, text.to_owned());
-        let host = match authority(request).map(host::normalize).transpose() {
-            Ok(host) => host,
-            Err(error) => return refuse(StatusCode::BAD_REQUEST, &error.to_string()),
-        };
-        if host.is_none() && request.version >= Version::HTTP_11 {
-            return refuse(StatusCode::BAD_REQUEST, "the request has no Host header");
-        }
-        let path = match request.uri.path() {
-            // `OPTIONS *` is about the server as a whole; let the root's owner answer.
-            "*" => Ok(std::borrow::Cow::Borrowed(&b"/"[..])),
-            text => path::canonical(text),
-        };
-        let path = match path {
-            Ok(path) => path,
-            Err(error) => return refuse(StatusCode::BAD_REQUEST, &error.to_string()),
-        };
-        let table = self.shared.table.load();
-        match table.lookup(host.as_deref(), &path) {
-            None => {
-                self.shared.metrics.no_route.inc();
-                let host = host.as_deref().unwrap_or("(none)");
-                Verdict::Refuse(StatusCode::NOT_FOUND, format!("No Ingress has a rule for host {host} and this path."))
-            }
-            Some(route) => match &route.action {
-                Action::Forward(_) | Action::Split(_) => Verdict::Forward(Arc::clone(route)),
-                Action::Unavailable(why) => {
-                    self.shared.metrics.no_endpoint.inc();
-                    Verdict::Refuse(StatusCode::SERVICE_UNAVAILABLE, format!("Ingress {}: {why}.", route.owner))
-                }
-            },
-        }
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     pub(super) fn limits(&self) -> &Limits {
@@ -108,10 +77,17 @@ impl HttpApp {
         protocol: Protocol,
         upgrade: bool,
         policy: Option<&Policy>,
+        terms: Option<&Arc<BackendTls>>,
     ) -> HttpPeer {
-        // In TLS, whoever has the pod's address is believed, as with clear text. An address as the name is not sent.
-        let name = if protocol.is_tls() { address.ip().to_string() } else { String::new() };
-        let mut peer = HttpPeer::new(address, protocol.is_tls(), name);
+        // Without terms, whoever has the pod's address is believed in TLS, as with clear text. An address as the name is
+        // not sent. With terms TLS is done below Pingora.
+        let pingoras = protocol.is_tls() && terms.is_none();
+        let name = if pingoras { address.ip().to_string() } else { String::new() };
+        let mut peer = HttpPeer::new(address, pingoras, name);
+        if let Some(terms) = terms {
+            let connector = upstream_tls::Connector { terms: Arc::clone(terms), h2: protocol.is_h2() };
+            peer.options.custom_l4 = Some(Arc::new(connector));
+        }
         // An address that went and came back is another endpoint: it gets no connection of the former one.
         peer.group_key = id;
         let silence = if upgrade { self.limits.upgraded_timeout } else { self.limits.upstream_timeout };
@@ -122,7 +98,7 @@ impl HttpApp {
         options.read_timeout = Some(policy.and_then(|p| p.read_timeout).unwrap_or(silence));
         options.write_timeout = Some(policy.and_then(|p| p.send_timeout).unwrap_or(silence));
         options.idle_timeout = Some(self.limits.upstream_idle);
-        if protocol.is_tls() {
+        if pingoras {
             (options.verify_cert, options.verify_hostname) = (false, false);
         }
         if protocol.is_h2() {
@@ -135,45 +111,6 @@ impl HttpApp {
     pub(super) fn trusted(&self, peer: IpAddr) -> bool {
         let peer = peer.to_canonical();
         self.limits.trusted_proxies.iter().any(|net| net.contains(&peer))
-    }
-
-    fn forwarded_headers(&self, session: &Session, request: &mut RequestHeader) -> Result<()> {
-        let client = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
-        let https = session.digest().is_some_and(|d| d.ssl_digest.is_some());
-        let trusted = client.is_some_and(|ip| self.trusted(ip));
-        if let Some(client) = client {
-            let text = client.to_canonical().to_string();
-            let chain = if trusted { request.headers.get(X_FORWARDED_FOR).and_then(|v| v.to_str().ok()) } else { None };
-            match chain {
-                Some(chain) => request.insert_header(X_FORWARDED_FOR, format!("{chain}, {text}"))?,
-                None => request.insert_header(X_FORWARDED_FOR, text.as_str())?,
-            }
-            if !trusted || !request.headers.contains_key(X_REAL_IP) {
-                request.insert_header(X_REAL_IP, text)?;
-            }
-        }
-        let mut set = |name: &'static str, value: HeaderValue| -> Result<()> {
-            if !trusted || !request.headers.contains_key(name) {
-                request.insert_header(name, value)?;
-            }
-            Ok(())
-        };
-        set(X_FORWARDED_PROTO, HeaderValue::from_static(if https { "https" } else { "http" }))?;
-        let authority = authority(session.req_header());
-        if let Some(host) = authority.and_then(|a| HeaderValue::from_bytes(a).ok()) {
-            set(X_FORWARDED_HOST, host)?;
-        }
-        if let Some(port) = session.server_addr().and_then(|a| a.as_inet()).map(std::net::SocketAddr::port) {
-            // The port the client meant, which is not ours when something forwards to us.
-            let meant = authority.and_then(|a| std::str::from_utf8(a).ok()?.rsplit_once(':')?.1.parse().ok());
-            set(X_FORWARDED_PORT, HeaderValue::from(meant.unwrap_or(port)))?;
-        }
-        if !trusted {
-            request.remove_header("Forwarded");
-        }
-        // Some servers turn it into the environment's HTTP_PROXY.
-        request.remove_header("Proxy");
-        Ok(())
     }
 }
 
@@ -188,7 +125,8 @@ impl RequestState {
         }
         match &self.route.as_ref()?.action {
             Action::Forward(upstream) => Some(upstream),
-            Action::Split(_) | Action::Unavailable(_) => None,
+            Action::Split(_) => self.share.as_ref().map(|(upstream, _)| upstream),
+            Action::Unavailable(_) => None,
         }
     }
 }
@@ -201,12 +139,16 @@ impl ProxyHttp for HttpApp {
         RequestState {
             start: Instant::now(),
             route: None,
+            front: None,
+            share: None,
+            copies: None,
             canary: None,
             body_left: None,
             new_tag: None,
             upgrade: false,
             at: None,
             tried: Vec::new(),
+            again: 0,
         }
     }
 
@@ -237,10 +179,13 @@ impl ProxyHttp for HttpApp {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<bool> {
-        match self.judge(session.req_header()) {
+        let (verdict, front) = self.judge(session);
+        ctx.front = front;
+        match verdict {
             Verdict::Forward(route) => {
-                let answered =
-                    (route.policy.is_some() || route.canary.is_some()) && self.enforce(session, &route, ctx).await?;
+                let answered = ((route.policy.is_some() || route.canary.is_some())
+                    && self.enforce(session, &route, ctx).await?)
+                    || (ctx.front.is_some() && self.rule(session, &route, ctx).await?);
                 ctx.route = Some(route);
                 Ok(answered)
             }
@@ -258,6 +203,14 @@ impl ProxyHttp for HttpApp {
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<Box<HttpPeer>> {
         ctx.at = None;
+        if let Some(pause) = ctx.route.as_ref().and_then(|r| rule::pause(r, ctx.again)) {
+            tokio::time::sleep(pause).await;
+        }
+        let timeouts = ctx.route.as_ref().map(|r| r.timeouts).unwrap_or_default();
+        let left = timeouts.request.map(|all| all.saturating_sub(ctx.start.elapsed()));
+        if left.is_some_and(|l| l.is_zero()) {
+            return Error::e_explain(ErrorType::HTTPStatus(504), "the route's time for the request is over");
+        }
         let Some(upstream) = ctx.upstream() else {
             return Error::e_explain(ErrorType::InternalError, "a request without a route");
         };
@@ -265,12 +218,18 @@ impl ProxyHttp for HttpApp {
         let affinity = ctx.policy().and_then(|p| p.affinity.as_ref());
         let sent = affinity.and_then(|a| policy::cookie_of(session.req_header(), &a.cookie));
         let known = sent.and_then(|tag| upstream.find(tag, &ctx.tried));
-        let is_new = affinity.is_some() && known.is_none();
+        let session_token = ctx.route.as_ref().and_then(|r| rule::token(r.session.as_ref()?, session.req_header()));
+        let known = known.or_else(|| session_token.and_then(|tag| upstream.find(tag, &ctx.tried)));
+        let is_new = (affinity.is_some() || ctx.route.as_ref().is_some_and(|r| r.session.is_some())) && known.is_none();
         let Some(endpoint) = known.or_else(|| upstream.pick(&ctx.tried)) else {
             self.shared.metrics.no_endpoint.inc();
             return Error::e_explain(ErrorType::HTTPStatus(503), format!("{} has no ready endpoint", upstream.key));
         };
-        let peer = self.peer(endpoint.address, endpoint.id, protocol, ctx.upgrade, ctx.policy());
+        let terms = upstream.key.tls();
+        let mut peer = self.peer(endpoint.address, endpoint.id, protocol, ctx.upgrade, ctx.policy(), terms);
+        if let Some(limit) = [timeouts.backend, left].into_iter().flatten().min() {
+            peer.options.read_timeout = Some(peer.options.read_timeout.map_or(limit, |own| own.min(limit)));
+        }
         ctx.new_tag = is_new.then_some(endpoint.tag);
         ctx.at = Some(InFlight::start(endpoint));
         Ok(Box::new(peer))
@@ -297,20 +256,39 @@ impl ProxyHttp for HttpApp {
         request: &mut RequestHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
-        self.forwarded_headers(session, request)?;
-        match &ctx.route {
-            Some(route) => policy::rewrite(route, request),
-            None => Ok(()),
+        self.forwarded_headers(session, request, ctx.front.as_ref())?;
+        let Some(route) = &ctx.route else { return Ok(()) };
+        policy::rewrite(route, request)?;
+        if ctx.front.is_some() {
+            if let Some(filters) = &route.filters {
+                filters::request(filters, request)?;
+            }
+            if let Some(filters) = ctx.share.as_ref().and_then(|(_, f)| f.as_ref()) {
+                filters::request(filters, request)?;
+            }
+            if let Some(copies) = &mut ctx.copies {
+                copies.head(request);
+            }
         }
+        Ok(())
     }
 
     async fn request_body_filter(
         &self,
         _session: &mut Session,
         body: &mut Option<bytes::Bytes>,
-        _end_of_stream: bool,
+        end_of_stream: bool,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
+        if let Some(mut copies) = ctx.copies.take()
+            && copies.body(body.as_ref())
+        {
+            if end_of_stream {
+                copies.send();
+            } else {
+                ctx.copies = Some(copies);
+            }
+        }
         policy::count_body(ctx, body.as_ref().map_or(0, bytes::Bytes::len))
     }
 
@@ -320,9 +298,34 @@ impl ProxyHttp for HttpApp {
         answer: &mut ResponseHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
-        match ctx.policy() {
-            Some(policy) => policy::answered(policy, session.req_header(), ctx.new_tag, answer),
-            None => Ok(()),
+        if let Some(policy) = ctx.policy() {
+            policy::answered(policy, session.req_header(), ctx.new_tag, answer)?;
+        }
+        let Some(route) = ctx.route.as_ref().filter(|_| ctx.front.is_some()) else { return Ok(()) };
+        if let (Some(sticky), Some(_), Some(at)) = (&route.session, ctx.new_tag, &ctx.at) {
+            rule::remember(sticky, at.endpoint(), answer)?;
+        }
+        // The backend's first, as it is nearer to the answer.
+        if let Some(filters) = ctx.share.as_ref().and_then(|(_, f)| f.as_ref()) {
+            filters::response(filters, answer)?;
+        }
+        route.filters.as_ref().map_or(Ok(()), |filters| filters::response(filters, answer))
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        answer: &mut ResponseHeader,
+        ctx: &mut Self::CTX,
+    ) -> Result<()> {
+        let Some(route) = &ctx.route else { return Ok(()) };
+        match rule::again(route, answer, ctx.again) {
+            Some(error) if !session.as_downstream().retry_buffer_truncated() => {
+                ctx.again += 1;
+                self.shared.metrics.retries.inc();
+                Err(error)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -352,6 +355,9 @@ impl ProxyHttp for HttpApp {
         ctx: &mut Self::CTX,
         reused: bool,
     ) -> BError {
+        if *error.etype() == ErrorType::Custom(rule::AGAIN) {
+            return error;
+        }
         let mut error = error.more_context(format!("endpoint {}", peer._address));
         let session = session.as_downstream();
         let begun = session.response_written().is_some();

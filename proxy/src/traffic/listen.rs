@@ -1,9 +1,12 @@
 //! Accept loops, and the end of them: connections come in while the token lives, then drain within a deadline.
 
-use super::conn::Conn;
+use super::conn::{Conn, Rewind};
 use super::http::HttpApp;
-use super::{Limits, tls};
-use crate::config::Shared;
+use super::sni::Ready;
+use super::{Limits, fronts, raw, sni, tls};
+use crate::config::{Shared, Socket};
+use crate::route::front::{FrontService, TlsMode};
+use arc_swap::ArcSwap;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ServerApp};
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
@@ -12,7 +15,7 @@ use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::ShutdownWatch;
 use pingora::server::configuration::ServerConf;
 use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -35,36 +38,52 @@ pub enum ServeError {
     Tls(#[from] tls::TlsError),
 }
 
-/// A listening socket and what is spoken on it. Further kinds (passthrough, PROXY protocol) become fields here.
-struct Listener {
-    socket: TcpListener,
-    tls: Option<TlsAcceptor>,
+/// What is spoken on a listening socket.
+#[derive(Clone)]
+pub(super) enum Kind {
+    /// The ingress' HTTP in clear text.
+    Http,
+    /// The ingress' HTTPS.
+    Https(TlsAcceptor),
+    /// Whatever the front of a Gateway says at that moment.
+    Front {
+        /// The socket, with its front.
+        socket: Arc<Socket>,
+        /// The front's TLS listeners.
+        tls: Arc<ArcSwap<Vec<Ready>>>,
+    },
 }
 
 /// What connections need.
-struct Server {
-    shared: Arc<Shared>,
-    limits: Arc<Limits>,
+pub(super) struct Server {
+    pub(super) shared: Arc<Shared>,
+    pub(super) limits: Arc<Limits>,
     proxy: Arc<HttpProxy<HttpApp>>,
-    shutdown: ShutdownWatch,
     slots: Arc<Semaphore>,
-    connections: TaskTracker,
+    pub(super) connections: TaskTracker,
     /// Ends what has not drained in time.
-    kill: CancellationToken,
+    pub(super) kill: CancellationToken,
 }
 
-/// Serves on sockets that others have opened, until shutdown, then drains.
+/// Serves on sockets that others have opened, and on those that Gateways need at an address of ours, until shutdown;
+/// then drains.
 pub async fn serve(
     shared: Arc<Shared>,
     limits: Arc<Limits>,
     http: Vec<std::net::TcpListener>,
     https: Vec<std::net::TcpListener>,
+    gateways: Option<IpAddr>,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
-    let acceptor = if https.is_empty() { None } else { Some(tls::acceptor(Arc::clone(&shared))?) };
     let mut listeners = Vec::new();
-    for (socket, tls) in http.into_iter().map(|s| (s, None)).chain(https.into_iter().map(|s| (s, acceptor.clone()))) {
-        listeners.push(Listener { socket: adopt(socket)?, tls });
+    for socket in http {
+        listeners.push((adopt(socket)?, Kind::Http));
+    }
+    if !https.is_empty() {
+        let acceptor = tls::acceptor(Arc::clone(&shared))?;
+        for socket in https {
+            listeners.push((adopt(socket)?, Kind::Https(acceptor.clone())));
+        }
     }
     let (stop, stopped) = watch::channel(false);
     let server = Arc::new(Server {
@@ -72,13 +91,15 @@ pub async fn serve(
         slots: Arc::new(Semaphore::new(limits.max_connections)),
         shared,
         limits,
-        shutdown: stopped,
         connections: TaskTracker::new(),
         kill: CancellationToken::new(),
     });
     let loops = TaskTracker::new();
-    for listener in listeners {
-        loops.spawn(accept(Arc::clone(&server), listener, shutdown.clone()));
+    for (socket, kind) in listeners {
+        loops.spawn(accept(Arc::clone(&server), socket, kind, stopped.clone(), shutdown.clone()));
+    }
+    if let Some(address) = gateways {
+        loops.spawn(fronts::run(Arc::clone(&server), address, shutdown.clone()));
     }
     loops.close();
     shutdown.cancelled().await;
@@ -132,16 +153,19 @@ fn application(shared: &Arc<Shared>, limits: &Arc<Limits>) -> HttpProxy<HttpApp>
     proxy
 }
 
-async fn accept(server: Arc<Server>, listener: Listener, shutdown: CancellationToken) {
-    let counter = match &listener.tls {
-        Some(_) => server.shared.metrics.connections_https.clone(),
-        None => server.shared.metrics.connections_http.clone(),
-    };
+/// Takes connections until `stop`; `draining` turns true when those that were taken shall end.
+pub(super) async fn accept(
+    server: Arc<Server>,
+    socket: TcpListener,
+    kind: Kind,
+    draining: ShutdownWatch,
+    stop: CancellationToken,
+) {
     loop {
         let accepted = tokio::select! {
             biased;
-            () = shutdown.cancelled() => return,
-            accepted = listener.socket.accept() => accepted,
+            () = stop.cancelled() => return,
+            accepted = socket.accept() => accepted,
         };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
@@ -161,42 +185,139 @@ async fn accept(server: Arc<Server>, listener: Listener, shutdown: CancellationT
                 Ok(slot) => slot,
                 Err(_) => return,
             },
-            () = shutdown.cancelled() => return,
+            () = stop.cancelled() => return,
         };
-        counter.inc();
-        let (server, tls) = (Arc::clone(&server), listener.tls.clone());
+        let (server, kind, draining) = (Arc::clone(&server), kind.clone(), draining.clone());
         let connections = server.connections.clone();
         connections.spawn(async move {
             let _slot = slot;
             server.shared.metrics.connections.inc();
             tokio::select! {
                 () = server.kill.cancelled() => {}
-                () = connection(&server, stream, peer, tls) => {}
+                () = connection(&server, stream, peer, kind, draining) => {}
             }
             server.shared.metrics.connections.dec();
         });
     }
 }
 
-async fn connection(server: &Server, stream: TcpStream, peer: SocketAddr, tls: Option<TlsAcceptor>) {
+async fn connection(server: &Server, stream: TcpStream, peer: SocketAddr, kind: Kind, draining: ShutdownWatch) {
     let _ = stream.set_nodelay(true);
-    let limits = Arc::clone(&server.limits);
-    let mut conn = match tls {
-        None => Conn::plain(stream, peer, limits),
-        Some(tls) => match tokio::time::timeout(limits.head_timeout, tls.accept(stream)).await {
-            Ok(Ok(stream)) => Conn::tls(stream, peer, limits),
-            Ok(Err(error)) => {
-                tracing::debug!(%error, %peer, "TLS handshake failed");
-                server.shared.metrics.handshake_failures.inc();
+    let metrics = &server.shared.metrics;
+    match kind {
+        Kind::Http => {
+            metrics.connections_http.inc();
+            http(server, Conn::plain(stream, peer, Arc::clone(&server.limits)), peer, draining).await;
+        }
+        Kind::Https(acceptor) => {
+            metrics.connections_https.inc();
+            let Some(stream) = decrypt(server, &acceptor, Rewind::new(stream), peer).await else { return };
+            http(server, Conn::tls(stream, peer, Arc::clone(&server.limits)), peer, draining).await;
+        }
+        Kind::Front { socket, tls } => front(server, stream, peer, &socket, &tls, draining).await,
+    }
+}
+
+/// A connection to a Gateway's port.
+async fn front(
+    server: &Server,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    socket: &Socket,
+    tls: &ArcSwap<Vec<Ready>>,
+    draining: ShutdownWatch,
+) {
+    let metrics = &server.shared.metrics;
+    let front = socket.front.load_full();
+    match &front.service {
+        FrontService::Http(_) => {
+            metrics.connections_http.inc();
+            http(server, Conn::plain(stream, peer, Arc::clone(&server.limits)), peer, draining).await;
+        }
+        FrontService::Tls(_) => {
+            metrics.connections_https.inc();
+            let hello = tokio::time::timeout(server.limits.head_timeout, sni::hello(&mut stream)).await;
+            let Ok(Ok(hello)) = hello else {
+                metrics.handshake_failures.inc();
                 return;
-            }
-            Err(_) => {
-                server.shared.metrics.handshake_failures.inc();
+            };
+            let ready = tls.load_full();
+            let Some(found) = sni::listener(&ready, hello.name.as_deref()) else {
+                metrics.handshake_failures.inc();
+                sni::unrecognized(&mut stream, &server.limits).await;
                 return;
-            }
+            };
+            by_name(server, stream, peer, hello, found, draining).await;
+        }
+        FrontService::Tcp(split) => {
+            metrics.connections_http.inc();
+            ended(raw::relay(&mut stream, &[], split, &server.limits).await, peer);
+        }
+        FrontService::Udp(_) => {}
+    }
+}
+
+/// A connection whose listener has been found by its server name.
+async fn by_name(
+    server: &Server,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    hello: sni::Hello,
+    found: &Ready,
+    draining: ShutdownWatch,
+) {
+    let name = hello.name.as_deref();
+    match (&found.listener.mode, &found.acceptor) {
+        (TlsMode::Passthrough(table), _) => match table.lookup(name, ROOT) {
+            Some(split) => ended(raw::relay(&mut stream, &hello.bytes, split, &server.limits).await, peer),
+            None => sni::unrecognized(&mut stream, &server.limits).await,
         },
-    };
-    let mut stopping = server.shutdown.clone();
+        (TlsMode::Terminate(_, table), Some(acceptor)) => {
+            let Some(split) = table.lookup(name, ROOT).cloned() else {
+                sni::unrecognized(&mut stream, &server.limits).await;
+                return;
+            };
+            let Some(mut stream) = decrypt(server, acceptor, Rewind::with(stream, hello.bytes), peer).await else {
+                return;
+            };
+            ended(raw::relay(&mut stream, &[], &split, &server.limits).await, peer);
+        }
+        (TlsMode::Https(..), Some(acceptor)) => {
+            let Some(stream) = decrypt(server, acceptor, Rewind::with(stream, hello.bytes), peer).await else { return };
+            http(server, Conn::tls(stream, peer, Arc::clone(&server.limits)), peer, draining).await;
+        }
+        // Its TLS could not be configured.
+        (_, None) => {}
+    }
+}
+
+/// What tables by server name have instead of a path.
+const ROOT: &[u8] = b"/";
+
+fn ended(result: std::io::Result<()>, peer: SocketAddr) {
+    if let Err(error) = result {
+        tracing::debug!(%error, %peer, "connection ended");
+    }
+}
+
+async fn decrypt(
+    server: &Server,
+    acceptor: &TlsAcceptor,
+    stream: Rewind,
+    peer: SocketAddr,
+) -> Option<tokio_rustls::server::TlsStream<Rewind>> {
+    match tokio::time::timeout(server.limits.head_timeout, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => return Some(stream),
+        Ok(Err(error)) => tracing::debug!(%error, %peer, "TLS handshake failed"),
+        Err(_) => {}
+    }
+    server.shared.metrics.handshake_failures.inc();
+    None
+}
+
+/// A connection that speaks HTTP.
+async fn http(server: &Server, mut conn: Conn, peer: SocketAddr, draining: ShutdownWatch) {
+    let mut stopping = draining.clone();
     let detected = tokio::select! {
         biased;
         detected = conn.detect() => detected,
@@ -207,14 +328,14 @@ async fn connection(server: &Server, stream: TcpStream, peer: SocketAddr, tls: O
         return;
     }
     if conn.is_h2() {
-        server.proxy.process_new(Box::new(conn), &server.shutdown).await;
+        server.proxy.process_new(Box::new(conn), &draining).await;
     } else {
-        http1(server, Box::new(conn)).await;
+        http1(server, Box::new(conn), &draining).await;
     }
 }
 
 /// One HTTP/1 connection, request after request.
-async fn http1(server: &Server, mut stream: Stream) {
+async fn http1(server: &Server, mut stream: Stream, draining: &ShutdownWatch) {
     let mut kept = None;
     loop {
         let mut session = ServerSession::new_http1(stream);
@@ -222,7 +343,7 @@ async fn http1(server: &Server, mut stream: Stream) {
             None => session.set_keepalive(Some(server.limits.idle_timeout.as_secs().max(1))),
             Some(settings) => pingora::apps::HttpPersistentSettings::apply_to_session(settings, &mut session),
         }
-        let Some(reused) = server.proxy.process_new_http(session, &server.shutdown).await else { return };
+        let Some(reused) = server.proxy.process_new_http(session, draining).await else { return };
         (stream, kept) = reused.consume();
         if let Some(conn) = (*stream).as_any().downcast_ref::<Conn>() {
             conn.wait_for_next();

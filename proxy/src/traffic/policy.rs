@@ -158,8 +158,10 @@ fn header_text<'a>(request: &'a RequestHeader, name: &HeaderName) -> Option<&'a 
 fn preflight(cors: &Cors, request: &RequestHeader) -> Option<Answer> {
     let asks = request.method == Method::OPTIONS && request.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
     let origin = header_text(request, &header::ORIGIN).filter(|_| asks)?;
+    let method = header_text(request, &header::ACCESS_CONTROL_REQUEST_METHOD).unwrap_or_default();
+    let headers = header_text(request, &header::ACCESS_CONTROL_REQUEST_HEADERS);
     // An origin that is not allowed gets no such headers, and the browser refuses by itself.
-    let headers = cors.allow_origin(origin).map(|o| cors.headers(o, true)).unwrap_or_default();
+    let headers = cors.allow_origin(origin).map(|o| cors.headers(o, Some((method, headers)))).unwrap_or_default();
     Some(Answer { status: StatusCode::NO_CONTENT, text: "", headers })
 }
 
@@ -201,7 +203,7 @@ pub(super) fn answered(
     if let Some(cors) = &policy.cors
         && let Some(origin) = header_text(request, &header::ORIGIN).and_then(|o| cors.allow_origin(o))
     {
-        for (name, value) in cors.headers(origin, false) {
+        for (name, value) in cors.headers(origin, None) {
             if name == "Vary" {
                 answer.append_header(name, value)?;
             } else {

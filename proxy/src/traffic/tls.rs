@@ -2,11 +2,12 @@
 
 use crate::config::Shared;
 use crate::config::certs::{self, CertError};
+use pingora::protocols::tls::SslDigest;
 use rustls::ServerConfig;
-use rustls::crypto::ring;
+use rustls::crypto::{CryptoProvider, ring};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use tokio_rustls::TlsAcceptor;
 
 /// Why TLS cannot be served at all.
@@ -15,6 +16,9 @@ pub enum TlsError {
     /// The certificate for connections without one could not be made.
     #[error("making the self-signed default certificate: {0}")]
     Default(#[from] CertError),
+    /// Certificates of clients cannot be verified.
+    #[error("configuring the verification of clients: {0}")]
+    Clients(String),
     /// rustls refused the configuration.
     #[error("configuring TLS: {0}")]
     Config(#[from] rustls::Error),
@@ -34,10 +38,21 @@ impl ResolvesServerCert for Resolver {
     }
 }
 
+/// What all cryptography here is done with.
+pub fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(ring::default_provider()));
+    Arc::clone(&PROVIDER)
+}
+
+/// The server name that a connection asked for.
+pub fn server_name(digest: &SslDigest) -> Option<&str> {
+    digest.organization.as_deref()
+}
+
 /// An acceptor that offers HTTP/2 and HTTP/1.1.
 pub fn acceptor(shared: Arc<Shared>) -> Result<TlsAcceptor, TlsError> {
     let fallback = Arc::new(certs::self_signed()?);
-    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(Resolver { shared, fallback }));

@@ -1,0 +1,64 @@
+//! What a backend is told of the client: the `X-Forwarded-*` headers. What a client says of itself is believed only where
+//! it is a proxy that is trusted.
+
+use super::http::{HttpApp, authority};
+use crate::route::front::FrontKey;
+use http::HeaderValue;
+use pingora::Result;
+use pingora::http::RequestHeader;
+use pingora::proxy::Session;
+
+const X_FORWARDED_FOR: &str = "X-Forwarded-For";
+const X_FORWARDED_PROTO: &str = "X-Forwarded-Proto";
+const X_FORWARDED_HOST: &str = "X-Forwarded-Host";
+const X_FORWARDED_PORT: &str = "X-Forwarded-Port";
+const X_REAL_IP: &str = "X-Real-IP";
+
+impl HttpApp {
+    /// Puts the headers into a request that is sent on; `front` is the Gateway's port it came by.
+    pub(super) fn forwarded_headers(
+        &self,
+        session: &Session,
+        request: &mut RequestHeader,
+        front: Option<&FrontKey>,
+    ) -> Result<()> {
+        let client = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
+        let https = session.digest().is_some_and(|d| d.ssl_digest.is_some());
+        let trusted = client.is_some_and(|ip| self.trusted(ip));
+        if let Some(client) = client {
+            let text = client.to_canonical().to_string();
+            let chain = if trusted { request.headers.get(X_FORWARDED_FOR).and_then(|v| v.to_str().ok()) } else { None };
+            match chain {
+                Some(chain) => request.insert_header(X_FORWARDED_FOR, format!("{chain}, {text}"))?,
+                None => request.insert_header(X_FORWARDED_FOR, text.as_str())?,
+            }
+            if !trusted || !request.headers.contains_key(X_REAL_IP) {
+                request.insert_header(X_REAL_IP, text)?;
+            }
+        }
+        let mut set = |name: &'static str, value: HeaderValue| -> Result<()> {
+            if !trusted || !request.headers.contains_key(name) {
+                request.insert_header(name, value)?;
+            }
+            Ok(())
+        };
+        set(X_FORWARDED_PROTO, HeaderValue::from_static(if https { "https" } else { "http" }))?;
+        let authority = authority(session.req_header());
+        if let Some(host) = authority.and_then(|a| HeaderValue::from_bytes(a).ok()) {
+            set(X_FORWARDED_HOST, host)?;
+        }
+        let own = front.map(|f| f.port);
+        let own = own.or_else(|| session.server_addr().and_then(|a| a.as_inet()).map(std::net::SocketAddr::port));
+        if let Some(port) = own {
+            // The port the client meant, which is not ours when something forwards to us.
+            let meant = authority.and_then(|a| std::str::from_utf8(a).ok()?.rsplit_once(':')?.1.parse().ok());
+            set(X_FORWARDED_PORT, HeaderValue::from(meant.unwrap_or(port)))?;
+        }
+        if !trusted {
+            request.remove_header("Forwarded");
+        }
+        // Some servers turn it into the environment's HTTP_PROXY.
+        request.remove_header("Proxy");
+        Ok(())
+    }
+}

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Runs the Gateway API's own conformance suite against a cluster that is started for it, and writes its report.
+#   run.sh CAUSEWAY [all|core|TEST]
+# `all` runs every profile and every feature we say we have and writes docs/conformance/; `core` runs what the profile
+# GATEWAY-HTTP demands of everybody; anything else is the name of one test. Needs Go, and the modules of go.mod.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+causeway=$(realpath "$1")
+what=${2:-all}
+out="$here/../../target/conformance"
+name=conformance
+features=v1.6.3
+step() { printf '\033[1m==> %s\033[0m\n' "$*"; }
+export CAUSEWAY_NAME=$name GOFLAGS=-mod=readonly CGO_ENABLED=0
+mkdir -p "$out"
+
+step "Building the suite and its echo server"
+(cd "$here" && go test -c -o "$out/suite" . && go build -o "$out/echo-basic" sigs.k8s.io/gateway-api/conformance/echo-basic)
+crds=$(cd "$here" && go list -m -f '{{.Dir}}' sigs.k8s.io/gateway-api)/config/crd/experimental
+manifests=$(cd "$here" && go list -m -f '{{.Dir}}' sigs.k8s.io/gateway-api/conformance)
+images=()
+# The echo server has one image under the name of every version that the manifests ask for.
+for tag in $(grep -rhoE 'gateway-api/echo-basic:[^ "]+' "$manifests/base" "$manifests/tests" | sort -u | cut -d: -f2); do
+  "$causeway" image pack "registry.k8s.io/gateway-api/echo-basic:$tag" --file "$out/echo-basic:/echo-basic" \
+    --entrypoint /echo-basic --output "$out/echo-basic-$tag.tar"
+  images+=("$out/echo-basic-$tag.tar")
+done
+
+step "Starting a cluster"
+cleanup() { "$causeway" down --name "$name" --delete-data >/dev/null 2>&1 || true; }
+trap cleanup EXIT
+cleanup
+"$causeway" up --name "$name" --api-port 26443 --http-port 28080 --https-port 28443 --detach
+"$causeway" image load "${images[@]}"
+# Everything from here on speaks from the segment of the cluster's nodes, where Gateways' addresses are.
+export KUBECONFIG="$out/kubeconfig"
+"$causeway" kubeconfig | sed 's#https://127.0.0.1:26443#https://10.90.0.1:6443#' >"$KUBECONFIG"
+inside() { ip netns exec "cw-$name-lan" "$@"; }
+
+step "Installing the kinds of the Gateway API $features"
+for file in "$crds"/gateway.networking.k8s.io_*.yaml "$crds"/gateway.networking.x-k8s.io_*.yaml; do
+  case $file in *vap_*) continue ;; esac
+  inside kubectl apply --server-side --force-conflicts -f "$file" >/dev/null
+done
+inside kubectl wait --for=condition=Established crd --all --timeout=60s >/dev/null
+inside kubectl wait --for=condition=Accepted gatewayclass/causeway --timeout=60s
+
+arguments=(
+  -test.v -test.timeout=80m -gateway-class=causeway -usable-address=10.90.0.249 -unusable-address=10.99.99.99
+  -organization=causeway -project=causeway -url=https://causeway.dev "-version=$("$causeway" --version | cut -d' ' -f2)"
+  -contact=https://causeway.dev
+)
+case $what in
+  all)
+    mkdir -p "$here/../../docs/conformance"
+    arguments+=(
+      -conformance-profiles=GATEWAY-HTTP,GATEWAY-GRPC,GATEWAY-TLS
+      "-report-output=$here/../../docs/conformance/gateway-api-$features.yaml"
+    )
+    ;;
+  core) arguments+=(-supported-features=Gateway,HTTPRoute,ReferenceGrant -conformance-profiles=GATEWAY-HTTP) ;;
+  *) arguments+=("-run-test=$what") ;;
+esac
+step "Running the suite ($what)"
+status=0
+inside "$out/suite" "${arguments[@]}" >"$out/log" 2>&1 || status=$?
+grep -E '^ *--- (PASS|FAIL|SKIP): TestGatewayAPI/[^/ ]+ ' "$out/log" | sed 's/^ *//' | sort | uniq || true
+if [ "$status" != 0 ]; then
+  echo "the suite failed; its log is $out/log" >&2
+fi
+exit "$status"
