@@ -16,6 +16,7 @@ mkdir -p "$out"
 
 step "Building the suite and its echo server"
 (cd "$here" && go test -c -o "$out/suite" . && go build -o "$out/echo-basic" sigs.k8s.io/gateway-api/conformance/echo-basic)
+(cd "$here/coredns" && go build -o "$out/coredns" .)
 crds=$(cd "$here" && go list -m -f '{{.Dir}}' sigs.k8s.io/gateway-api)/config/crd/experimental
 manifests=$(cd "$here" && go list -m -f '{{.Dir}}' sigs.k8s.io/gateway-api/conformance)
 images=()
@@ -25,6 +26,9 @@ for tag in $(grep -rhoE 'gateway-api/echo-basic:[^ "]+' "$manifests/base" "$mani
     --entrypoint /echo-basic --output "$out/echo-basic-$tag.tar"
   images+=("$out/echo-basic-$tag.tar")
 done
+"$causeway" image pack registry.k8s.io/coredns/coredns:v1.12.2 --file "$out/coredns:/coredns" --entrypoint /coredns \
+  --output "$out/coredns.tar"
+images+=("$out/coredns.tar")
 
 step "Starting a cluster"
 cleanup() { "$causeway" down --name "$name" --delete-data >/dev/null 2>&1 || true; }
