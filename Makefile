@@ -1,7 +1,7 @@
 # Thin lines over cargo. `make demo` and `make test` are all a newcomer needs.
 CARGO ?= cargo
 
-.PHONY: demo test bench bench-net fmt lint build
+.PHONY: demo test conformance bench bench-net fmt lint build
 
 demo: ## a cluster on this machine with the shop in it
 	@configs/setup.sh demo
@@ -14,6 +14,11 @@ test: ## everything, from formatting to end-to-end on real components
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) build --workspace --bins --locked
 	$(CARGO) test --workspace --locked
+
+conformance: ## the Gateway API's own suite against a cluster, whole or one test (TEST=name); needs Go
+	@configs/setup.sh test
+	$(CARGO) build --release --locked -p causeway-cli
+	@tests/conformance/run.sh target/release/causeway $(or $(TEST),all)
 
 bench: ## figures side by side with peers
 	@configs/setup.sh bench

@@ -51,7 +51,8 @@ fn causeway(listen: SocketAddr, backend: SocketAddr) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     // On a worker, as in the program: the thread that waits here only waits.
     let serving = runtime.spawn(async move {
-        listen::serve(shared, Arc::new(Limits::default()), vec![socket], Vec::new(), CancellationToken::new()).await
+        listen::serve(shared, Arc::new(Limits::default()), vec![socket], Vec::new(), None, CancellationToken::new())
+            .await
     });
     runtime.block_on(serving)??;
     Ok(())

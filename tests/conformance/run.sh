@@ -58,7 +58,7 @@ case $what in
   all)
     mkdir -p "$here/../../docs/conformance"
     arguments+=(
-      -conformance-profiles=GATEWAY-HTTP,GATEWAY-GRPC,GATEWAY-TLS
+      -conformance-profiles=GATEWAY-HTTP,GATEWAY-GRPC,GATEWAY-TLS,GATEWAY-TCP,GATEWAY-UDP
       "-report-output=$here/../../docs/conformance/gateway-api-$features.yaml"
     )
     ;;

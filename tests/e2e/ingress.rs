@@ -20,7 +20,7 @@ pub fn tests() -> Vec<(&'static str, Test)> {
 }
 
 /// A pod and a Service that answer every path with a word.
-fn answering(c: &Cluster, ns: &str, word: &str) -> Result<()> {
+pub fn answering(c: &Cluster, ns: &str, word: &str) -> Result<()> {
     let script = format!(
         "while true; do printf \"HTTP/1.1 200 OK\\r\\nContent-Length: {}\\r\\nConnection: close\\r\\n\\r\\n{word}\" | nc -l -p 8080 > /dev/null; done",
         word.len()

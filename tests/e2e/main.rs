@@ -6,6 +6,7 @@
 mod bad_input;
 mod demo;
 mod dns;
+mod gateway;
 mod images;
 mod ingress;
 mod join;
@@ -77,6 +78,7 @@ fn shared_tests() -> Vec<(&'static str, Test)> {
     [
         bad_input::tests(),
         dns::tests(),
+        gateway::tests(),
         ingress::tests(),
         kubectl::tests(),
         loadbalancer::tests(),

@@ -47,10 +47,17 @@ fn crates() -> BTreeMap<String, Crate> {
 /// What a crate may depend on. A new crate needs a line here, and so a thought.
 fn allowed(name: &str) -> Option<&'static [&'static str]> {
     Some(match name {
-        "causeway-api" | "causeway-store" | "causeway-schema" | "causeway-nft" | "causeway-load" | "shop-api" => &[],
+        "causeway-api"
+        | "causeway-store"
+        | "causeway-schema"
+        | "causeway-nft"
+        | "causeway-load"
+        | "causeway-gateway-crds"
+        | "shop-api" => &[],
         "causeway-registry" => &["causeway-api", "causeway-schema"],
         "causeway-apiserver" => &["causeway-api", "causeway-registry", "causeway-schema", "causeway-store"],
-        "causeway-scheduler" | "causeway-controllers" | "causeway-proxy" | "causeway-dns" => &["causeway-api"],
+        "causeway-scheduler" | "causeway-controllers" | "causeway-dns" => &["causeway-api"],
+        "causeway-proxy" => &["causeway-api", "causeway-gateway-crds"],
         "causeway-runtime" | "causeway-access" | "causeway-announce" => &["causeway-api"],
         "causeway-network" => &["causeway-api", "causeway-nft"],
         "causeway-kubelet" => &["causeway-api", "causeway-runtime", "causeway-network"],

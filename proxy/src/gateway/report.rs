@@ -229,7 +229,7 @@ pub(super) fn gateway(state: &State<'_>, entries: &[Entry<'_>], address: &Addres
         let accepted = match (&set.refused, &invalid) {
             (Some(problem), _) => Err(problem),
             (None, _) if is_refused => Err(&parent_refused),
-            (None, Some(problem)) if !own.iter().any(|e| is_accepted(e)) => Err(problem),
+            (None, Some(problem)) if !own.iter().any(|e| e.usable()) => Err(problem),
             (None, Some(problem)) => Ok((problem.reason, problem.message.as_str())),
             (None, None) => Ok(("Accepted", "the listeners are served")),
         };

@@ -341,8 +341,8 @@ impl ProxyHttp for HttpApp {
             at.endpoint().failed();
             ctx.tried.push(at.endpoint().id);
         }
-        // Nothing was sent: any request may go elsewhere.
-        let again = self.may_try_again(ctx);
+        // Nothing was sent: any request may go elsewhere, or there again where the route asks for it.
+        let again = self.may_try_again(ctx) || self.once_more(ctx);
         error.set_retry(again);
         error
     }
@@ -364,6 +364,14 @@ impl ProxyHttp for HttpApp {
         let repeatable = session.req_header().method.is_idempotent() && !session.retry_buffer_truncated();
         let broke_off = *error.esource() == ErrorSource::Upstream
             && !matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
+        let slow = *error.etype() == ErrorType::ReadTimedout && !begun && !session.retry_buffer_truncated();
+        if slow && !ctx.upgrade && ctx.route.as_ref().is_some_and(|r| r.timeouts.backend.is_some()) {
+            // The route asks for another try itself, whatever the method is (GEP-1731).
+            ctx.at = None;
+            let again = self.once_more(ctx);
+            error.set_retry(again);
+            return error;
+        }
         if begun || !repeatable || ctx.upgrade {
             error.set_retry(false);
             return error;
@@ -431,6 +439,18 @@ impl ProxyHttp for HttpApp {
 }
 
 impl HttpApp {
+    /// Takes one of the tries that the route's own retry policy has left.
+    fn once_more(&self, ctx: &mut RequestState) -> bool {
+        let attempts = ctx.route.as_ref().and_then(|r| r.retry.as_ref()).map_or(0, |r| r.attempts);
+        let again = ctx.again < attempts;
+        if again {
+            ctx.again += 1;
+            ctx.tried.clear();
+            self.shared.metrics.retries.inc();
+        }
+        again
+    }
+
     fn may_try_again(&self, ctx: &RequestState) -> bool {
         let again = ctx.tried.len() < self.limits.attempts
             && ctx.upstream().is_some_and(|u| u.endpoints().iter().any(|e| !ctx.tried.contains(&e.id)));

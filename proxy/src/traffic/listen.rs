@@ -244,7 +244,10 @@ async fn front(
             let ready = tls.load_full();
             let Some(found) = sni::listener(&ready, hello.name.as_deref()) else {
                 metrics.handshake_failures.inc();
-                sni::unrecognized(&mut stream, &server.limits).await;
+                // Where TLS is not ours to speak we do not speak it, not even to refuse (TLSRoute's rules).
+                if ready.iter().all(|r| matches!(r.listener.mode, TlsMode::Https(..))) {
+                    sni::unrecognized(&mut stream, &server.limits).await;
+                }
                 return;
             };
             by_name(server, stream, peer, hello, found, draining).await;
@@ -268,15 +271,14 @@ async fn by_name(
 ) {
     let name = hello.name.as_deref();
     match (&found.listener.mode, &found.acceptor) {
-        (TlsMode::Passthrough(table), _) => match table.lookup(name, ROOT) {
-            Some(split) => ended(raw::relay(&mut stream, &hello.bytes, split, &server.limits).await, peer),
-            None => sni::unrecognized(&mut stream, &server.limits).await,
-        },
+        (TlsMode::Passthrough(table), _) => {
+            // Without a route it is closed without a word, as above.
+            if let Some(split) = table.lookup(name, ROOT) {
+                ended(raw::relay(&mut stream, &hello.bytes, split, &server.limits).await, peer);
+            }
+        }
         (TlsMode::Terminate(_, table), Some(acceptor)) => {
-            let Some(split) = table.lookup(name, ROOT).cloned() else {
-                sni::unrecognized(&mut stream, &server.limits).await;
-                return;
-            };
+            let Some(split) = table.lookup(name, ROOT).cloned() else { return };
             let Some(mut stream) = decrypt(server, acceptor, Rewind::with(stream, hello.bytes), peer).await else {
                 return;
             };
