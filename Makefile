@@ -14,6 +14,7 @@ test: ## everything, from formatting to end-to-end on real components
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) build --workspace --bins --locked
 	$(CARGO) test --workspace --locked
+	@tests/conformance/run.sh target/debug/causeway core
 
 conformance: ## the Gateway API's own suite against a cluster, whole or one test (TEST=name); needs Go
 	@configs/setup.sh test
