@@ -70,7 +70,7 @@ case $what in
     ;;
   core)
     arguments+=(
-      -supported-features=Gateway,HTTPRoute,GRPCRoute,TLSRoute,TCPRoute,UDPRoute,ReferenceGrant
+      -supported-features=Gateway,HTTPRoute,GRPCRoute,TLSRoute,TLSRouteModeTerminate,TLSRouteModeMixed,TCPRoute,UDPRoute,ReferenceGrant
       -conformance-profiles=GATEWAY-HTTP,GATEWAY-GRPC,GATEWAY-TLS,GATEWAY-TCP,GATEWAY-UDP
     )
     ;;
