@@ -299,7 +299,7 @@ fn proxy(config: &Arc<NodeConfig>, http: TcpListener, https: TcpListener, tasks:
             let (http, https) = (http?, https?);
             let public_ports = Some((http.local_addr()?.port(), https.local_addr()?.port()));
             let proxy = ProxyConfig {
-                limits: causeway_proxy::Limits { public_ports, ..causeway_proxy::Limits::default() },
+                limits: causeway_proxy::Limits { public_ports, ..causeway_proxy::Limits::of(&config.cluster.ingress) },
                 http: vec![http, http_inside?],
                 https: vec![https, https_inside?],
                 admin: Some(admin?),

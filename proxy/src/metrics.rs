@@ -32,6 +32,8 @@ pub struct Metrics {
     pub routes: IntGauge,
     /// Tables put in force.
     pub reloads: IntCounter,
+    /// Lines of the access log that were not written.
+    pub log_dropped: IntCounter,
     /// Changes of endpoints without a new table.
     pub endpoint_changes: IntCounter,
 }
@@ -83,6 +85,7 @@ impl Metrics {
             routes: gauge("routes", "Rules in the table.")?,
             reloads: counter("table_swaps_total", "Tables put in force.")?,
             endpoint_changes: counter("endpoint_changes_total", "Endpoint changes without a new table.")?,
+            log_dropped: counter("access_log_dropped_total", "Lines of the access log that were not written.")?,
             registry,
         })
     }

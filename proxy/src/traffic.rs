@@ -4,6 +4,8 @@
 //! the limits Pingora lacks, [`tls`] terminates TLS, [`http`] decides for each request, [`pages`] says what went
 //! wrong, [`policy`] does what a route asks for besides. Nothing here waits for the control plane.
 
+pub mod access;
+pub mod announced;
 pub mod conn;
 mod filters;
 mod find;
@@ -21,6 +23,7 @@ pub mod tls;
 pub mod udp;
 pub mod upstream_tls;
 
+use causeway_api::ingress::{AccessLog, IngressSettings};
 use ipnet::IpNet;
 use std::time::Duration;
 
@@ -55,6 +58,12 @@ pub struct Limits {
     pub drain: Duration,
     /// Peers whose `X-Forwarded-*` headers are believed and extended instead of replaced. Default none.
     pub trusted_proxies: Vec<IpNet>,
+    /// Trusted peers begin their connections with the PROXY protocol. Default no.
+    pub proxy_protocol: bool,
+    /// Answers are compressed where that gains. Default no.
+    pub compression: bool,
+    /// One line a request, to standard output. Default off.
+    pub access_log: AccessLog,
     /// The ports (HTTP, HTTPS) by which clients know us, where these are not 80 and 443: a redirect from the one to
     /// HTTPS names the other.
     pub public_ports: Option<(u16, u16)>,
@@ -77,7 +86,42 @@ impl Default for Limits {
             h2_streams: 128,
             drain: Duration::from_secs(10),
             trusted_proxies: Vec::new(),
+            proxy_protocol: false,
+            compression: false,
+            access_log: AccessLog::Off,
             public_ports: None,
         }
+    }
+}
+
+impl Limits {
+    /// As the cluster's configuration has them.
+    pub fn of(settings: &IngressSettings) -> Self {
+        let seconds = |n: u32| Duration::from_secs(n.into());
+        Self {
+            max_connections: settings.max_connections,
+            head_timeout: seconds(settings.head_timeout_seconds),
+            max_head: settings.max_head_bytes,
+            idle_timeout: seconds(settings.idle_timeout_seconds),
+            client_timeout: seconds(settings.client_timeout_seconds),
+            upstream_timeout: seconds(settings.upstream_timeout_seconds),
+            h2_streams: settings.max_http2_streams,
+            drain: seconds(settings.drain_seconds),
+            trusted_proxies: settings.trusted_proxies.clone(),
+            proxy_protocol: settings.proxy_protocol,
+            compression: settings.compression,
+            access_log: settings.access_log,
+            ..Self::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_agree() {
+        assert_eq!(format!("{:?}", Limits::of(&IngressSettings::default())), format!("{:?}", Limits::default()));
     }
 }

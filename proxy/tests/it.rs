@@ -14,6 +14,8 @@ mod api;
 mod away;
 #[path = "it/changes.rs"]
 mod changes;
+#[path = "it/gateways.rs"]
+mod gateways;
 #[path = "it/limits.rs"]
 mod limits;
 #[path = "it/requests.rs"]

@@ -23,6 +23,7 @@ fi
 step "Building the suite, its echo server and its DNS server"
 (cd "$here" && go test -c -o "$out/suite" . && go build -o "$out/echo-basic" sigs.k8s.io/gateway-api/conformance/echo-basic)
 (cd "$here/coredns" && go build -o "$out/coredns" .)
+(cd "$here/h2spec" && go build -o "$out/h2spec" github.com/summerwind/h2spec/cmd/h2spec)
 crds=$(cd "$here" && go list -m -f '{{.Dir}}' sigs.k8s.io/gateway-api)/config/crd/experimental
 manifests=$(cd "$here" && go list -m -f '{{.Dir}}' sigs.k8s.io/gateway-api/conformance)
 images=()
@@ -46,6 +47,15 @@ cleanup
 export KUBECONFIG="$out/kubeconfig"
 "$causeway" kubeconfig | sed 's#https://127.0.0.1:26443#https://10.90.0.1:6443#' >"$KUBECONFIG"
 inside() { ip netns exec "cw-$name-lan" "$@"; }
+
+if [ "$what" = all ] || [ "$what" = core ]; then
+  step "HTTP/2 as RFC 9113 and RFC 7541 have it (h2spec)"
+  "$out/h2spec" -h 127.0.0.1 -p 28443 -t -k --strict >"$out/h2spec.log" || { cat "$out/h2spec.log"; exit 1; }
+  # In clear text a preface that is none is HTTP/1.1, and answered as such: section 3.5 does not apply.
+  "$out/h2spec" -h 127.0.0.1 -p 28080 --strict generic http2/4 http2/5 http2/6 http2/7 http2/8 hpack \
+    >"$out/h2spec-clear.log" || { cat "$out/h2spec-clear.log"; exit 1; }
+  tail -qn 1 "$out/h2spec.log" "$out/h2spec-clear.log"
+fi
 
 step "Installing the kinds of the Gateway API $features"
 for file in "$crds"/gateway.networking.k8s.io_*.yaml "$crds"/gateway.networking.x-k8s.io_*.yaml; do

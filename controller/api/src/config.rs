@@ -2,6 +2,7 @@
 
 use crate::balancer::Pool;
 use crate::dns::DnsSettings;
+use crate::ingress::IngressSettings;
 pub use crate::pod_network::{PodNetworkConfig, PodNetworkMode, ipv6_defaults};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,8 @@ pub struct ClusterConfig {
     pub iptables_flavour: IptablesFlavour,
     /// What cluster DNS answers and whom it asks.
     pub dns: DnsSettings,
+    /// How the ingress and Gateways take connections, and what they log.
+    pub ingress: IngressSettings,
     /// How pods of different nodes reach each other.
     pub pod_network: PodNetworkConfig,
     /// A node that is not heard of for so long is marked `Unknown`. Default 40, as in Kubernetes; less than a few
@@ -143,6 +146,7 @@ impl Default for ClusterConfig {
             proxy_mode: ProxyMode::default(),
             iptables_flavour: IptablesFlavour::default(),
             dns: DnsSettings::default(),
+            ingress: IngressSettings::default(),
             pod_network: PodNetworkConfig::default(),
             node_monitor_grace_period_seconds: 40,
         }
@@ -198,6 +202,7 @@ impl ClusterConfig {
             return Err(format!("domain: {:?} is no DNS domain in lower case", self.domain));
         }
         self.pod_network.check()?;
+        self.ingress.check()?;
         if self.node_monitor_grace_period_seconds == 0 {
             return Err("nodeMonitorGracePeriodSeconds: give at least 1".to_owned());
         }

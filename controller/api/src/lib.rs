@@ -13,6 +13,7 @@ pub mod dns;
 pub mod endpoints;
 pub mod events;
 pub mod identity;
+pub mod ingress;
 pub mod pod;
 pub mod pod_network;
 pub mod quantity;

@@ -256,7 +256,8 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn canonical_is_a_fixed_point_without_dots(path in "/([a-c./%25\\\\]|%2[efEF]|%5c){0,24}") {
-            if let Ok(once) = form(&path) {
+            // A path need not be text: %ab is a byte of its own.
+            if let Ok(once) = canonical(&path).map(|c| String::from_utf8_lossy(&c).into_owned()) {
                 assert!(once.starts_with('/'));
                 assert!(!once.split('/').any(|s| s == "." || s == ".."), "{path} -> {once}");
                 assert!(!once.contains("//"), "{path} -> {once}");

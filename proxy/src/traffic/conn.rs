@@ -59,7 +59,7 @@ pub struct Conn {
 
 #[derive(Debug)]
 enum Io {
-    Plain(TcpStream),
+    Plain(Rewind),
     Tls(Box<TlsStream<Rewind>>),
 }
 
@@ -79,6 +79,13 @@ impl Rewind {
     /// These bytes were.
     pub fn with(stream: TcpStream, ahead: Vec<u8>) -> Self {
         Self { ahead, stream }
+    }
+
+    /// These bytes have been read from it and come again.
+    pub fn again(mut self, mut bytes: Vec<u8>) -> Self {
+        bytes.append(&mut self.ahead);
+        self.ahead = bytes;
+        self
     }
 }
 
@@ -123,7 +130,7 @@ impl AsyncWrite for Rewind {
 
 impl Conn {
     /// A connection in clear text.
-    pub fn plain(stream: TcpStream, peer: SocketAddr, limits: Arc<Limits>) -> Self {
+    pub fn plain(stream: Rewind, peer: SocketAddr, limits: Arc<Limits>) -> Self {
         Self::new(Io::Plain(stream), peer, None, limits)
     }
 
@@ -246,7 +253,7 @@ impl Conn {
 impl Io {
     fn tcp(&self) -> &TcpStream {
         match self {
-            Self::Plain(stream) => stream,
+            Self::Plain(stream) => &stream.stream,
             Self::Tls(stream) => &stream.get_ref().0.stream,
         }
     }

@@ -4,6 +4,7 @@
 //! endpoint cannot have acted on it (no connection came about), or when doing it twice is the same as once (an
 //! idempotent method) and no answer has begun.
 
+use super::access::Log;
 use super::conn::Conn;
 use super::find::Verdict;
 use super::mirror::Copies;
@@ -17,6 +18,7 @@ use crate::route::{Action, Route, Upstream};
 use async_trait::async_trait;
 use http::{HeaderValue, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::compression::ResponseCompressionBuilder;
 use pingora::protocols::Digest;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
@@ -26,10 +28,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+/// How hard answers are compressed: as quickly as gains most.
+const COMPRESSION: u32 = 3;
+
 /// The proxy application that Pingora drives.
 pub struct HttpApp {
     shared: Arc<Shared>,
     limits: Arc<Limits>,
+    log: Option<Log>,
 }
 
 /// What is remembered of a request.
@@ -59,7 +65,8 @@ pub struct RequestState {
 impl HttpApp {
     /// Serves from what is in force in `shared`.
     pub fn new(shared: Arc<Shared>, limits: Arc<Limits>) -> Self {
-        Self { shared, limits }
+        let log = Log::start(limits.access_log, tokio::io::stdout(), shared.metrics.log_dropped.clone());
+        Self { shared, limits, log }
     }
 
     pub(super) fn shared(&self) -> &Shared {
@@ -152,8 +159,11 @@ impl ProxyHttp for HttpApp {
         }
     }
 
-    fn init_downstream_modules(&self, _modules: &mut pingora::modules::http::HttpModules) {
-        // No compression: pods decide on it.
+    fn init_downstream_modules(&self, modules: &mut pingora::modules::http::HttpModules) {
+        // Without it pods decide on compression.
+        if self.limits.compression {
+            modules.add_module(ResponseCompressionBuilder::enable(COMPRESSION));
+        }
     }
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<()> {
@@ -419,7 +429,12 @@ impl ProxyHttp for HttpApp {
 
     async fn logging(&self, session: &mut Session, _error: Option<&Error>, ctx: &mut Self::CTX) {
         let status = session.as_downstream().response_written().map_or(0, |r| r.status.as_u16());
-        self.shared.metrics.answered(status, ctx.start.elapsed().as_secs_f64());
+        let took = ctx.start.elapsed();
+        self.shared.metrics.answered(status, took.as_secs_f64());
+        if let Some(log) = &self.log {
+            let endpoint = ctx.at.as_ref().map(|at| at.endpoint().address);
+            log.write(session, took, ctx.route.as_deref(), ctx.front.as_ref(), endpoint);
+        }
         ctx.at = None;
     }
 

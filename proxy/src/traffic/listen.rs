@@ -3,7 +3,7 @@
 use super::conn::{Conn, Rewind};
 use super::http::HttpApp;
 use super::sni::Ready;
-use super::{Limits, fronts, raw, sni, tls};
+use super::{Limits, announced, fronts, raw, sni, tls};
 use crate::config::{Shared, Socket};
 use crate::route::front::{FrontService, TlsMode};
 use arc_swap::ArcSwap;
@@ -204,6 +204,7 @@ pub(super) async fn accept(
 async fn connection(server: &Server, stream: TcpStream, peer: SocketAddr, kind: Kind, draining: ShutdownWatch) {
     let _ = stream.set_nodelay(true);
     let metrics = &server.shared.metrics;
+    let Some((stream, peer)) = announced(server, stream, peer).await else { return };
     match kind {
         Kind::Http => {
             metrics.connections_http.inc();
@@ -211,17 +212,35 @@ async fn connection(server: &Server, stream: TcpStream, peer: SocketAddr, kind: 
         }
         Kind::Https(acceptor) => {
             metrics.connections_https.inc();
-            let Some(stream) = decrypt(server, &acceptor, Rewind::new(stream), peer).await else { return };
+            let Some(stream) = decrypt(server, &acceptor, stream, peer).await else { return };
             http(server, Conn::tls(stream, peer, Arc::clone(&server.limits)), peer, draining).await;
         }
         Kind::Front { socket, tls } => front(server, stream, peer, &socket, &tls, draining).await,
     }
 }
 
+/// Whose connection it is: a trusted proxy's first words say so.
+async fn announced(server: &Server, mut stream: TcpStream, peer: SocketAddr) -> Option<(Rewind, SocketAddr)> {
+    let limits = &server.limits;
+    let ip = peer.ip().to_canonical();
+    if !limits.proxy_protocol || !limits.trusted_proxies.iter().any(|net| net.contains(&ip)) {
+        return Some((Rewind::new(stream), peer));
+    }
+    match tokio::time::timeout(limits.head_timeout, announced::read(&mut stream)).await {
+        Ok(Ok((client, ahead))) => Some((Rewind::with(stream, ahead), client.unwrap_or(peer))),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, %peer, "no PROXY header from a trusted proxy");
+            server.shared.metrics.malformed.inc();
+            None
+        }
+        Err(_) => None,
+    }
+}
+
 /// A connection to a Gateway's port.
 async fn front(
     server: &Server,
-    mut stream: TcpStream,
+    mut stream: Rewind,
     peer: SocketAddr,
     socket: &Socket,
     tls: &ArcSwap<Vec<Ready>>,
@@ -263,7 +282,7 @@ async fn front(
 /// A connection whose listener has been found by its server name.
 async fn by_name(
     server: &Server,
-    mut stream: TcpStream,
+    mut stream: Rewind,
     peer: SocketAddr,
     hello: sni::Hello,
     found: &Ready,
@@ -279,13 +298,13 @@ async fn by_name(
         }
         (TlsMode::Terminate(_, table), Some(acceptor)) => {
             let Some(split) = table.lookup(name, ROOT).cloned() else { return };
-            let Some(mut stream) = decrypt(server, acceptor, Rewind::with(stream, hello.bytes), peer).await else {
+            let Some(mut stream) = decrypt(server, acceptor, stream.again(hello.bytes), peer).await else {
                 return;
             };
             ended(raw::relay(&mut stream, &[], &split, &server.limits).await, peer);
         }
         (TlsMode::Https(..), Some(acceptor)) => {
-            let Some(stream) = decrypt(server, acceptor, Rewind::with(stream, hello.bytes), peer).await else { return };
+            let Some(stream) = decrypt(server, acceptor, stream.again(hello.bytes), peer).await else { return };
             http(server, Conn::tls(stream, peer, Arc::clone(&server.limits)), peer, draining).await;
         }
         // Its TLS could not be configured.

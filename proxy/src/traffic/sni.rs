@@ -14,8 +14,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
 use std::io;
 use std::sync::Arc;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio_rustls::TlsAcceptor;
 
 /// The most bytes of a ClientHello.
@@ -70,7 +69,7 @@ pub fn listener<'a>(all: &'a [Ready], name: Option<&str>) -> Option<&'a Ready> {
 ///
 /// # Errors
 /// When it is no TLS, too long, or the connection ends; an alert has been sent then where one is due.
-pub async fn hello(stream: &mut TcpStream) -> io::Result<Hello> {
+pub async fn hello(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<Hello> {
     let mut acceptor = Acceptor::default();
     let mut bytes = Vec::with_capacity(2048);
     loop {
@@ -102,7 +101,7 @@ pub async fn hello(stream: &mut TcpStream) -> io::Result<Hello> {
 }
 
 /// Tells a client that nobody of that name is here: a fatal alert `unrecognized_name` (RFC 6066, section 3).
-pub async fn unrecognized(stream: &mut TcpStream, limits: &Limits) {
+pub async fn unrecognized(stream: &mut (impl AsyncWrite + Unpin), limits: &Limits) {
     let alert = [0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x70];
     let _ = tokio::time::timeout(limits.head_timeout, stream.write_all(&alert)).await;
 }

@@ -5,6 +5,8 @@ use causeway_proxy::Limits;
 use causeway_proxy::config::model::{Problem, Report, Settings};
 use causeway_proxy::config::view::{Update, View};
 use causeway_proxy::config::{Planner, Shared};
+use causeway_proxy::gateway::view::Update as GatewayUpdate;
+use causeway_proxy::route::front::FrontKey;
 use causeway_proxy::traffic::listen;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -16,7 +18,7 @@ use hyper_util::server::conn::auto;
 use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
 use std::convert::Infallible;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -41,14 +43,30 @@ pub struct Lab {
 
 impl Lab {
     pub fn start(limits: Limits) -> Self {
+        Self::start_with(limits, None)
+    }
+
+    /// With Gateways, whose sockets are opened on loopback.
+    pub fn with_gateways(limits: Limits) -> Self {
+        let mut lab = Self::start_with(limits, Some(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        let class = json!({"kind": "GatewayClass", "metadata": {"name": "causeway"},
+            "spec": {"controllerName": causeway_proxy::gateway::CONTROLLER}});
+        lab.apply([class]);
+        lab
+    }
+
+    fn start_with(limits: Limits, gateways: Option<IpAddr>) -> Self {
         let shared = Arc::new(Shared::new().unwrap());
         let settings = Settings { class: "causeway".to_owned(), default_class: true };
-        let (planner, reports) = Planner::new(Arc::clone(&shared), settings);
+        let (mut planner, reports) = Planner::new(Arc::clone(&shared), settings);
+        if let Some(address) = gateways {
+            planner.with_gateways(causeway_proxy::gateway::Settings { node: "n".to_owned(), address });
+        }
         let (http, https) = (listener(), listener());
         let (http_address, https_address) = (http.local_addr().unwrap(), https.local_addr().unwrap());
         let shutdown = CancellationToken::new();
         let serve =
-            listen::serve(Arc::clone(&shared), Arc::new(limits), vec![http], vec![https], None, shutdown.clone());
+            listen::serve(Arc::clone(&shared), Arc::new(limits), vec![http], vec![https], gateways, shutdown.clone());
         let serving = tokio::spawn(async move { serve.await.unwrap() });
         Self {
             http: http_address,
@@ -76,6 +94,7 @@ impl Lab {
             let object = serde_json::from_value(object).unwrap();
             if apply { Event::Apply(object) } else { Event::Delete(object) }
         }
+        let gateway = |update| Update::Gateway(Box::new(update));
         let mut dirt = causeway_proxy::config::Dirt::default();
         for object in objects {
             dirt.merge(self.view.handle(match object["kind"].as_str().unwrap() {
@@ -84,6 +103,10 @@ impl Lab {
                 "Secret" if object["type"] == "Opaque" => Update::AuthSecret(event(object, apply)),
                 "Secret" => Update::Secret(event(object, apply)),
                 "EndpointSlice" => Update::Slice(event(object, apply)),
+                "GatewayClass" => gateway(GatewayUpdate::Class(event(object, apply))),
+                "Gateway" => gateway(GatewayUpdate::Gateway(Box::new(event(object, apply)))),
+                "HTTPRoute" => gateway(GatewayUpdate::Http(event(object, apply))),
+                "TCPRoute" => gateway(GatewayUpdate::Tcp(event(object, apply))),
                 other => panic!("no such kind here: {other}"),
             }));
         }
@@ -95,6 +118,15 @@ impl Lab {
         let reports = self.reports.borrow();
         let found = reports.iter().find(|r| r.ingress.metadata.name.as_deref() == Some(ingress));
         found.map(|r| r.problems.clone()).unwrap_or_default()
+    }
+
+    /// The socket of a Gateway's port, once it is open.
+    pub async fn socket(&self, gateway: &str, port: u16) -> SocketAddr {
+        let mut opened = self.shared.opened.subscribe();
+        let is = |key: &FrontKey| &*key.gateway.name == gateway && key.port == port;
+        let find = opened.wait_for(|all| all.keys().any(is));
+        let all = tokio::time::timeout(PATIENCE, find).await.expect("not opened").unwrap();
+        *all.iter().find(|(key, _)| is(key)).unwrap().1
     }
 
     /// One request on a connection of its own.
