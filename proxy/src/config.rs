@@ -37,6 +37,8 @@ pub struct Shared {
     pub certificates: ArcSwap<Certificates>,
     /// The ports of Gateways that are wanted; whoever serves them is woken by a change.
     pub fronts: watch_channel::Sender<Arc<Fronts>>,
+    /// Fronts that are served at the ingress' own sockets too, after all Ingresses.
+    pub local: ArcSwap<Vec<Arc<Front>>>,
     /// The sockets on which fronts are served, by their local address: the other half of [`Self::fronts`].
     pub sockets: ArcSwap<HashMap<SocketAddr, Arc<Socket>>>,
     /// The fronts whose sockets are open, and where: what leads to a Gateway's ports.
@@ -108,6 +110,7 @@ impl Shared {
             table: ArcSwap::default(),
             certificates: ArcSwap::default(),
             fronts: watch_channel::channel(Arc::default()).0,
+            local: ArcSwap::default(),
             sockets: ArcSwap::default(),
             opened: watch_channel::channel(Arc::default()).0,
             registry: Registry::default(),
@@ -189,6 +192,7 @@ impl Planner {
         let model = gateway::model::build(view, &mut own.caches, &mut |key| self.upstream(view, key));
         own.caches.sweep();
         if fronts {
+            self.shared.local.store(Arc::new(model.local));
             self.shared.fronts.send_replace(Arc::new(model.fronts));
             self.shared.names_changed.notify_one();
         }

@@ -24,6 +24,10 @@ use std::net::IpAddr;
 /// The controller that GatewayClasses name to mean us.
 pub const CONTROLLER: &str = "causeway.dev/gateway";
 
+/// On a Gateway, `"true"`: its ports 80 and 443 are served at the ingress' own sockets too, after all Ingresses. So a
+/// user of a local cluster reaches it at 127.0.0.1.
+pub const LOCAL_ANNOTATION: &str = "causeway.dev/localhost";
+
 /// How Gateways are served.
 #[derive(Debug, Clone)]
 pub struct Settings {

@@ -78,8 +78,12 @@ impl Certificates {
 
     /// The certificate for a server name (lower case).
     pub fn find(&self, name: Option<&str>) -> Option<&Arc<CertifiedKey>> {
+        self.named(name).or(self.default.as_ref())
+    }
+
+    /// The same, but not that of names without one.
+    pub fn named(&self, name: Option<&str>) -> Option<&Arc<CertifiedKey>> {
         name.and_then(|n| self.exact.get(n).or_else(|| self.wildcard.get(n.split_once('.')?.1)))
-            .or(self.default.as_ref())
     }
 
     /// How many there are.

@@ -10,7 +10,7 @@ use super::refs::{From, Problem, Refs};
 use super::report::{self, Report};
 use super::rules::{Reader, enter};
 use super::types::{BackendRef, Gateway, GatewayClass, Object, Reference, Spec};
-use super::{CONTROLLER, expose};
+use super::{CONTROLLER, LOCAL_ANNOTATION, expose};
 use crate::config::Fronts;
 use crate::config::caches::Caches;
 use crate::config::view::View;
@@ -28,6 +28,8 @@ use std::sync::Arc;
 pub struct Model {
     /// What is served.
     pub fronts: Fronts,
+    /// Those of Gateways that are served at the ingress' own sockets too, oldest first.
+    pub local: Vec<Arc<Front>>,
     /// What every object is told.
     pub reports: Vec<Report>,
     /// The Services of the Gateways.
@@ -303,18 +305,23 @@ impl Builder<'_, '_> {
         let Self { view, states, entries, routes, mut reports, .. } = self;
         let mut fronts = Fronts::new();
         let mut exposures = Vec::new();
+        let mut local = Vec::new();
         for ((state, entries), routes) in states.iter().zip(&entries).zip(routes) {
             if state.refused.is_none() {
                 let own = fronts_of(&state.key, entries, routes);
                 if !own.is_empty() {
                     exposures.push(expose::Exposure::new(state.object, own.keys()));
                 }
+                let notes = state.object.metadata.annotations.as_ref();
+                if notes.and_then(|n| n.get(LOCAL_ANNOTATION)).is_some_and(|v| v == "true") {
+                    local.extend(own.values().filter(|f| matches!(f.key.port, 80 | 443)).cloned());
+                }
                 fronts.extend(own);
             }
             let address = expose::address(view, &state.key);
             reports.extend(report::gateway(state, entries, &address));
         }
-        Model { fronts, reports, exposures }
+        Model { fronts, local, reports, exposures }
     }
 }
 

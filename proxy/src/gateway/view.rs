@@ -88,7 +88,12 @@ impl Gateways {
     pub fn handle(&mut self, update: Update) -> Dirt {
         match update {
             Update::Class(event) => of(&self.classes.handle(event)),
-            Update::Gateway(event) => of(&self.gateways.handle(*event)),
+            Update::Gateway(event) => {
+                let touch = self.gateways.handle(*event);
+                let noted = differs(&touch, |a, b| a.metadata.annotations == b.metadata.annotations);
+                let dirt = of(&touch);
+                Dirt { fronts: dirt.fronts || noted, ..dirt }
+            }
             Update::ListenerSet(event) => of(&self.listener_sets.handle(event)),
             Update::Http(event) => of(&self.http_routes.handle(event)),
             Update::Grpc(event) => of(&self.grpc_routes.handle(event)),

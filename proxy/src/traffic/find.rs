@@ -36,7 +36,10 @@ impl HttpApp {
             Err((status, text)) => return (Verdict::Refuse(status, text), None),
         };
         match socket {
-            None => (self.ingress(host.as_deref(), &path), None),
+            None => match self.local(session, host.as_deref(), &path) {
+                Some((route, key)) => (Verdict::Forward(route), Some(key)),
+                None => (self.ingress(host.as_deref(), &path), None),
+            },
             Some(socket) => {
                 let front = socket.front.load();
                 let name = session.digest().and_then(|d| d.ssl_digest.as_ref()).and_then(|d| tls::server_name(d));
@@ -44,6 +47,30 @@ impl HttpApp {
                 (verdict, Some(front.key.clone()))
             }
         }
+    }
+
+    /// The route of a Gateway that is served at the ingress' sockets too, where no Ingress has one.
+    fn local(&self, session: &Session, host: Option<&str>, path: &[u8]) -> Option<(Arc<Route>, FrontKey)> {
+        let local = self.shared().local.load();
+        if local.is_empty() || self.shared().table.load().lookup(host, path).is_some() {
+            return None;
+        }
+        let encrypted = session.digest().and_then(|d| d.ssl_digest.as_ref());
+        local.iter().find_map(|front| {
+            let listener = match (&front.service, encrypted) {
+                (FrontService::Http(listeners), None) => most_specific(listeners, |l| &l.host, host)?,
+                (FrontService::Tls(listeners), Some(digest)) => {
+                    let own = most_specific(listeners, |l| &l.host, tls::server_name(digest))?;
+                    let asked = most_specific(listeners, |l| &l.host, host)?;
+                    match &own.mode {
+                        TlsMode::Https(_, listener) if Arc::ptr_eq(own, asked) => listener,
+                        _ => return None,
+                    }
+                }
+                _ => return None,
+            };
+            Some((Arc::clone(matching(listener, session.req_header(), host, path)?), front.key.clone()))
+        })
     }
 
     fn ingress(&self, host: Option<&str>, path: &[u8]) -> Verdict {

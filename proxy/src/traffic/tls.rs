@@ -2,6 +2,7 @@
 
 use crate::config::Shared;
 use crate::config::certs::{self, CertError};
+use crate::route::front::{FrontService, TlsMode, most_specific};
 use pingora::protocols::tls::SslDigest;
 use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, ring};
@@ -34,7 +35,9 @@ impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let certificates = self.shared.certificates.load();
         let name = hello.server_name().map(str::to_ascii_lowercase);
-        Some(Arc::clone(certificates.find(name.as_deref()).unwrap_or(&self.fallback)))
+        let name = name.as_deref();
+        let found = certificates.named(name).cloned().or_else(|| of_gateways(&self.shared, name));
+        Some(found.unwrap_or_else(|| Arc::clone(certificates.find(name).unwrap_or(&self.fallback))))
     }
 }
 
@@ -47,6 +50,18 @@ pub fn provider() -> Arc<CryptoProvider> {
 /// The server name that a connection asked for.
 pub fn server_name(digest: &SslDigest) -> Option<&str> {
     digest.organization.as_deref()
+}
+
+/// The certificate of a Gateway that is served at the ingress' sockets too.
+fn of_gateways(shared: &Shared, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
+    let local = shared.local.load();
+    local.iter().find_map(|front| match &front.service {
+        FrontService::Tls(listeners) => match &most_specific(listeners, |l| &l.host, name)?.mode {
+            TlsMode::Https(server, _) => server.certificates.find(name).cloned(),
+            _ => None,
+        },
+        _ => None,
+    })
 }
 
 /// An acceptor that offers HTTP/2 and HTTP/1.1.

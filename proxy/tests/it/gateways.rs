@@ -62,6 +62,41 @@ async fn rules_filters_and_what_backends_are_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_is_served_at_the_ingress_sockets_where_it_asks_for_it() {
+    let (mut lab, a, _b, _) = lab(Limits::default(), json!([{"backendRefs": to("a")}])).await;
+    assert_eq!(lab.get("any.example", "/").await.0, StatusCode::NOT_FOUND);
+    let pair = rcgen::generate_simple_self_signed(vec!["tls.example".to_owned()]).unwrap();
+    let secret = json!({"kind": "Secret", "type": "kubernetes.io/tls", "metadata": {"name": "s", "namespace": "t"},
+        "data": {
+            "tls.crt": base64(&pair.cert.pem()), "tls.key": base64(&pair.signing_key.serialize_pem())}});
+    let mut open = gateway(
+        "gw",
+        json!([
+        {"name": "http", "port": 80, "protocol": "HTTP"},
+        {"name": "https", "port": 443, "protocol": "HTTPS", "hostname": "tls.example",
+            "tls": {"certificateRefs": [{"name": "s"}]}}]),
+    );
+    open["metadata"]["annotations"] = json!({causeway_proxy::gateway::LOCAL_ANNOTATION: "true"});
+    lab.apply([secret, open, ingress("i", &[("own.example", "/", "Prefix", "b", 80)])]);
+    assert_eq!(said(&lab.get("any.example", "/").await.1)["backend"], "a");
+    assert_eq!(said(&lab.get("own.example", "/").await.1)["backend"], "b", "an Ingress goes first");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ca.pem");
+    std::fs::write(&file, pair.cert.pem()).unwrap();
+    let resolve = format!("tls.example:{}:127.0.0.1", lab.https.port());
+    let url = format!("https://tls.example:{}/", lab.https.port());
+    let (ok, text) = curl(&["--cacert", file.to_str().unwrap(), "--resolve", &resolve, &url]).await;
+    assert!(ok, "{text}");
+    assert_eq!(said(&text)["backend"], "a");
+    drop(a);
+}
+
+fn base64(text: &str) -> String {
+    use ::base64::Engine as _;
+    ::base64::engine::general_purpose::STANDARD.encode(text)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_keeps_its_backend() {
     let rules = json!([{"sessionPersistence": {"sessionName": "s", "type": "Header"},
         "backendRefs": [{"name": "a", "port": 80}, {"name": "b", "port": 80}]}]);
