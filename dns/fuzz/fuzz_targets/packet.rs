@@ -1,4 +1,5 @@
-//! Packets as they come from the network, through everything that reads them: `cargo +nightly fuzz run packet` in `dns/`.
+//! Packets as they come from the network, through everything that reads them: `RUSTC_BOOTSTRAP=1 cargo fuzz run -s none
+//! packet` in `dns/`, with a stable compiler; `cargo +nightly fuzz run packet` where there is another.
 //! What it finds goes into `corpus/packet` under a name that says what it is; the tests run over it.
 #![no_main]
 
