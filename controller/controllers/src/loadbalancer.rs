@@ -36,8 +36,13 @@ pub struct LoadBalancers {
 /// Wires the handlers up; the queue is worked by the caller.
 pub fn queue(context: &Arc<Context>) -> Arc<Queue<Key>> {
     let queue = Queue::new();
-    let sink = queue.clone();
+    let (sink, services) = (queue.clone(), context.caches.services.clone());
     context.caches.services.on_change(move |old, new| {
+        // An address is free only when nobody is told of it either, and the two are seen in any order.
+        let now = new.map(|s| published(s)).unwrap_or_default();
+        if old.is_some_and(|s| published(s).iter().any(|ip| !now.contains(ip))) {
+            wake(&sink, &services.all());
+        }
         if let Some(service) = new.or(old) {
             sink.add(key_of(&**service));
         }
@@ -47,13 +52,23 @@ pub fn queue(context: &Arc<Context>) -> Arc<Queue<Key>> {
         let Some(key) = new.or(old).and_then(|a| claimed_by(a)) else { return };
         sink.add(key);
         if new.is_none() {
-            // An address is free: for those who wait for one.
-            for service in services.all().iter().filter(|s| is_ours(s) && is_short(s)) {
-                sink.add(key_of(&**service));
-            }
+            wake(&sink, &services.all());
         }
     });
     queue
+}
+
+/// An address has become free: for those who wait for one.
+fn wake(queue: &Queue<Key>, services: &[Arc<Service>]) {
+    for service in services.iter().filter(|s| is_ours(s) && waits(s)) {
+        queue.add(key_of(&**service));
+    }
+}
+
+/// Has fewer addresses than families, or not those it wishes.
+fn waits(service: &Service) -> bool {
+    let has = published(service);
+    is_short(service) || plan::wish(service).is_ok_and(|wish| wish.addresses.iter().any(|ip| !has.contains(ip)))
 }
 
 /// The Service a claim is for.

@@ -183,3 +183,24 @@ async fn a_range_stays_as_long_as_an_address_needs_it() {
     cluster.api::<Service>().delete("in-it", &DeleteParams::default()).await.unwrap();
     eventually("until the address is free", || async { ranges.get_opt("wider").await.unwrap().is_none() }).await;
 }
+
+/// One that has an address and wishes another one is served when that becomes free, not when it is looked at again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wish_is_met_when_its_address_becomes_free() {
+    let cluster = Cluster::start_with(0, with_pool(&["10.90.0.200-10.90.0.201"])).await;
+    let api = cluster.api::<Service>();
+    balancer(&cluster, "holder", json!({ "loadBalancerIP": "10.90.0.201" }), json!({})).await;
+    has(&cluster, "holder", &["10.90.0.201"]).await;
+    balancer(&cluster, "wisher", json!({}), json!({})).await;
+    has(&cluster, "wisher", &["10.90.0.200"]).await;
+    let patch =
+        Patch::Merge(json!({ "metadata": { "annotations": { "causeway.dev/load-balancer-ips": "10.90.0.201" } } }));
+    api.patch("wisher", &PatchParams::default(), &patch).await.unwrap();
+    eventually("it is told why it does not get it", || async {
+        cluster.event_messages("SyncLoadBalancerFailed").await.iter().any(|m| m.contains("10.90.0.201"))
+    })
+    .await;
+    has(&cluster, "wisher", &["10.90.0.200"]).await;
+    api.delete("holder", &DeleteParams::default()).await.unwrap();
+    has(&cluster, "wisher", &["10.90.0.201"]).await;
+}
