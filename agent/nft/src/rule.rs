@@ -96,6 +96,17 @@ impl Rule {
         self.with("bitwise", data)
     }
 
+    /// Sets bits of a register.
+    pub fn or(self, register: u32, bits: u32) -> Self {
+        let data = Attributes::default()
+            .number(1, register)
+            .number(2, register)
+            .number(3, 4)
+            .nest(4, Attributes::default().bytes(1, &(!bits).to_ne_bytes()))
+            .nest(5, Attributes::default().bytes(1, &bits.to_ne_bytes()));
+        self.with("bitwise", data)
+    }
+
     /// Goes on only when a register starts with this.
     pub fn compare(self, register: u32, value: &[u8]) -> Self {
         self.comparison(register, 0, value)

@@ -13,7 +13,7 @@ pub const TABLE: &str = "causeway";
 /// One of our sets and maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SetName {
-    /// Front → zero and the number of places and class.
+    /// Front → zero, the Service port's number (0 without affinity), the number of places and class.
     Services,
     /// The same for sources outside of the cluster.
     External,
@@ -37,7 +37,7 @@ pub enum SetName {
     Ranges,
     /// The node's addresses and pods.
     Local,
-    /// Client and front → anything and the endpoint's number: written by the packets themselves.
+    /// Client and Service port → anything and the endpoint's number: written by the packets themselves.
     Affinity,
     /// Number of places and class → chain. Fixed.
     Dispatch,
@@ -106,7 +106,7 @@ impl SetName {
     fn parts(self) -> (&'static [Part], &'static [Part], u32) {
         use Part::{Address, Mark, Port, Protocol, Verdict};
         match self {
-            Self::Services | Self::External => (&[Address, Protocol, Port], &[Mark, Mark], MAP),
+            Self::Services | Self::External => (&[Address, Protocol, Port], &[Mark, Mark, Mark, Mark], MAP),
             Self::Endpoints => (&[Address, Protocol, Port, Mark], &[Address, Port], MAP),
             Self::Ids => (&[Address, Protocol, Port, Mark], &[Mark, Mark], MAP),
             Self::Sticky => (&[Address, Protocol, Port, Mark], &[Address, Port], MAP),
@@ -115,7 +115,7 @@ impl SetName {
             Self::ClusterIps => (&[Address], &[], 0),
             Self::Hairpin => (&[Address, Address], &[], 0),
             Self::Pods | Self::Ranges | Self::Local => (&[Address], &[], INTERVAL),
-            Self::Affinity => (&[Address, Address, Protocol, Port], &[Mark, Mark], MAP | TIMEOUT | DYNAMIC),
+            Self::Affinity => (&[Address, Mark, Mark], &[Mark, Mark], MAP | TIMEOUT | DYNAMIC),
             Self::Dispatch => (&[Mark], &[Verdict], MAP),
         }
     }

@@ -153,9 +153,10 @@ fn encode(element: &Element, with_data: bool) -> Attributes {
     const END: u32 = 1;
     let (mut key, mut last, mut data, mut flags) = (Vec::new(), Vec::new(), Vec::new(), 0);
     match element {
-        Element::Service(front, value) | Element::External(front, value) => {
+        Element::Service(front, group, value) | Element::External(front, group, value) => {
             put_front(&mut key, front);
             data.extend([0; 4]);
+            data.extend(group.to_ne_bytes());
             data.extend(value.to_ne_bytes());
         }
         Element::Endpoint(front, place, target) => {
@@ -230,7 +231,13 @@ impl Parts<'_> {
         Some(u32::from_ne_bytes(self.take()?))
     }
 
-    /// What a front's maps give.
+    /// What the maps of fronts give: the Service port's number, and that of places.
+    fn service(&mut self) -> Option<(u64, u32)> {
+        self.value()?;
+        Some((u64::from_ne_bytes(self.take()?), self.value()?))
+    }
+
+    /// What the map of endpoints' numbers gives.
     fn number(&mut self) -> Option<u32> {
         self.value()?;
         self.value()
@@ -252,8 +259,14 @@ fn decode(family: Family, set: SetName, element: &[u8]) -> Option<Element> {
     let mut key = part(1)?;
     let start = attribute(element, 3).and_then(number).unwrap_or_default() & 1 == 0;
     Some(match set {
-        SetName::Services => Element::Service(key.front()?, part(2)?.number()?),
-        SetName::External => Element::External(key.front()?, part(2)?.number()?),
+        SetName::Services => {
+            let (group, value) = part(2)?.service()?;
+            Element::Service(key.front()?, group, value)
+        }
+        SetName::External => {
+            let (group, value) = part(2)?.service()?;
+            Element::External(key.front()?, group, value)
+        }
         SetName::Endpoints => Element::Endpoint(key.front()?, key.value()?, part(2)?.target()?),
         SetName::Ids => Element::Id(key.front()?, key.value()?, part(2)?.number()?),
         SetName::Sticky => Element::Sticky(key.front()?, key.value()?, part(2)?.target()?),
@@ -292,8 +305,8 @@ mod tests {
             };
             let target = move || (ip(v6), any::<u16>()).prop_map(|(ip, port)| Target { ip, port });
             prop_oneof![
-                (front(), any::<u32>()).prop_map(|(f, v)| Element::Service(f, v)),
-                (front(), any::<u32>()).prop_map(|(f, v)| Element::External(f, v)),
+                (front(), any::<u64>(), any::<u32>()).prop_map(|(f, g, v)| Element::Service(f, g, v)),
+                (front(), any::<u64>(), any::<u32>()).prop_map(|(f, g, v)| Element::External(f, g, v)),
                 (front(), any::<u32>(), target()).prop_map(|(f, p, t)| Element::Endpoint(f, p, t)),
                 (front(), any::<u32>(), any::<u32>()).prop_map(|(f, p, i)| Element::Id(f, p, i)),
                 (front(), any::<u32>(), target()).prop_map(|(f, i, t)| Element::Sticky(f, i, t)),

@@ -15,7 +15,7 @@ use crate::{
 use element::bounds;
 pub use element::{Element, Plan, RangeSet};
 use ipnet::IpNet;
-pub use place::{DROP, EXACT, EXTERNAL, REFUSE, Timeouts, WIDE};
+pub use place::{DROP, ENDPOINT_EXTERNAL, EXACT, EXTERNAL, REFUSE, Timeouts, WIDE};
 use place::{Placed, PlacedFront};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -130,7 +130,8 @@ impl Planner {
         };
         for (front, [all, external]) in places {
             let external = (!external.is_empty()).then(|| spread(external));
-            self.fronts.insert(front, PlacedFront { choice: spread(all), external, affinity: None, sources: None });
+            self.fronts
+                .insert(front, PlacedFront { choice: spread(all), external, affinity: None, group: 0, sources: None });
         }
     }
 

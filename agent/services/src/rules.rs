@@ -9,7 +9,7 @@
 
 use crate::{
     family::{Family, SetName, TABLE, message},
-    plan::{DROP, EXACT, EXTERNAL, REFUSE, Timeouts, WIDE},
+    plan::{DROP, ENDPOINT_EXTERNAL, EXACT, EXTERNAL, REFUSE, Timeouts, WIDE},
     wire::{Attributes, Request},
 };
 use causeway_nft::{
@@ -18,17 +18,21 @@ use causeway_nft::{
 };
 
 /// To be raised when anything below changes: a table of another version is made anew.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// What only our chains do.
 trait Expressions: Sized {
-    /// Looks the front in register 0 up, and goes to the chain that `dispatch` has for the number found. `number` is a
-    /// register with another one after it.
+    /// Looks the front in register 0 up, and goes to the chain that `dispatch` has for the number found. `found` is a
+    /// register with three more after it.
     ///
-    /// The number is the second half of what the map gives, and lands where a mark was loaded before. Debian's `nft`
+    /// The number is the last part of what the map gives, and lands where a mark was loaded before. Debian's `nft`
     /// (1.0.6) knows no length for what a map gives and, should that be a key, ends with a failed assertion, also for
     /// everybody else on the machine who lists rules. This way it takes the number for the mark, and prints that.
-    fn dispatch(self, set: SetName, number: u32) -> Self;
+    fn dispatch(self, set: SetName, found: u32) -> Self;
+
+    /// Loads the client's address to `to` and after it the Service port that the front in register 0 belongs to. What
+    /// the map gives starts with nothing of use, which the address covers; see [`Expressions::dispatch`] for why.
+    fn client(self, family: Family, set: SetName, to: u32) -> Self;
 
     /// Remembers a client's endpoint for so many seconds from now, or forgets it. A map's statement names the
     /// register of the data even where it is not read.
@@ -36,8 +40,14 @@ trait Expressions: Sized {
 }
 
 impl Expressions for Rule {
-    fn dispatch(self, set: SetName, number: u32) -> Self {
-        self.mark(number + 1).look_up(set, R0, number).look_up(SetName::Dispatch, number + 1, 0)
+    fn dispatch(self, set: SetName, found: u32) -> Self {
+        let number = found + 3;
+        self.mark(number).look_up(set, R0, found).look_up(SetName::Dispatch, number, 0)
+    }
+
+    fn client(self, family: Family, set: SetName, to: u32) -> Self {
+        let group = to + family.length() / 4;
+        self.mark(group).mark(group + 1).look_up(set, R0, group - 1).source(family, to)
     }
 
     fn remember(self, key: u32, number: u32, seconds: Option<u32>) -> Self {
@@ -111,7 +121,6 @@ impl Chains for Table {
 
     fn pick(&mut self, class: u32, places: u32, affinity: Option<u32>) -> Attributes {
         let family = self.family;
-        let width = family.length() / 4;
         let name = format!("pick-{class}-{places}");
         self.chain(&name);
         let offset = if class % 2 == 1 { EXTERNAL } else { 0 };
@@ -122,19 +131,25 @@ impl Chains for Table {
                 self.rule(&name, rule.translate(family, R0));
             }
             Some(seconds) => {
-                // Client, front and the endpoint's number stand side by side, so that each key is a stretch of them.
-                // What a map gives covers the port, which is loaded again; see `dispatch` for why.
-                let at = R0 + width;
-                let (rule, id) = Rule::default().source(family, R0).front(family, at);
-                let (port, endpoint) = (id - 1, id + 1);
-                let known = rule.clone().mark(id).look_up(SetName::Affinity, R0, port).port(port);
-                // Only an endpoint that is still there keeps its clients.
-                let known = known.look_up(SetName::Sticky, at, endpoint).remember(R0, port, Some(seconds));
-                self.rule(&name, known.translate(family, endpoint));
-                let fresh = rule.random(places, offset, id).look_up(SetName::Ids, at, port).port(port);
+                // Front and the endpoint's number stand side by side, and so do client and Service port, for each key
+                // is a stretch of them. What a map gives covers the port, which is loaded again; see `dispatch` for why.
+                let is_external = class % 2 == 1;
+                let (rule, id) = Rule::default().front(family, R0);
+                let (port, client) = (id - 1, id + 1);
+                let set = if is_external { SetName::External } else { SetName::Services };
+                let rule = rule.client(family, set, client);
+                // Sixteen registers are few: the endpoint takes those of the client, which is looked up no more.
+                let translate = |rule: Rule| {
+                    let rule = if is_external { rule.or(id, ENDPOINT_EXTERNAL) } else { rule };
+                    rule.look_up(SetName::Sticky, R0, client).translate(family, client)
+                };
+                let known = rule.clone().mark(id).look_up(SetName::Affinity, client, port).port(port);
+                // Only an endpoint that is still there keeps its clients; others go on to the next rule.
+                self.rule(&name, translate(known.remember(client, port, Some(seconds))));
+                let fresh = rule.random(places, offset, id).look_up(SetName::Ids, R0, port).port(port);
                 // An entry whose endpoint is gone is not overwritten by an update.
-                let fresh = fresh.remember(R0, port, None).remember(R0, port, Some(seconds));
-                self.rule(&name, fresh.look_up(SetName::Sticky, at, endpoint).translate(family, endpoint));
+                let fresh = fresh.remember(client, port, None).remember(client, port, Some(seconds));
+                self.rule(&name, translate(fresh));
                 // Should there be no room for one more client.
                 let (rule, place) = Rule::default().front(family, R0);
                 let rule = rule.random(places, offset, place).look_up(SetName::Endpoints, R0, R0);

@@ -20,15 +20,16 @@ pub enum RangeSet {
 pub enum Element {
     /// Where a range starts (`true`), or has ended.
     Bound(RangeSet, IpAddr, bool),
-    /// Front → number of places and how to choose.
-    Service(Front, u32),
+    /// Front → the Service port by whose name clients are remembered, or 0 without affinity; number of places and how to
+    /// choose.
+    Service(Front, u64, u32),
     /// The same for sources outside of the cluster.
-    External(Front, u32),
+    External(Front, u64, u32),
     /// Front and place → endpoint.
     Endpoint(Front, u32, Target),
     /// Front with affinity and place → the endpoint's number, which stays the same wherever its place is.
     Id(Front, u32, u32),
-    /// Front with affinity and endpoint's number → endpoint.
+    /// Front with affinity and endpoint's number, with a bit for the external choice → endpoint.
     Sticky(Front, u32, Target),
     /// A front that takes connections from some sources alone.
     Limited(Front),
@@ -45,7 +46,7 @@ impl Element {
     pub fn ip(&self) -> IpAddr {
         match self {
             Self::Bound(_, ip, _) | Self::ClusterIp(ip) | Self::Hairpin(ip) => *ip,
-            Self::Service(f, _) | Self::External(f, _) | Self::Limited(f) | Self::Source(f, ..) => f.ip,
+            Self::Service(f, ..) | Self::External(f, ..) | Self::Limited(f) | Self::Source(f, ..) => f.ip,
             Self::Endpoint(f, ..) | Self::Id(f, ..) | Self::Sticky(f, ..) => f.ip,
         }
     }

@@ -5,6 +5,7 @@ use super::element::{Element, prefixes};
 use crate::model::{Choice, Front, Target, Wanted};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash, Hasher},
     net::IpAddr,
 };
 
@@ -14,6 +15,9 @@ pub const REFUSE: u32 = 0;
 pub const DROP: u32 = u32::MAX;
 /// Places of a front's external choice start here, so that both fit in one map.
 pub const EXTERNAL: u32 = 0x1_0000;
+/// The bit that an endpoint's number has behind a front's external choice. Clients are remembered without it, so that all
+/// fronts of a port share what is remembered.
+pub const ENDPOINT_EXTERNAL: u32 = 1;
 /// Up to so many endpoints, one place is one endpoint.
 pub const EXACT: u32 = 64;
 /// With more, the endpoints take turns on so many places: none gets more than about a sixteenth above its share.
@@ -61,6 +65,8 @@ pub(super) struct PlacedFront {
     pub(super) choice: Placed,
     pub(super) external: Option<Placed>,
     pub(super) affinity: Option<u32>,
+    /// A number for the Service port, shared by all of its fronts; 0 without affinity.
+    pub(super) group: u64,
     /// Who may connect: first and last addresses.
     pub(super) sources: Option<Vec<(IpAddr, IpAddr)>>,
 }
@@ -72,6 +78,7 @@ impl PlacedFront {
             choice: settle(old.map(|o| &o.choice), &wanted.choice),
             external: wanted.external.as_ref().map(|e| settle(old.and_then(|o| o.external.as_ref()), e)),
             affinity: wanted.affinity,
+            group: if wanted.affinity.is_some() { group(&wanted.port) } else { 0 },
             sources: wanted.sources.as_ref().map(prefixes),
         }
     }
@@ -84,24 +91,23 @@ impl PlacedFront {
             Placed::Drop => DROP,
             Placed::Spread(targets) => timeouts.class(external, self.affinity) << 16 | places(targets.len()),
         };
-        all.push(Element::Service(front, number(&self.choice, false)));
-        all.extend(self.external.as_ref().map(|e| Element::External(front, number(e, true))));
+        all.push(Element::Service(front, self.group, number(&self.choice, false)));
+        all.extend(self.external.as_ref().map(|e| Element::External(front, self.group, number(e, true))));
         let choices = [(Some(&self.choice), 0), (self.external.as_ref(), EXTERNAL)];
         let spread = choices.into_iter().filter_map(|(choice, offset)| match choice {
             Some(Placed::Spread(targets)) => Some((targets, offset)),
             _ => None,
         });
         for (targets, offset) in spread {
-            // A client from outside that is remembered from before a policy became Local has an even number: it must not
-            // be found again behind the choice for those inside.
-            let is_inside = offset == 0 && self.external.is_some();
-            let ids = if self.affinity.is_some() { ids(targets, is_inside) } else { BTreeMap::new() };
+            let ids = if self.affinity.is_some() { ids(targets) } else { BTreeMap::new() };
             let taken = targets.iter().cycle().zip(offset..offset + places(targets.len()));
             for (target, place) in taken {
                 all.push(Element::Endpoint(front, place, *target));
                 all.extend(ids.get(target).map(|id| Element::Id(front, place, *id)));
             }
-            all.extend(ids.into_iter().map(|(target, id)| Element::Sticky(front, id, target)));
+            // A client that one front gave an endpoint does not find it at another one whose policy rules it out.
+            let bit = if offset == EXTERNAL { ENDPOINT_EXTERNAL } else { 0 };
+            all.extend(ids.into_iter().map(|(target, id)| Element::Sticky(front, id | bit, target)));
         }
         if let Some(sources) = &self.sources {
             all.push(Element::Limited(front));
@@ -120,8 +126,15 @@ fn places(endpoints: usize) -> u32 {
     }
 }
 
-/// A number for every endpoint, odd or even, that depends on the endpoint alone, but for one in two thousand million.
-fn ids<'a>(targets: impl IntoIterator<Item = &'a Target>, odd: bool) -> BTreeMap<Target, u32> {
+/// A number for a Service port that depends on its name alone. With 64 bits, no two will ever have the same one.
+fn group(port: &str) -> u64 {
+    let mut hash = DefaultHasher::new();
+    port.hash(&mut hash);
+    hash.finish()
+}
+
+/// An even number for every endpoint that depends on the endpoint alone, but for one in two thousand million.
+fn ids<'a>(targets: impl IntoIterator<Item = &'a Target>) -> BTreeMap<Target, u32> {
     let mut taken = BTreeSet::new();
     let mut number = |target: &Target| {
         let step = |h: u32, b: u8| (h ^ u32::from(b)).wrapping_mul(0x0100_0193);
@@ -130,7 +143,7 @@ fn ids<'a>(targets: impl IntoIterator<Item = &'a Target>, odd: bool) -> BTreeMap
             IpAddr::V4(ip) => ip.octets().into_iter().fold(hash, step),
             IpAddr::V6(ip) => ip.octets().into_iter().fold(hash, step),
         };
-        let mut id = hash & !1 | u32::from(odd);
+        let mut id = hash & !ENDPOINT_EXTERNAL;
         while !taken.insert(id) {
             id = id.wrapping_add(2);
         }

@@ -65,8 +65,8 @@ fn seen(elements: &BTreeSet<Element>) -> BTreeMap<(Front, bool), BTreeMap<Target
 fn check_places(elements: &BTreeSet<Element>) {
     for e in elements {
         let (f, value, offset) = match e {
-            Element::Service(f, value) => (f, *value, 0),
-            Element::External(f, value) => (f, *value, EXTERNAL),
+            Element::Service(f, _, value) => (f, *value, 0),
+            Element::External(f, _, value) => (f, *value, EXTERNAL),
             _ => continue,
         };
         let places: Vec<u32> = elements

@@ -1,6 +1,6 @@
 //! Where packets go, and with which source address: over every renderer and both families.
 
-use crate::support::{FAMILIES, Mode, at, each_mode, node_one, outside, service, tcp, udp, vip};
+use crate::support::{FAMILIES, Mode, at, each_mode, ip, node_one, outside, service, tcp, udp, vip};
 use causeway_services::family::Family;
 use serde_json::json;
 use std::{collections::HashMap, io::ErrorKind, net::IpAddr, time::Instant};
@@ -202,6 +202,52 @@ async fn clients_with_affinity_keep_their_endpoint_while_it_lives() {
             lab.set(&service("s", json!({})), &[&a, &b, &c]);
             let all: std::collections::HashSet<_> = (0..60).map(|_| ask()).collect();
             assert_eq!(all.len(), 3);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn affinity_is_for_a_service_port_by_whichever_address() {
+    each_mode(async |mut lab| {
+        let client = lab.pod("one", "client").await;
+        let mut pods = Vec::new();
+        for (node, name) in [("one", "a"), ("one", "b"), ("one", "c"), ("two", "d"), ("two", "e"), ("two", "f")] {
+            pods.push(lab.pod(node, name).await);
+        }
+        let all: Vec<_> = pods.iter().collect();
+        let lan = lab.segment.lan().clone();
+        let balanced = ["192.0.2.9", "2001:db8::9"];
+        for (family, external) in FAMILIES.into_iter().zip(balanced) {
+            let fresh = service("s", json!({}));
+            let affine = |policy: &str| {
+                service(
+                    "s",
+                    json!({"sessionAffinity": "ClientIP", "externalIPs": balanced, "externalTrafficPolicy": policy}),
+                )
+            };
+            lab.set(&affine("Cluster"), &all);
+            let fronts = [at(vip(family), 80), at(external, 80), at(node_one(family), 30080)];
+            let first = tcp(&client.netns, fronts[2]).unwrap().server;
+            for front in fronts.iter().cycle().take(30) {
+                assert_eq!(tcp(&client.netns, *front).unwrap().server, first, "by {front}");
+            }
+            // From outside of the cluster, with a policy that leaves only some of the endpoints.
+            let via = node_one(family);
+            ip(&format!("-n {} route add {} via {via}", lan.name(), vip(family)));
+            lab.set(&affine("Local"), &all[4..]);
+            assert_eq!(tcp(&lan, fronts[0]).unwrap().client, via, "at the other node");
+            lab.set(&affine("Local"), &all);
+            let second = tcp(&lan, fronts[2]).unwrap().server;
+            assert!(all[..3].iter().any(|p| p.of(family) == second), "{second} is not of this node");
+            (0..20).for_each(|_| assert_eq!(tcp(&lan, fronts[2]).unwrap().server, second));
+            if lab.mode == Mode::Nftables {
+                (0..20).for_each(|_| assert_eq!(tcp(&lan, fronts[0]).unwrap().server, second));
+                let listed = lab.nft("list ruleset");
+                assert!(listed.contains("@affinity"), "{listed}");
+                lab.nft("-j list ruleset");
+            }
+            lab.set(&fresh, &all);
         }
     })
     .await;

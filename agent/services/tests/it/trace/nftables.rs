@@ -454,23 +454,31 @@ impl Walk<'_> {
     /// What the map of remembered clients has for this one: the number of the endpoint, which another map knows.
     fn remembered(&self, key: &[u8]) -> Option<Element> {
         let before = self.packet.before?;
+        let to = &self.packet.to;
+        let [high, low] = to.port.to_be_bytes();
+        let front = [&*octets(to.ip), &[to.protocol, 0, 0, 0, high, low, 0, 0]].concat();
         // Behind the client's address stands what it is remembered for.
-        let front = &key[self.family.length() as usize..];
+        let (client, group) = key.split_at(self.family.length() as usize);
+        let Some(Element { data: Data::Value(service), .. }) = self.table.sets["services"].elements.get(&front) else {
+            panic!("{front:?} is no service's");
+        };
+        assert_eq!((client, group), (&*octets(self.packet.source), &service[4..12]));
         let mut target = octets(before.ip);
         target.extend(before.port.to_be_bytes());
         target.extend([0, 0]);
-        // Clients from outside have even numbers; those inside too, as long as both are treated alike.
-        let is_limited = self.table.sets["external"].elements.contains_key(front);
+        // Endpoints of an external choice have odd numbers, and are remembered by the even ones before.
+        let is_limited = self.table.sets["external"].elements.contains_key(&front);
         let is_inside = self.packet.by_node || self.table.sets["pods"].find(&octets(self.packet.source)).is_some();
-        let parity = u32::from(is_limited && is_inside);
+        let parity = u32::from(is_limited && !is_inside);
         let known = self.table.sets["sticky"].elements.iter().find(|(key, element)| {
-            let id = key.strip_prefix(front).and_then(|id| id.try_into().ok()).map(u32::from_ne_bytes);
+            let id = key.strip_prefix(&*front).and_then(|id| id.try_into().ok()).map(u32::from_ne_bytes);
             let is_theirs = id.is_some_and(|id| id & 1 == parity);
             is_theirs && matches!(&element.data, Data::Value(value) if *value == target)
         });
         // One that is gone had another number.
-        let id = known.map_or_else(|| vec![0xfe; 4], |(key, _)| key[front.len()..].to_vec());
-        Some(Element { is_end: false, end: None, data: Data::Value([vec![0; 4], id].concat()) })
+        let id = known.and_then(|(key, _)| key[front.len()..].try_into().ok()).map(u32::from_ne_bytes);
+        let id = (id.unwrap_or(0xfefe_fefe) & !1).to_ne_bytes();
+        Some(Element { is_end: false, end: None, data: Data::Value([[0; 4], id].concat()) })
     }
 }
 
