@@ -7,9 +7,11 @@ use crate::instance::{self, Record, Role};
 use crate::node::{self, Node, NodeConfig};
 use crate::paths::Paths;
 use crate::tasks::{self, Health, Tasks};
+use crate::upgrade::{self, End, Wish};
 use crate::{data, logging, notify};
 use anyhow::{Context, Result, bail};
 use causeway_access::{JoinConfig, Membership, join};
+use causeway_handover::Sockets;
 use causeway_network::NetNs;
 use causeway_network::routes::Routes;
 use causeway_runtime::daemon::ContainerdDaemon;
@@ -17,6 +19,7 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, ToSocketAddrs, UdpSocket};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -109,7 +112,7 @@ pub fn run(args: &AgentArgs) -> Result<()> {
         bail!("give the API's address: --server https://ADDRESS:6443 (causeway token create prints the whole command)");
     };
     let paths = Paths::new(&args.name, args.data_dir.as_deref())?;
-    if let Some(record) = instance::running(&paths)? {
+    if let Some(record) = instance::another(&paths)? {
         bail!("{:?} is running already on this machine (process {})", paths.name, record.pid);
     }
     logging::init("info");
@@ -122,11 +125,16 @@ pub fn run(args: &AgentArgs) -> Result<()> {
         given => given.to_vec(),
     };
     let owned = data::claim(&paths)?;
+    let sockets = Arc::new(Sockets::of_environment());
+    let own = std::env::current_exe().context("finding this program's own file")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("agent").enable_all().build()?;
-    let outcome = runtime.block_on(serve(&args, &paths, server, node_name, ips));
+    let outcome = runtime.block_on(serve(&args, &paths, server, node_name, ips, &sockets));
     runtime.shutdown_timeout(STOP_GRACE);
     drop(owned);
-    outcome
+    match outcome? {
+        End::Stop => Ok(()),
+        End::HandOver => Err(upgrade::replace(&paths, &sockets, &own)),
+    }
 }
 
 /// The machine's name, as Kubernetes writes node names: in lower case.
@@ -155,12 +163,21 @@ fn towards(server: &str) -> Result<IpAddr> {
     Ok(here)
 }
 
-async fn serve(args: &AgentArgs, paths: &Paths, server: String, node_name: String, ips: Vec<IpAddr>) -> Result<()> {
+async fn serve(
+    args: &AgentArgs,
+    paths: &Paths,
+    server: String,
+    node_name: String,
+    ips: Vec<IpAddr>,
+    sockets: &Arc<Sockets>,
+) -> Result<End> {
     let (stop, health) = (CancellationToken::new(), Health::default());
     let signalled = tasks::stop_on_signal(stop.clone())?;
+    let mut wish = Wish::new()?;
     let mut record = Record {
         nodes: vec![node_name.clone()],
         role: Role::Agent,
+        generation: sockets.generation(),
         ..Record::of_this_process(paths, "joining the cluster")?
     };
     instance::write(paths, &record)?;
@@ -174,7 +191,7 @@ async fn serve(args: &AgentArgs, paths: &Paths, server: String, node_name: Strin
     });
     let membership = tokio::select! {
         joined = joining => joined?,
-        () = stop.cancelled() => return Ok(()),
+        () = stop.cancelled() => return Ok(End::Stop),
     };
     // Adopts what an earlier run left: containers outlive us.
     let containerd = ContainerdDaemon::start(&paths.data, &paths.name).await?;
@@ -189,17 +206,24 @@ async fn serve(args: &AgentArgs, paths: &Paths, server: String, node_name: Strin
     let (labels, upstreams) = (args.node_labels.clone(), node::upstreams(&args.dns_upstreams)?);
     let machine =
         Machine { labels: labels.into_iter().collect(), upstreams, registries: args.insecure_registries.clone() };
+    let machine = (machine, sockets.clone());
     let node = start(paths, &containerd, membership, ips, machine, &stop, &health).await?;
     tracing::info!(node = record.nodes.first(), "running");
     notify::tell("READY=1");
     record.ready = true;
-    instance::follow(paths, record, &health, &stop).await;
+    sockets.close_unclaimed();
+    if instance::follow(paths, record, &health, &stop, &mut wish).await == End::HandOver {
+        notify::tell("RELOADING=1");
+        node.hand_over(STOP_GRACE).await;
+        own.stop(STOP_GRACE).await;
+        return Ok(End::HandOver);
+    }
     tracing::info!("stopping; containers go on");
     notify::tell("STOPPING=1");
     node.stop(STOP_GRACE).await;
     own.stop(STOP_GRACE).await;
     drop(containerd);
-    crate::up::failed(&health, signalled.is_finished())
+    crate::up::failed(&health, signalled.is_finished()).map(|()| End::Stop)
 }
 
 /// What only this machine knows of its node.
@@ -218,13 +242,13 @@ async fn start(
     containerd: &ContainerdDaemon,
     membership: Membership,
     ips: Vec<IpAddr>,
-    machine: Machine,
+    (machine, sockets): (Machine, Arc<Sockets>),
     stop: &CancellationToken,
     health: &Health,
 ) -> Result<Node> {
     let clients = Clients::of_node(membership.endpoint.clone(), membership.identity.clone());
     let config = of_machine(paths, containerd, &membership.node, ips, clients, membership.settings, machine)?;
-    let config = NodeConfig { serving: membership.serving, ..config };
+    let config = NodeConfig { serving: membership.serving, sockets, ..config };
     // A packet to a pod or service that nobody has ends here, and does not wander out by the default route.
     let ranges: Vec<_> = config.cluster.pod_cidrs.iter().chain(&config.cluster.service_cidrs).copied().collect();
     Routes::here()?.make_unreachable(&ranges).await.context("closing the pods' and services' ranges")?;
@@ -261,6 +285,7 @@ pub fn of_machine(
         dns_upstreams: machine.upstreams,
         outside: Handle::current(),
         ingress: None,
+        sockets: Arc::default(),
     })
 }
 

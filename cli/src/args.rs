@@ -5,7 +5,7 @@ use crate::bench::{self, BenchArgs};
 use crate::nodes::Fault;
 use crate::server::ServerArgs;
 use crate::token::{self, TokenCommand};
-use crate::{agent, control, data, image, instance, kubeconfig, paths::Paths, server, status, teardown, up};
+use crate::{agent, control, data, image, instance, kubeconfig, paths::Paths, server, status, teardown, up, upgrade};
 use anyhow::{Result, bail};
 use causeway_api::config::ProxyMode;
 use clap::{Parser, Subcommand};
@@ -36,6 +36,8 @@ enum Command {
     Up(UpArgs),
     /// Stop a cluster and remove everything it made, except its data.
     Down(DownArgs),
+    /// Put this program in the place of the one that runs a cluster or a machine's part of it; no connection is refused.
+    Upgrade(Cluster),
     /// Show components, nodes, addresses and the store's revision.
     Status(Cluster),
     /// Print the administrator's kubeconfig.
@@ -171,6 +173,7 @@ pub fn run(args: Args) -> Result<()> {
             println!("cluster {:?} is down", paths.name);
             Ok(())
         }
+        Command::Upgrade(cluster) => upgrade::run(&known(&cluster)?),
         Command::Status(cluster) => status::run(&known(&cluster)?),
         Command::Kubeconfig(cluster) => kubeconfig::print(&known(&cluster)?),
         Command::Node(NodeCommand::Ls(cluster)) => status::nodes(&known(&cluster)?),

@@ -5,6 +5,7 @@
 
 use crate::paths::Paths;
 use crate::tasks::Health;
+use crate::upgrade::{self, End, Wish};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -43,6 +44,9 @@ pub struct Record {
     /// Supervised components: `running`, or why not.
     #[serde(default)]
     pub components: BTreeMap<String, String>,
+    /// How many programs have handed over in this process.
+    #[serde(default)]
+    pub generation: u32,
 }
 
 /// What a process is of a cluster.
@@ -73,12 +77,19 @@ impl Record {
             ready: false,
             role: Role::Local,
             components: BTreeMap::new(),
+            generation: 0,
         })
     }
 }
 
-/// Keeps the record of a ready process up to date until it is told to stop.
-pub async fn follow(paths: &Paths, mut record: Record, health: &Health, stop: &CancellationToken) {
+/// Keeps the record of a ready process up to date until it is told to stop, or to hand over.
+pub async fn follow(
+    paths: &Paths,
+    mut record: Record,
+    health: &Health,
+    stop: &CancellationToken,
+    wish: &mut Wish,
+) -> End {
     record.phase = "ready".to_owned();
     loop {
         record.components = health.all();
@@ -86,8 +97,12 @@ pub async fn follow(paths: &Paths, mut record: Record, health: &Health, stop: &C
             tracing::warn!("the state of the components is not told: {error:#}");
         }
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => return End::Stop,
             () = health.changed() => {}
+            () = wish.heard() => {
+                upgrade::announce(paths, &mut record);
+                return End::HandOver;
+            }
         }
     }
 }
@@ -117,6 +132,12 @@ pub fn read(paths: &Paths) -> Result<Option<Record>> {
 /// The record of a process that is alive.
 pub fn running(paths: &Paths) -> Result<Option<Record>> {
     Ok(read(paths)?.filter(|r| start_time(r.pid) == Some(r.started)))
+}
+
+/// The record of another process that is alive. One of ours is of the program that we have taken over from.
+pub fn another(paths: &Paths) -> Result<Option<Record>> {
+    let own = i32::try_from(std::process::id())?;
+    Ok(running(paths)?.filter(|r| r.pid != own))
 }
 
 /// The record of this process.

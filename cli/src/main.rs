@@ -25,6 +25,7 @@ mod tasks;
 mod teardown;
 mod token;
 mod up;
+mod upgrade;
 
 use clap::Parser;
 use std::process::ExitCode;

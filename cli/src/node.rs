@@ -10,6 +10,7 @@ use causeway_announce::AnnounceConfig;
 use causeway_api::config::ClusterConfig;
 use causeway_api::identity::{USER_ANNOUNCE, USER_DNS, USER_INGRESS, USER_POLICY, USER_PROXY};
 use causeway_dns::DnsConfig;
+use causeway_handover::Sockets;
 use causeway_kubelet::{KubeletConfig, NodeCapacity};
 use causeway_network::{BridgeConfig, BridgeNetwork, NetNs, NetNsRuntime, PodNetwork, vxlan};
 use causeway_policy::{Gate, PolicyConfig};
@@ -18,7 +19,7 @@ use causeway_runtime::{Containerd, ContainerdConfig, Runtime};
 use causeway_services::ServicesConfig;
 use k8s_openapi::api::core::v1::Taint;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,14 +75,32 @@ pub struct NodeConfig {
     pub dns_upstreams: Vec<String>,
     /// The runtime on which registries and upstreams are asked: the machine's, where a node has no way out.
     pub outside: Handle,
-    /// The ingress' listeners towards the user (HTTP, HTTPS), for the node that has it.
-    pub ingress: Option<(TcpListener, TcpListener)>,
+    /// What the ingress listens on, for the node that has it.
+    pub ingress: Option<Ingress>,
+    /// Sockets that the next program takes over.
+    pub sockets: Arc<Sockets>,
+}
+
+/// Where the ingress of a node is reached.
+pub struct Ingress {
+    /// Listeners for HTTP.
+    pub http: Vec<TcpListener>,
+    /// Listeners for HTTPS.
+    pub https: Vec<TcpListener>,
+    /// The ports (HTTP, HTTPS) by which clients know it.
+    pub public_ports: (u16, u16),
+    /// What `status.loadBalancer` of every Ingress says.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// A node's running components, and the runtime they are on.
 pub struct Node {
+    name: String,
     runtime: NetNsRuntime,
     tasks: Tasks,
+    /// What has requests under way, which have time to end before all else does.
+    front: Tasks,
+    sockets: Arc<Sockets>,
 }
 
 impl Node {
@@ -90,6 +109,7 @@ impl Node {
         let name = config.name.clone();
         let runtime = config.netns.runtime(&name, 2).with_context(|| format!("entering the namespace of {name}"))?;
         let mut tasks = Tasks::of_node(&name, runtime.handle(), stop.child_token(), health);
+        let mut front = Tasks::of_node(&name, runtime.handle(), stop.child_token(), health);
         let containers = Containerd::connect(ContainerdConfig {
             insecure_registries: config.insecure_registries.clone(),
             node_network: config.netns_path.clone(),
@@ -107,32 +127,45 @@ impl Node {
         services(&config, &mut tasks)?;
         announce(&config, &mut tasks)?;
         dns(&config, &mut tasks)?;
-        if let Some((http, https)) = ingress {
-            proxy(&config, http, https, &mut tasks)?;
+        if let Some(ingress) = ingress {
+            proxy(&config, ingress, &mut front)?;
         }
         node_routes(&config, &mut tasks);
-        Ok(Self { runtime, tasks })
+        Ok(Self { name, runtime, tasks, front, sockets: config.sockets.clone() })
+    }
+
+    /// Ends what serves requests, and waits for those under way; its sockets stay open for the next program. Then ends
+    /// the rest in the middle of what it is doing: rules and containers stay, and the next program adopts them.
+    pub async fn hand_over(self, grace: Duration) {
+        self.front.stop(grace).await;
+        let (runtime, tasks) = (self.runtime, self.tasks);
+        drop(tasks);
+        drop(tokio::task::spawn_blocking(move || runtime.shutdown(Duration::from_millis(500))).await);
     }
 
     /// Ends everything in the middle of what it is doing. Nobody is told to stop, so nobody says good-bye.
     pub async fn kill(self) {
-        let Self { runtime, tasks } = self;
-        drop(tasks);
+        let Self { name, runtime, tasks, front, sockets } = self;
+        sockets.forget(&socket_name(&name, ""));
+        drop((tasks, front));
         drop(tokio::task::spawn_blocking(move || runtime.shutdown(Duration::from_millis(500))).await);
     }
 
     /// Ends the components, then the runtime.
     pub async fn stop(self, grace: Duration) {
-        self.tasks.stop(grace).await;
+        self.sockets.forget(&socket_name(&self.name, ""));
+        tokio::join!(self.front.stop(grace), self.tasks.stop(grace));
         let runtime = self.runtime;
         drop(tokio::task::spawn_blocking(move || runtime.shutdown(Duration::from_secs(2))).await);
     }
 }
 
 impl NodeConfig {
-    fn listen(&self, ip: IpAddr, port: u16, what: &str) -> Result<TcpListener> {
+    /// Listens on a port of the node, or takes over the socket that the program before this one had there.
+    pub fn listen(&self, ip: IpAddr, port: u16, what: &str) -> Result<TcpListener> {
         let addr = SocketAddr::new(ip, port);
-        let listener = self.netns.bind_tcp(addr).with_context(|| format!("listening on {addr} for {what}"))?;
+        let bind = || self.netns.bind_tcp(addr).with_context(|| format!("listening on {addr} for {what}"));
+        let listener = self.sockets.tcp(&socket_name(&self.name, &addr.to_string()), bind)?;
         listener.set_nonblocking(true)?;
         Ok(listener)
     }
@@ -140,6 +173,11 @@ impl NodeConfig {
     fn primary(&self) -> Result<IpAddr> {
         self.ips.first().copied().with_context(|| format!("node {} has no address", self.name))
     }
+}
+
+/// What a node's socket is called when it is handed on.
+fn socket_name(node: &str, address: &str) -> String {
+    format!("{node} {address}")
 }
 
 /// The containerd namespace that holds a node's containers and images.
@@ -245,7 +283,8 @@ fn dns(config: &Arc<NodeConfig>, tasks: &mut Tasks) -> Result<()> {
     let (mut udp, mut tcp) = (Vec::new(), Vec::new());
     for ip in &config.ips {
         let addr = SocketAddr::new(*ip, 53);
-        let socket = config.netns.bind_udp(addr).with_context(|| format!("listening on {addr} for DNS"))?;
+        let bind = || config.netns.bind_udp(addr).with_context(|| format!("listening on {addr} for DNS"));
+        let socket = config.sockets.udp(&socket_name(&config.name, &addr.to_string()), bind)?;
         socket.set_nonblocking(true)?;
         udp.push(socket);
         tcp.push(config.listen(*ip, 53, "DNS")?);
@@ -285,28 +324,26 @@ pub fn upstreams(texts: &[String]) -> Result<Vec<String>> {
     Ok(texts.to_vec())
 }
 
-fn proxy(config: &Arc<NodeConfig>, http: TcpListener, https: TcpListener, tasks: &mut Tasks) -> Result<()> {
-    // The user comes by 127.0.0.1; whoever is on the nodes' segment by the node's address.
+fn proxy(config: &Arc<NodeConfig>, ingress: Ingress, tasks: &mut Tasks) -> Result<()> {
     let ip = config.primary()?;
-    let (http_inside, https_inside) = (config.listen(ip, 80, "the ingress")?, config.listen(ip, 443, "the ingress")?);
     let admin = config.listen(ip, INGRESS_ADMIN_PORT, "the ingress' health")?;
     let (config, token) = (config.clone(), tasks.token());
     tasks.supervise("ingress", move || {
-        let all = [&http, &http_inside, &https, &https_inside, &admin].map(TcpListener::try_clone);
+        let copies = |all: &[TcpListener]| all.iter().map(TcpListener::try_clone).collect::<std::io::Result<Vec<_>>>();
+        let (http, https, admin) = (copies(&ingress.http), copies(&ingress.https), admin.try_clone());
         let (config, token) = (config.clone(), token.clone());
+        let (public_ports, addresses) = (Some(ingress.public_ports), ingress.addresses.clone());
         async move {
-            let [http, http_inside, https, https_inside, admin] = all;
-            let (http, https) = (http?, https?);
-            let public_ports = Some((http.local_addr()?.port(), https.local_addr()?.port()));
             let proxy = ProxyConfig {
                 limits: causeway_proxy::Limits { public_ports, ..causeway_proxy::Limits::of(&config.cluster.ingress) },
-                http: vec![http, http_inside?],
-                https: vec![https, https_inside?],
+                http: http?,
+                https: https?,
                 admin: Some(admin?),
-                publish_addresses: vec![IpAddr::V4(Ipv4Addr::LOCALHOST).to_string(), ip.to_string()],
+                publish_addresses: addresses.iter().map(IpAddr::to_string).collect(),
                 name_servers: vec![ip],
                 gateway_address: Some(ip),
                 node_name: Some(config.name.clone()),
+                sockets: config.sockets.clone(),
                 ..ProxyConfig::default()
             };
             causeway_proxy::run(config.clients.client(USER_INGRESS)?, proxy, token).await

@@ -2,19 +2,20 @@
 //! from; requests of people who try faults. Out: nodes that run, are cut off, or are gone as after a power cut.
 
 use crate::clients::Issued;
-use crate::node::{Node, NodeConfig, containerd_namespace};
+use crate::node::{Ingress, Node, NodeConfig, containerd_namespace};
 use crate::paths::Paths;
 use crate::tasks::Health;
 use anyhow::{Context, Result, bail};
 use causeway_access::Endpoint;
 use causeway_api::config::ClusterConfig;
 use causeway_apiserver::ApiServer;
+use causeway_handover::Sockets;
 use causeway_kubelet::NodeCapacity;
 use causeway_network::local::LocalSegment;
 use causeway_runtime::daemon::ContainerdDaemon;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -45,6 +46,8 @@ pub struct Parts {
     pub capacity: Option<NodeCapacity>,
     /// The node with the ingress, and its listeners towards the user (HTTP, HTTPS).
     pub ingress: (String, TcpListener, TcpListener),
+    /// Sockets that the next program takes over.
+    pub sockets: Arc<Sockets>,
     /// Ends everything.
     pub stop: CancellationToken,
     /// What components are doing.
@@ -158,12 +161,16 @@ impl Nodes {
         }
     }
 
+    /// Ends all nodes for another program to take over: see [`Node::hand_over`].
+    pub async fn hand_over(&self, grace: Duration) {
+        let all = std::mem::take(&mut *self.all.lock().await);
+        futures::future::join_all(all.into_values().flatten().map(|node| node.hand_over(grace))).await;
+    }
+
     async fn boot(&self, name: &str) -> Result<Node> {
         let p = &self.parts;
         let local = p.segment.add_node(name).await?;
         let names = local.ips.iter().map(ToString::to_string).chain([name.to_owned()]).collect();
-        let (with_ingress, http, https) = &p.ingress;
-        let ingress = if with_ingress == name { Some((http.try_clone()?, https.try_clone()?)) } else { None };
         let config = NodeConfig {
             name: name.to_owned(),
             cluster: p.cluster.clone(),
@@ -184,9 +191,27 @@ impl Nodes {
             dns_upstreams: p.dns_upstreams.clone(),
             // Registries and upstreams are the machine's to reach; the node has no way out.
             outside: Handle::current(),
-            ingress,
+            ingress: None,
+            sockets: p.sockets.clone(),
         };
+        let ingress = self.ingress(&config)?;
+        let config = NodeConfig { ingress, ..config };
         Node::start(config, &p.stop, &p.health).await
+    }
+
+    /// The user comes by 127.0.0.1; whoever is on the nodes' segment by the node's address.
+    fn ingress(&self, config: &NodeConfig) -> Result<Option<Ingress>> {
+        let (node, http, https) = &self.parts.ingress;
+        if *node != config.name {
+            return Ok(None);
+        }
+        let ip = config.ips.first().copied().with_context(|| format!("node {node} has no address"))?;
+        Ok(Some(Ingress {
+            public_ports: (http.local_addr()?.port(), https.local_addr()?.port()),
+            http: vec![http.try_clone()?, config.listen(ip, 80, "the ingress")?],
+            https: vec![https.try_clone()?, config.listen(ip, 443, "the ingress")?],
+            addresses: vec![Ipv4Addr::LOCALHOST.into(), ip],
+        }))
     }
 
     /// As a power cut: nobody says good-bye, and what lives in memory is gone. Disks stay.

@@ -5,15 +5,17 @@ use crate::agent::{self, Machine};
 use crate::args::{Cluster, require_root};
 use crate::clients::Issued;
 use crate::instance::{self, Record, Role};
-use crate::node::{self, Node, NodeConfig};
+use crate::node::{self, Ingress, Node, NodeConfig};
 use crate::paths::Paths;
 use crate::tasks::{self, Health, Tasks};
+use crate::upgrade::{self, End, Wish};
 use crate::{control_plane, data, kubeconfig, logging, notify, ports};
 use anyhow::{Context, Result, bail};
 use causeway_access::Endpoint;
 use causeway_api::config::ClusterConfig;
 use causeway_api::identity::UserInfo;
 use causeway_apiserver::{ApiServer, ApiServerConfig, DirectDialer};
+use causeway_handover::Sockets;
 use causeway_network::routes::Routes;
 use causeway_runtime::daemon::ContainerdDaemon;
 use causeway_store::{SledOptions, SledStore, Store};
@@ -53,6 +55,15 @@ pub struct ServerArgs {
     /// Name of that node [default: the machine's host name].
     #[arg(long)]
     pub node_name: Option<String>,
+    /// That node has no ingress.
+    #[arg(long)]
+    pub without_ingress: bool,
+    /// Port of the ingress for HTTP [default: 80].
+    #[arg(long, value_name = "PORT")]
+    pub ingress_http_port: Option<u16>,
+    /// Port of the ingress for HTTPS [default: 443].
+    #[arg(long, value_name = "PORT")]
+    pub ingress_https_port: Option<u16>,
     /// DNS servers for names outside the cluster, for that node.
     #[arg(long = "dns-upstream", value_name = "ADDRESS")]
     pub dns_upstreams: Vec<String>,
@@ -70,6 +81,9 @@ struct ServerFile {
     api_port: Option<u16>,
     tls_sans: Vec<String>,
     with_node: bool,
+    without_ingress: bool,
+    ingress_http_port: Option<u16>,
+    ingress_https_port: Option<u16>,
     node_name: Option<String>,
     dns_upstreams: Vec<String>,
     insecure_registries: Vec<String>,
@@ -87,6 +101,9 @@ fn settle(args: &ServerArgs) -> Result<(ServerArgs, ClusterConfig)> {
     args.bind_address = args.bind_address.or(file.bind_address);
     args.api_port = args.api_port.or(file.api_port);
     args.with_node |= file.with_node;
+    args.without_ingress |= file.without_ingress;
+    args.ingress_http_port = args.ingress_http_port.or(file.ingress_http_port);
+    args.ingress_https_port = args.ingress_https_port.or(file.ingress_https_port);
     args.node_name = args.node_name.or(file.node_name);
     args.tls_sans.extend(file.tls_sans);
     args.dns_upstreams.extend(file.dns_upstreams);
@@ -137,18 +154,38 @@ pub fn run(args: &ServerArgs) -> Result<()> {
     require_root("causeway server")?;
     let (args, cluster) = settle(args)?;
     let paths = Paths::new(&args.cluster.name, args.cluster.data_dir.as_deref())?;
-    if let Some(record) = instance::running(&paths)? {
+    if let Some(record) = instance::another(&paths)? {
         bail!("cluster {:?} is running already on this machine (process {})", paths.name, record.pid);
     }
     logging::init("info");
     let addresses = Addresses::of(&args)?;
-    let listener = ports::bind_at(addresses.bind, "the API", "--api-port")?;
+    let sockets = Arc::new(Sockets::of_environment());
+    let own = std::env::current_exe().context("finding this program's own file")?;
+    let listener = sockets.tcp("api", || ports::bind_at(addresses.bind, "the API", "--api-port"))?;
+    let ingress =
+        if args.with_node && !args.without_ingress { Some(ingress(&args, &addresses, &sockets)?) } else { None };
     let owned = data::claim(&paths)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("control").enable_all().build()?;
-    let outcome = runtime.block_on(serve(&args, &paths, cluster, &addresses, listener));
+    let outcome = runtime.block_on(serve(&args, &paths, cluster, &addresses, (listener, ingress), &sockets));
     runtime.shutdown_timeout(STOP_GRACE);
     drop(owned);
-    outcome
+    match outcome? {
+        End::Stop => Ok(()),
+        End::HandOver => Err(upgrade::replace(&paths, &sockets, &own)),
+    }
+}
+
+/// What the ingress of the server's own node listens on: all addresses of the machine, or the one that the API has.
+fn ingress(args: &ServerArgs, addresses: &Addresses, sockets: &Sockets) -> Result<Ingress> {
+    let (http, https) = (args.ingress_http_port.unwrap_or(80), args.ingress_https_port.unwrap_or(443));
+    let at = |port| SocketAddr::new(addresses.bind.ip(), port);
+    let bind = |port, flag| move || ports::bind_at(at(port), "the ingress", flag);
+    Ok(Ingress {
+        http: vec![sockets.tcp("http", bind(http, "--ingress-http-port, or --without-ingress"))?],
+        https: vec![sockets.tcp("https", bind(https, "--ingress-https-port, or --without-ingress"))?],
+        public_ports: (http, https),
+        addresses: vec![addresses.advertise.ip()],
+    })
 }
 
 async fn serve(
@@ -156,13 +193,16 @@ async fn serve(
     paths: &Paths,
     cluster: ClusterConfig,
     addresses: &Addresses,
-    listener: TcpListener,
-) -> Result<()> {
+    (listener, ingress): (TcpListener, Option<Ingress>),
+    sockets: &Arc<Sockets>,
+) -> Result<End> {
     let (stop, health) = (CancellationToken::new(), Health::default());
     let signalled = tasks::stop_on_signal(stop.clone())?;
+    let mut wish = Wish::new()?;
     let mut record = Record {
         api_port: addresses.bind.port(),
         role: Role::Server,
+        generation: sockets.generation(),
         ..Record::of_this_process(paths, "starting the API server")?
     };
     instance::write(paths, &record)?;
@@ -193,14 +233,25 @@ async fn serve(
     kubeconfig::write(paths, &admin)?;
     control_plane::start(&api, &cluster, paths, &mut control);
     let node = match args.with_node {
-        true => Some(own_node(args, paths, &api, cluster, addresses, &mut control, &stop, &health).await?),
+        true => {
+            let shared = (sockets.clone(), ingress);
+            Some(own_node(args, paths, &api, cluster, addresses, shared, &mut control, &stop, &health).await?)
+        }
         false => None,
     };
     record.nodes = node.iter().map(|(name, ..)| name.clone()).collect();
     tracing::info!(advertise = %addresses.advertise, "the API serves; machines join with: causeway token create");
     notify::tell("READY=1");
     record.ready = true;
-    instance::follow(paths, record, &health, &stop).await;
+    sockets.close_unclaimed();
+    if instance::follow(paths, record, &health, &stop, &mut wish).await == End::HandOver {
+        notify::tell("RELOADING=1");
+        if let Some((_, node, _)) = node {
+            node.hand_over(STOP_GRACE).await;
+        }
+        control.stop(STOP_GRACE).await;
+        return Ok(End::HandOver);
+    }
     tracing::info!("stopping");
     notify::tell("STOPPING=1");
     if let Some((_, node, containerd)) = node {
@@ -208,7 +259,7 @@ async fn serve(
         drop(containerd);
     }
     control.stop(STOP_GRACE).await;
-    crate::up::failed(&health, signalled.is_finished())
+    crate::up::failed(&health, signalled.is_finished()).map(|()| End::Stop)
 }
 
 /// This machine as a node. Its identity comes straight from the authority, which is here.
@@ -219,6 +270,7 @@ async fn own_node(
     api: &Arc<ApiServer>,
     cluster: ClusterConfig,
     addresses: &Addresses,
+    (sockets, ingress): (Arc<Sockets>, Option<Ingress>),
     control: &mut Tasks,
     stop: &CancellationToken,
     health: &Health,
@@ -248,7 +300,7 @@ async fn own_node(
     let config = agent::of_machine(paths, &containerd, &name, vec![ip], clients, cluster, machine)?;
     let ranges: Vec<_> = config.cluster.pod_cidrs.iter().chain(&config.cluster.service_cidrs).copied().collect();
     Routes::here()?.make_unreachable(&ranges).await.context("closing the pods' and services' ranges")?;
-    let node = Node::start(NodeConfig { serving, ..config }, stop, health).await?;
+    let node = Node::start(NodeConfig { serving, ingress, sockets, ..config }, stop, health).await?;
     Ok((name, node, containerd))
 }
 

@@ -11,6 +11,7 @@ use crate::nodes::{Nodes, Parts};
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::tasks::{self, Health, Tasks};
+use crate::upgrade::{self, End, Wish};
 use crate::{control, control_plane, data, kubeconfig, logging, ports, ready, teardown};
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
@@ -19,6 +20,7 @@ use causeway_api::balancer::Pool;
 use causeway_api::config::{ClusterConfig, PodNetworkMode, ipv6_defaults};
 use causeway_api::identity::{USER_CONTROLLER_MANAGER, UserInfo};
 use causeway_apiserver::{ApiServer, ApiServerConfig, NodeDialer};
+use causeway_handover::Sockets;
 use causeway_kubelet::NodeCapacity;
 use causeway_network::NetNs;
 use causeway_network::local::{Layout, LocalConfig, LocalSegment};
@@ -54,7 +56,7 @@ struct Listeners {
 pub fn run(args: &UpArgs) -> Result<()> {
     require_root("causeway up")?;
     let paths = Paths::new(&args.cluster.name, args.cluster.data_dir.as_deref())?;
-    if let Some(record) = instance::running(&paths)? {
+    if let Some(record) = instance::another(&paths)? {
         println!("cluster {:?} is running already (process {}); see: causeway status", paths.name, record.pid);
         let asked = (args.http_port, args.https_port, args.api_port, usize::from(args.nodes));
         if asked != (record.http_port, record.https_port, record.api_port, record.nodes.len()) {
@@ -68,24 +70,34 @@ pub fn run(args: &UpArgs) -> Result<()> {
     if args.detach {
         return detach(&paths);
     }
-    if args.detached {
+    let sockets = Arc::new(Sockets::of_environment());
+    let own = std::env::current_exe().context("finding this program's own file")?;
+    if args.detached && sockets.generation() == 0 {
         // A session of its own, so that closing the terminal does not reach it.
         nix::unistd::setsid().context("leaving the terminal's session")?;
     }
     logging::init(if args.detached { "info" } else { "warn" });
     let listeners = Listeners {
-        http: ports::bind(args.http_port, "the ingress", "--http-port")?,
-        https: ports::bind(args.https_port, "the ingress with TLS", "--https-port")?,
-        api: ports::bind(args.api_port, "the API", "--api-port")?,
+        http: sockets.tcp("http", || ports::bind(args.http_port, "the ingress", "--http-port"))?,
+        https: sockets.tcp("https", || ports::bind(args.https_port, "the ingress with TLS", "--https-port"))?,
+        api: sockets.tcp("api", || ports::bind(args.api_port, "the API", "--api-port"))?,
     };
     let owned = data::claim(&paths)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("control").enable_all().build()?;
-    let outcome = runtime.block_on(serve(args, &paths, listeners));
+    let outcome = runtime.block_on(serve(args, &paths, listeners, &sockets));
     runtime.shutdown_timeout(STOP_GRACE);
+    if matches!(outcome, Ok(End::HandOver)) {
+        drop(owned);
+        return Err(upgrade::replace(&paths, &sockets, &own));
+    }
+    if outcome.is_err() && sockets.generation() > 0 {
+        // Of a cluster that ran a moment ago everything stays for the next try.
+        return outcome.map(drop);
+    }
     // Also when it did not come up: nothing half-made stays.
     let swept = teardown::sweep(&paths);
     drop(owned);
-    outcome.and(swept)
+    outcome.map(drop).and(swept)
 }
 
 /// The cluster's settings: the file's, with what the command line says on top.
@@ -165,7 +177,7 @@ impl Phase<'_> {
     }
 }
 
-async fn serve(args: &UpArgs, paths: &Paths, listeners: Listeners) -> Result<()> {
+async fn serve(args: &UpArgs, paths: &Paths, listeners: Listeners, sockets: &Arc<Sockets>) -> Result<End> {
     let record = Record {
         pid: i32::try_from(std::process::id())?,
         started: instance::own_start(),
@@ -178,14 +190,17 @@ async fn serve(args: &UpArgs, paths: &Paths, listeners: Listeners) -> Result<()>
         ready: false,
         role: instance::Role::Local,
         components: BTreeMap::new(),
+        generation: sockets.generation(),
     };
     let mut phase = Phase { paths, record, progress: Progress::new() };
     let (stop, health) = (CancellationToken::new(), Health::default());
     let signalled = tasks::stop_on_signal(stop.clone())?;
+    let mut wish = Wish::new()?;
     let cluster = tokio::select! {
-        cluster = start(args, paths, listeners, &mut phase, &stop, &health) => cluster?,
-        () = stop.cancelled() => return failed(&health, signalled.is_finished()),
+        cluster = start(args, paths, listeners, sockets, &mut phase, &stop, &health) => cluster?,
+        () = stop.cancelled() => return failed(&health, signalled.is_finished()).map(|()| End::Stop),
     };
+    sockets.close_unclaimed();
     phase.record.ready = true;
     phase.record.components = health.all();
     phase.is("ready")?;
@@ -199,6 +214,11 @@ async fn serve(args: &UpArgs, paths: &Paths, listeners: Listeners) -> Result<()>
         tokio::select! {
             () = stop.cancelled() => break,
             () = health.changed() => {}
+            () = wish.heard() => {
+                upgrade::announce(paths, &mut record);
+                cluster.hand_over().await;
+                return Ok(End::HandOver);
+            }
         }
         record.components = health.all();
         if let Err(error) = instance::write(paths, &record) {
@@ -207,7 +227,7 @@ async fn serve(args: &UpArgs, paths: &Paths, listeners: Listeners) -> Result<()>
     }
     tracing::info!("stopping");
     cluster.stop().await;
-    failed(&health, signalled.is_finished())
+    failed(&health, signalled.is_finished()).map(|()| End::Stop)
 }
 
 /// A stop that nobody asked for has a reason.
@@ -230,6 +250,12 @@ struct Cluster {
 }
 
 impl Cluster {
+    /// Ends for another program to take over. containerd and the containers go on.
+    async fn hand_over(self) {
+        self.nodes.hand_over(STOP_GRACE).await;
+        self.control.stop(STOP_GRACE).await;
+    }
+
     async fn stop(self) {
         self.nodes.stop(STOP_GRACE).await;
         self.control.stop(STOP_GRACE).await;
@@ -246,6 +272,7 @@ async fn start(
     args: &UpArgs,
     paths: &Paths,
     listeners: Listeners,
+    sockets: &Arc<Sockets>,
     phase: &mut Phase<'_>,
     stop: &CancellationToken,
     health: &Health,
@@ -288,7 +315,8 @@ async fn start(
     .await?;
     let api = Arc::new(api);
     let mut control = Tasks::new(stop.child_token(), health);
-    let inside_listener = segment.lan().bind_tcp(inside).context("listening for the nodes")?;
+    let bind = || segment.lan().bind_tcp(inside).context("listening for the nodes");
+    let inside_listener = sockets.tcp("api inside", bind)?;
     inside_listener.set_nonblocking(true)?;
     let serving = (api.clone(), control.token());
     let serve = async move { serving.0.serve(vec![listeners.api, inside_listener], serving.1).await };
@@ -330,6 +358,7 @@ async fn start(
         dns_upstreams: upstreams,
         capacity,
         ingress: (first, listeners.http, listeners.https),
+        sockets: sockets.clone(),
         stop: stop.clone(),
         health: health.clone(),
     }));

@@ -25,6 +25,7 @@ use model::{Model, Report, Settings, Target};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use tokio::sync::{Notify, watch as watch_channel};
 use view::View;
 
@@ -47,6 +48,8 @@ pub struct Shared {
     pub registry: Registry,
     /// Counters.
     pub metrics: Metrics,
+    /// Connections are told with their next answer that it is the last one.
+    pub closing: AtomicBool,
     /// Rung when an external name may have come into use.
     pub names_changed: Notify,
 }
@@ -115,6 +118,7 @@ impl Shared {
             opened: watch_channel::channel(Arc::default()).0,
             registry: Registry::default(),
             metrics: Metrics::new()?,
+            closing: AtomicBool::new(false),
             names_changed: Notify::new(),
         })
     }

@@ -13,6 +13,7 @@ pub mod status;
 pub mod traffic;
 
 use causeway_api::events::Recorder;
+use causeway_handover::Sockets;
 use config::model::Settings;
 use config::{Planner, Shared, names, watch};
 use kube::Client;
@@ -47,6 +48,8 @@ pub struct ProxyConfig {
     pub node_name: Option<String>,
     /// Name servers for Services of type ExternalName, usually cluster DNS; none: the machine's resolver.
     pub name_servers: Vec<IpAddr>,
+    /// Where the sockets of Gateways come from and go to when this program takes over from another one.
+    pub sockets: Arc<Sockets>,
     /// Limits and time-outs.
     pub limits: Limits,
     /// Turns true when the first complete configuration is in force and connections are accepted.
@@ -66,6 +69,7 @@ impl Default for ProxyConfig {
             gateway_class: "causeway".to_owned(),
             node_name: None,
             name_servers: Vec::new(),
+            sockets: Arc::default(),
             limits: Limits::default(),
             ready: None,
         }
@@ -116,7 +120,9 @@ pub async fn run(client: Client, config: ProxyConfig, shutdown: CancellationToke
             if let Some(ready) = &config.ready {
                 ready.send_replace(true);
             }
-            traffic::listen::serve(shared, Arc::new(config.limits), config.http, config.https, config.gateway_address, shutdown.clone()).await
+            let gateways = config.gateway_address.map(|address| (address, config.sockets));
+            let limits = Arc::new(config.limits);
+            traffic::listen::serve(shared, limits, config.http, config.https, gateways, shutdown.clone()).await
         }
         else => Ok(()),
     };

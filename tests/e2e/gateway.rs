@@ -38,6 +38,21 @@ fn address(c: &Cluster, ns: &str, name: &str) -> Result<String> {
     c.kubectl(&format!("-n {ns} get gateway {name} -o jsonpath={{.status.addresses[0].value}}")).ok()
 }
 
+/// A Gateway whose port 80 leads to a Service; returns its address.
+pub fn in_front_of(c: &Cluster, ns: &str, service: &str, port: u16) -> Result<String> {
+    c.apply(&gateway(ns, "door", HTTP))?;
+    c.apply(&route(
+        ns,
+        "HTTPRoute",
+        "door",
+        "door",
+        &format!("rules: [{{backendRefs: [{{name: {service}, port: {port}}}]}}]"),
+    ))?;
+    let ip = address(c, ns, "door")?;
+    says(c, &format!("http://{ip}/"), service)?;
+    Ok(ip)
+}
+
 fn says(c: &Cluster, curl: &str, word: &str) -> Result<()> {
     eventually(&format!("curl {curl} says {word}"), || {
         let said = c.on_node("lan", &format!("curl -sS --max-time 2 {curl}")).ok()?;

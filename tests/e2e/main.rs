@@ -18,7 +18,9 @@ mod pods;
 mod policy;
 mod proxy_modes;
 mod services;
+
 mod storage;
+mod upgrade;
 mod workloads;
 
 use causeway_tests::Cluster;

@@ -53,11 +53,12 @@ fn allowed(name: &str) -> Option<&'static [&'static str]> {
         | "causeway-nft"
         | "causeway-load"
         | "causeway-gateway-crds"
+        | "causeway-handover"
         | "shop-api" => &[],
         "causeway-registry" => &["causeway-api", "causeway-schema"],
         "causeway-apiserver" => &["causeway-api", "causeway-registry", "causeway-schema", "causeway-store"],
         "causeway-scheduler" | "causeway-controllers" | "causeway-dns" => &["causeway-api"],
-        "causeway-proxy" => &["causeway-api", "causeway-gateway-crds"],
+        "causeway-proxy" => &["causeway-api", "causeway-gateway-crds", "causeway-handover"],
         "causeway-runtime" | "causeway-access" | "causeway-announce" => &["causeway-api"],
         "causeway-network" => &["causeway-api", "causeway-nft"],
         "causeway-kubelet" => &["causeway-api", "causeway-runtime", "causeway-network"],

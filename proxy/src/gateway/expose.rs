@@ -194,6 +194,10 @@ pub fn plan(
             .slices_of(&exposure.service)
             .find(|s| s.metadata.name.as_deref() == Some(&exposure.service.name))
             .and_then(|s| serde_json::to_value(s).ok());
+        // A program that has just taken over has its sockets in a moment: until then clients are led where they were.
+        if current.is_some() && exposure.ports.iter().any(|p| !opened.contains_key(p)) {
+            continue;
+        }
         let differs = current.is_none_or(|c| !holds(&c, &wanted));
         writes.push(Write::Apply(wanted, differs));
     }

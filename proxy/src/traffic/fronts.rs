@@ -10,6 +10,7 @@ use super::udp;
 use crate::config::{Fronts, Shared, Socket};
 use crate::route::front::{Front, FrontKey, FrontService};
 use arc_swap::ArcSwap;
+use causeway_handover::Sockets;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -33,13 +34,13 @@ struct Open {
 }
 
 /// Serves fronts until shutdown, then tells their connections to end.
-pub(super) async fn run(server: Arc<Server>, address: IpAddr, shutdown: CancellationToken) {
+pub(super) async fn run(server: Arc<Server>, address: IpAddr, sockets: Arc<Sockets>, shutdown: CancellationToken) {
     let shared = Arc::clone(&server.shared);
     let mut wanted = shared.fronts.subscribe();
     let mut open: BTreeMap<FrontKey, Open> = BTreeMap::new();
     loop {
         let fronts = Arc::clone(&wanted.borrow_and_update());
-        let failed = follow(&server, address, &fronts, &mut open).await;
+        let failed = follow(&server, address, &sockets, &fronts, &mut open).await;
         tokio::select! {
             () = shutdown.cancelled() => break,
             changed = wanted.changed() => if changed.is_err() { break },
@@ -53,7 +54,13 @@ pub(super) async fn run(server: Arc<Server>, address: IpAddr, shutdown: Cancella
 }
 
 /// Brings the sockets to what is wanted. True when some could not be opened.
-async fn follow(server: &Arc<Server>, address: IpAddr, fronts: &Fronts, open: &mut BTreeMap<FrontKey, Open>) -> bool {
+async fn follow(
+    server: &Arc<Server>,
+    address: IpAddr,
+    sockets: &Sockets,
+    fronts: &Fronts,
+    open: &mut BTreeMap<FrontKey, Open>,
+) -> bool {
     let shared = &server.shared;
     let mut failed = false;
     for (key, front) in fronts {
@@ -63,7 +70,7 @@ async fn follow(server: &Arc<Server>, address: IpAddr, fronts: &Fronts, open: &m
             one.socket.front.store(Arc::clone(front));
             continue;
         }
-        match start(server, address, front).await {
+        match start(server, address, sockets, front) {
             Ok(new) => drop(open.insert(key.clone(), new)),
             Err(error) => {
                 tracing::warn!(%error, front = %key, "cannot open a socket; trying again");
@@ -74,6 +81,7 @@ async fn follow(server: &Arc<Server>, address: IpAddr, fronts: &Fronts, open: &m
     let gone: Vec<FrontKey> = open.keys().filter(|k| !fronts.contains_key(*k)).cloned().collect();
     for key in gone {
         if let Some(one) = open.remove(&key) {
+            sockets.forget(&format!("{key}/"));
             close(server, one);
         }
     }
@@ -95,18 +103,22 @@ fn ready(front: &Front) -> Vec<Ready> {
     }
 }
 
-async fn start(server: &Arc<Server>, address: IpAddr, front: &Arc<Front>) -> io::Result<Open> {
+fn start(server: &Arc<Server>, address: IpAddr, sockets: &Sockets, front: &Arc<Front>) -> io::Result<Open> {
     let tls = Arc::new(ArcSwap::from_pointee(ready(front)));
     let stop = CancellationToken::new();
     let (drain, draining) = watch::channel(false);
     let at = |local| Arc::new(Socket { local, front: ArcSwap::new(Arc::clone(front)) });
     let socket = if front.key.udp {
-        let udp = Arc::new(UdpSocket::bind((address, 0)).await?);
+        let udp = sockets.udp(&front.key.to_string(), || std::net::UdpSocket::bind((address, 0)))?;
+        udp.set_nonblocking(true)?;
+        let udp = Arc::new(UdpSocket::from_std(udp)?);
         let socket = at(udp.local_addr()?);
         server.connections.spawn(udp::serve(udp, Arc::clone(&socket), stop.clone()));
         socket
     } else {
-        let tcp = TcpListener::bind((address, 0)).await?;
+        let tcp = sockets.tcp(&front.key.to_string(), || std::net::TcpListener::bind((address, 0)))?;
+        tcp.set_nonblocking(true)?;
+        let tcp = TcpListener::from_std(tcp)?;
         let socket = at(tcp.local_addr()?);
         // Before the first connection is taken, its requests must be able to find the front.
         enter(&server.shared, &socket);

@@ -26,6 +26,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{BError, Error, ErrorSource, ErrorType, Result};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 /// How hard answers are compressed: as quickly as gains most.
@@ -179,7 +180,7 @@ impl ProxyHttp for HttpApp {
                 .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"keep-alive"));
         ctx.upgrade = session.is_upgrade_req();
         // This also honours `Connection: close`.
-        let keep = session.get_keepalive().is_some() && lasting;
+        let keep = session.get_keepalive().is_some() && lasting && !self.shared.closing.load(Ordering::Relaxed);
         session.set_keepalive(keep.then(|| self.limits.idle_timeout.as_secs().max(1)));
         let silence = if ctx.upgrade { self.limits.upgraded_timeout } else { self.limits.client_timeout };
         session.set_read_timeout(Some(silence));

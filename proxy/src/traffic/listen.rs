@@ -7,6 +7,7 @@ use super::{Limits, announced, fronts, raw, sni, tls};
 use crate::config::{Shared, Socket};
 use crate::route::front::{FrontService, TlsMode};
 use arc_swap::ArcSwap;
+use causeway_handover::Sockets;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ServerApp};
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
@@ -17,6 +18,7 @@ use pingora::server::configuration::ServerConf;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -26,6 +28,9 @@ use tokio_util::task::TaskTracker;
 
 /// After the system has no descriptor or memory for a connection.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long connections that are kept may bring another request after shutdown was asked for.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// Why traffic cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +77,7 @@ pub async fn serve(
     limits: Arc<Limits>,
     http: Vec<std::net::TcpListener>,
     https: Vec<std::net::TcpListener>,
-    gateways: Option<IpAddr>,
+    gateways: Option<(IpAddr, Arc<Sockets>)>,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
     let mut listeners = Vec::new();
@@ -98,8 +103,8 @@ pub async fn serve(
     for (socket, kind) in listeners {
         loops.spawn(accept(Arc::clone(&server), socket, kind, stopped.clone(), shutdown.clone()));
     }
-    if let Some(address) = gateways {
-        loops.spawn(fronts::run(Arc::clone(&server), address, shutdown.clone()));
+    if let Some((address, sockets)) = gateways {
+        loops.spawn(fronts::run(Arc::clone(&server), address, sockets, shutdown.clone()));
     }
     loops.close();
     shutdown.cancelled().await;
@@ -118,10 +123,14 @@ pub fn adopt(socket: std::net::TcpListener) -> Result<TcpListener, ServeError> {
 }
 
 async fn drain(server: &Server, stop: &watch::Sender<bool>) {
+    // A client that has just sent its next request must get the answer: before idle connections are closed, each is told
+    // with an answer that it is the last one.
+    server.shared.closing.store(true, Ordering::Relaxed);
+    server.connections.close();
+    drop(tokio::time::timeout(LAST_ANSWERS.min(server.limits.drain), server.connections.wait()).await);
     // HTTP/2 says GOAWAY, HTTP/1 says Connection: close with its next answer, idle connections are closed.
     stop.send_replace(true);
     server.proxy.http_cleanup().await;
-    server.connections.close();
     if tokio::time::timeout(server.limits.drain, server.connections.wait()).await.is_err() {
         tracing::warn!(left = server.connections.len(), "connections did not end in time; closing them");
         server.kill.cancel();

@@ -65,8 +65,14 @@ impl Lab {
         let (http, https) = (listener(), listener());
         let (http_address, https_address) = (http.local_addr().unwrap(), https.local_addr().unwrap());
         let shutdown = CancellationToken::new();
-        let serve =
-            listen::serve(Arc::clone(&shared), Arc::new(limits), vec![http], vec![https], gateways, shutdown.clone());
+        let serve = listen::serve(
+            Arc::clone(&shared),
+            Arc::new(limits),
+            vec![http],
+            vec![https],
+            gateways.map(|a| (a, Arc::default())),
+            shutdown.clone(),
+        );
         let serving = tokio::spawn(async move { serve.await.unwrap() });
         Self {
             http: http_address,
