@@ -189,10 +189,55 @@ fn story(lab: &mut Lab) -> Result<()> {
     lab.kubectl("wait nodes --all --for=condition=Ready --timeout=60s").ok()?;
     let requests = lab.kubectl("get csr").ok()?;
     ensure!(requests.matches("Approved,Issued").count() >= 2, "{requests}");
-    load(lab)?;
+    load(&lab.agents.each_ref())?;
     pods_meet(lab)?;
     restarts(lab, &url)?;
     down_leaves_the_machine_as_it_was(&mut lab.agents[1])
+}
+
+/// A server that is a node as well: pods, and the ingress at the machine's own address, for who is on another machine.
+pub fn one_machine_has_it_all() -> Result<()> {
+    let mut lab = Lab::new()?;
+    let outcome = alone(&mut lab);
+    if outcome.is_err() {
+        eprintln!("{}\n{}", lab.words(), lab.kubectl("get nodes,pods,ingress -A -o wide").out);
+    }
+    outcome
+}
+
+fn alone(lab: &mut Lab) -> Result<()> {
+    let args = ["server", "--advertise-address", "192.0.2.1", "--with-node", "--node-name", "all"];
+    lab.server.start(&args)?;
+    eventually("the API serves", || lab.kubectl("get --raw /readyz").ok())?;
+    eventually("the node registers", || lab.kubectl("get node all").ok())?;
+    lab.kubectl("wait node/all --for=condition=Ready --timeout=60s").ok()?;
+    load(&[&lab.server])?;
+    lab.kubectl_args(&["apply", "-f", "-"], &web(1)).ok()?;
+    lab.kubectl("create ingress web --rule=web.example/*=web:80").ok()?;
+    lab.kubectl("rollout status deployment/web --timeout=90s").ok()?;
+    let outside = &lab.agents[0];
+    let ask = || {
+        let url = ["-sS", "--fail", "--max-time", "15", "-H", "Host: web.example", "http://192.0.2.1/"];
+        run(outside.inside("curl").args(url))?.ok()
+    };
+    let said = eventually("the ingress answers", ask)?;
+    ensure!(said.starts_with("web-"), "{said}");
+    eventually("the Ingress has the machine's address", || {
+        let path = "get ingress web -o jsonpath={.status.loadBalancer.ingress[*].ip}";
+        let said = lab.kubectl(path).ok()?;
+        ensure!(said == "192.0.2.1", "{said}");
+        Ok(())
+    })?;
+    // systemd's reload: the unit has it as ExecReload.
+    let process = lab.server.process.as_ref().context("no server")?.id().to_string();
+    run(Command::new("kill").args(["-USR2", &process]))?.ok()?;
+    for _ in 0..60 {
+        ask().context("while another program takes over")?;
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    ensure!(std::fs::read_to_string(lab.server.log())?.contains("handing over"));
+    run(&mut lab.server.causeway(&["upgrade"])?)?.ok()?;
+    ask().map(drop)
 }
 
 /// A wrong token and a wrong authority: one line that says what is wrong, and a code.
@@ -211,25 +256,25 @@ fn refused(lab: &Lab, url: &str, token: &str, hash: &str) -> Result<()> {
     Ok(())
 }
 
-fn load(lab: &Lab) -> Result<()> {
+fn load(machines: &[&Machine]) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let archive = dir.path().join("busybox.tar");
     busybox(BUSYBOX).write(&archive)?;
-    for agent in &lab.agents {
-        run(&mut agent.causeway(&["image", "load", &archive.to_string_lossy()])?)?.ok()?;
+    for machine in machines {
+        run(&mut machine.causeway(&["image", "load", &archive.to_string_lossy()])?)?.ok()?;
     }
     Ok(())
 }
 
-/// Pods on both nodes reach each other and a Service by name; their logs and shells are reached from the server.
-fn pods_meet(lab: &Lab) -> Result<()> {
-    let manifest = format!(
+/// A Deployment `web`, spread over nodes, and its Service.
+fn web(replicas: u32) -> String {
+    format!(
         "
 apiVersion: apps/v1
 kind: Deployment
 metadata: {{name: web}}
 spec:
-  replicas: 2
+  replicas: {replicas}
   selector: {{matchLabels: {{app: web}}}}
   template:
     metadata: {{labels: {{app: web}}}}
@@ -250,8 +295,12 @@ kind: Service
 metadata: {{name: web}}
 spec: {{selector: {{app: web}}, ports: [{{port: 80, targetPort: http}}]}}
 "
-    );
-    lab.kubectl_args(&["apply", "-f", "-"], &manifest).ok()?;
+    )
+}
+
+/// Pods on both nodes reach each other and a Service by name; their logs and shells are reached from the server.
+fn pods_meet(lab: &Lab) -> Result<()> {
+    lab.kubectl_args(&["apply", "-f", "-"], &web(2)).ok()?;
     lab.kubectl("rollout status deployment/web --timeout=90s").ok()?;
     let pods = lab.pods()?;
     ensure!(pods.len() == 2 && pods[0][0] != pods[1][0], "one on each node: {pods:?}");

@@ -11,7 +11,7 @@ use std::net::TcpListener;
 type Alone = fn() -> Result<()>;
 
 pub fn tests() -> Vec<Trial> {
-    let all: [(&str, Alone); 12] = [
+    let all: [(&str, Alone); 13] = [
         ("lifecycle::down_leaves_nothing_behind", down_leaves_nothing_behind),
         ("lifecycle::down_after_kill_leaves_nothing_behind", down_after_kill_leaves_nothing_behind),
         ("lifecycle::up_after_kill_finds_its_pods_running", up_after_kill_finds_its_pods_running),
@@ -20,6 +20,7 @@ pub fn tests() -> Vec<Trial> {
         ("lifecycle::a_port_in_use_is_named", a_port_in_use_is_named),
         ("upgrade::nothing_is_refused", crate::upgrade::nothing_is_refused_while_another_program_takes_over),
         ("join::machines_join", crate::join::machines_join),
+        ("join::one_machine_has_it_all", crate::join::one_machine_has_it_all),
         ("join::units_are_well_formed", crate::join::units_are_well_formed),
         ("dns::a_query_stays_on_its_node", crate::dns::a_query_stays_on_its_node),
         ("demo::the_shop_opens", crate::demo::the_shop_opens),
