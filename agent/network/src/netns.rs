@@ -6,6 +6,7 @@
 
 use crate::{NetworkError, Result};
 use nix::{
+    fcntl::{Flock, FlockArg},
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
     sys::statfs::{NSFS_MAGIC, fstatfs},
@@ -32,6 +33,25 @@ pub struct NetNs {
     file: Arc<File>,
 }
 
+/// Makes the folder as `ip netns add` wants it: a mount of its own, shared with other mount namespaces. If `ip` had to do
+/// that later, it would mount the folder with everything in it a second time, and names of ours could not be removed.
+fn share_folder() -> io::Result<()> {
+    std::fs::create_dir_all(NETNS_DIR)?;
+    // `ip` takes the same lock.
+    let lock = Flock::lock(File::open(NETNS_DIR)?, FlockArg::LockExclusive).map_err(|(_, e)| e)?;
+    let share = || mount(None::<&str>, NETNS_DIR, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>);
+    match share() {
+        Err(nix::errno::Errno::EINVAL) => {
+            let itself = MsFlags::MS_BIND | MsFlags::MS_REC;
+            mount(Some(NETNS_DIR), NETNS_DIR, None::<&str>, itself, None::<&str>)?;
+            share()?;
+        }
+        done => done?,
+    }
+    drop(lock);
+    Ok(())
+}
+
 impl NetNs {
     /// Makes a namespace under a name that is not taken, with the loopback interface still down.
     pub fn create(name: &str) -> Result<Self> {
@@ -42,7 +62,7 @@ impl NetNs {
     pub(crate) fn create_with(name: &str, init: impl FnOnce() -> io::Result<()> + Send) -> Result<Self> {
         let path = checked_path(name)?;
         let doing = || format!("creating the network namespace {name}");
-        std::fs::create_dir_all(NETNS_DIR).map_err(|e| kernel(doing(), e))?;
+        share_folder().map_err(|e| kernel(doing(), e))?;
         File::create_new(&path).map_err(|e| kernel(doing(), e))?;
         let made = on_new_thread(|| -> io::Result<()> {
             unshare(CloneFlags::CLONE_NEWNET)?;

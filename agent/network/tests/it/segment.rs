@@ -75,3 +75,25 @@ fn every_thread_of_a_runtime_lives_in_its_namespace() {
     assert_eq!(netns.run(inode).unwrap(), inside);
     runtime.shutdown(Duration::from_secs(1));
 }
+
+/// `ip` makes the folder of names a mount of its own when it is none. Names made before that must not be lost.
+#[test]
+fn names_can_be_removed_after_others_have_used_ip() {
+    use nix::mount::{MsFlags, mount};
+    let (ours, theirs) = (unique(), unique());
+    let alone = std::thread::spawn(move || {
+        // A machine on which nobody has used either yet.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none).unwrap();
+        mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        NetNs::create(&ours).unwrap();
+        for verb in ["add", "delete"] {
+            let done = std::process::Command::new("ip").args(["netns", verb, &theirs]).status().unwrap();
+            assert!(done.success(), "ip netns {verb}");
+        }
+        NetNs::delete(&ours).unwrap();
+        assert!(NetNs::list().is_empty());
+    });
+    alone.join().unwrap();
+}
