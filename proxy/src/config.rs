@@ -5,6 +5,7 @@
 //! table and the certificates whole. Readers never wait and never see half a change.
 
 pub mod annotations;
+pub mod balancing;
 pub mod caches;
 pub mod certs;
 pub mod model;
@@ -249,7 +250,8 @@ impl Planner {
     /// An upstream that already has its endpoints, so that a route can serve the moment it can be found.
     fn upstream(&self, view: &View, key: &BackendKey) -> Arc<Upstream> {
         let upstream = self.shared.registry.get(key);
-        if matches!(key, BackendKey::Service { .. }) {
+        if let BackendKey::Service { service, .. } = key {
+            upstream.tune(view.services.get(service).map(|s| balancing::read(s).0).unwrap_or_default());
             upstream.set(&model::addresses(view, key));
         }
         upstream

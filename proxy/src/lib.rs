@@ -109,8 +109,9 @@ pub async fn run(client: Client, config: ProxyConfig, shutdown: CancellationToke
         tasks.spawn(gateway::status::run(client.clone(), recorder, output.reports, background.clone()));
         tasks.spawn(gateway::expose::run(client.clone(), output.writes, background.clone()));
     }
+    tasks.spawn(traffic::checks::run(Arc::clone(&shared), background.clone()));
     tasks.spawn(names::run(Arc::clone(&shared), resolver, background.clone()));
-    tasks.spawn(watch::run(client, planner, synced, background.clone()));
+    tasks.spawn(watch::run(client, config.node_name.clone(), planner, synced, background.clone()));
     tasks.close();
 
     let result = tokio::select! {

@@ -34,6 +34,14 @@ pub struct Metrics {
     pub reloads: IntCounter,
     /// Lines of the access log that were not written.
     pub log_dropped: IntCounter,
+    /// Endpoints passed over for their bad answers.
+    pub ejections: IntCounter,
+    /// Requests refused because their Service had as many as it may.
+    pub overflows: IntCounter,
+    /// Health checks that failed.
+    pub check_failures: IntCounter,
+    /// Further tries that the budget did not allow.
+    pub retries_denied: IntCounter,
     /// Changes of endpoints without a new table.
     pub endpoint_changes: IntCounter,
 }
@@ -85,6 +93,10 @@ impl Metrics {
             routes: gauge("routes", "Rules in the table.")?,
             reloads: counter("table_swaps_total", "Tables put in force.")?,
             endpoint_changes: counter("endpoint_changes_total", "Endpoint changes without a new table.")?,
+            ejections: counter("upstream_ejections_total", "Endpoints passed over for bad answers.")?,
+            overflows: counter("upstream_overflows_total", "Requests beyond what their Service may have at a time.")?,
+            check_failures: counter("health_check_failures_total", "Health checks of endpoints that failed.")?,
+            retries_denied: counter("upstream_retries_denied_total", "Further tries beyond the budget.")?,
             log_dropped: counter("access_log_dropped_total", "Lines of the access log that were not written.")?,
             registry,
         })

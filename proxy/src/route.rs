@@ -2,9 +2,11 @@
 //! two strings and not on the number of routes.
 //!
 //! [`host`] and [`path`] bring what a client wrote into the one form that is compared; [`table`] finds the route;
-//! [`upstream`] holds the endpoints a route forwards to and picks one. Everything here is free of I/O.
+//! [`upstream`] holds the endpoints a route forwards to, [`balance`] picks one. Everything here is free of I/O.
 
 pub mod auth;
+pub mod balance;
+pub mod endpoint;
 pub mod filter;
 pub mod front;
 pub mod host;

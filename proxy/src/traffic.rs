@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod announced;
+pub mod checks;
 pub mod conn;
 mod filters;
 mod find;
@@ -20,6 +21,7 @@ pub mod raw;
 mod rule;
 pub mod sni;
 pub mod tls;
+mod tries;
 pub mod udp;
 pub mod upstream_tls;
 

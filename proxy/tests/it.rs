@@ -12,6 +12,8 @@ mod annotations;
 mod api;
 #[path = "it/away.rs"]
 mod away;
+#[path = "it/balancing.rs"]
+mod balancing;
 #[path = "it/changes.rs"]
 mod changes;
 #[path = "it/gateways.rs"]

@@ -138,7 +138,7 @@ pub fn build(view: &View, settings: &Settings, caches: &mut Caches) -> Model {
 pub fn addresses(view: &View, key: &BackendKey) -> Vec<SocketAddr> {
     let BackendKey::Service { service, port, .. } = key else { return Vec::new() };
     let all = endpoints::of_port(view.slices_of(service), port);
-    endpoints::usable(&all).into_iter().map(|e| SocketAddr::new(e.ip, e.port)).collect()
+    endpoints::near(&all, &view.here).into_iter().map(|e| SocketAddr::new(e.ip, e.port)).collect()
 }
 
 /// The Ingresses of our class, oldest first.
@@ -322,7 +322,7 @@ impl Builder<'_> {
         problems: &mut Vec<Problem>,
     ) -> Target {
         let result = match (&backend.service, &backend.resource) {
-            (Some(service), _) => self.service(owner, service, asked),
+            (Some(service), _) => self.service(owner, service, asked, problems),
             (None, Some(resource)) => Err(Problem {
                 reason: "ResourceBackend",
                 message: format!(
@@ -349,6 +349,7 @@ impl Builder<'_> {
         owner: &ObjectKey,
         backend: &IngressServiceBackend,
         asked: &Asked,
+        problems: &mut Vec<Problem>,
     ) -> Result<BackendKey, Problem> {
         let key = ObjectKey { namespace: Arc::clone(&owner.namespace), name: backend.name.as_str().into() };
         let Some(service) = self.view.services.get(&key) else {
@@ -374,6 +375,12 @@ impl Builder<'_> {
             };
         }
         let port = port.ok_or_else(|| no_port(&key, backend))?;
+        problems.extend(
+            super::balancing::read(service)
+                .1
+                .into_iter()
+                .map(|message| Problem { reason: "InvalidAnnotation", message: format!("Service {key}: {message}") }),
+        );
         Ok(BackendKey::Service { service: key, port: port.name.as_deref().unwrap_or("").into(), protocol, tls: None })
     }
 

@@ -4,8 +4,8 @@ use super::Dirt;
 use crate::gateway::expose::GATEWAY_LABEL;
 use crate::gateway::view::{Gateways, Update as GatewayUpdate};
 use crate::route::ObjectKey;
-use causeway_api::endpoints;
-use k8s_openapi::api::core::v1::{Secret, Service};
+use causeway_api::endpoints::{self, Here};
+use k8s_openapi::api::core::v1::{Node, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::Resource;
@@ -35,6 +35,8 @@ pub enum Touch<K> {
 /// All objects the ingress looks at.
 #[derive(Debug, Default)]
 pub struct View {
+    /// Where we are: near endpoints come first where their Service says so.
+    pub here: Here,
     /// IngressClasses.
     pub classes: Store<IngressClass>,
     /// Ingresses of every class.
@@ -66,6 +68,8 @@ pub enum Update {
     AuthSecret(Event<Secret>),
     /// Of an EndpointSlice.
     Slice(Event<EndpointSlice>),
+    /// Of the node we are on.
+    Node(Box<Event<Node>>),
     /// Of a kind that only Gateways need.
     Gateway(Box<GatewayUpdate>),
 }
@@ -151,9 +155,23 @@ impl View {
                 let touch = self.services.handle(*event);
                 // Of Gateways' own Services the address counts too.
                 let said = differs(&touch, |a, b| a.status == b.status && a.metadata.labels == b.metadata.labels);
-                Dirt { front_reports: said, ..routes(differs(&touch, |a, b| a.spec == b.spec)) }
+                let same =
+                    |a: &Service, b: &Service| a.spec == b.spec && a.metadata.annotations == b.metadata.annotations;
+                let changed = differs(&touch, same);
+                Dirt { front_reports: said, ..routes(changed) }
             }
             Update::Gateway(update) => self.gateways.handle(*update),
+            Update::Node(event) => {
+                let zone = match *event {
+                    Event::Apply(node) | Event::InitApply(node) => {
+                        node.metadata.labels.and_then(|l| l.get("topology.kubernetes.io/zone").cloned())
+                    }
+                    _ => return Dirt::default(),
+                };
+                let changed = self.here.zone != zone;
+                self.here.zone = zone;
+                routes(changed)
+            }
             Update::Secret(event) => {
                 routes(differs(&self.secrets.handle(event), |a, b| a.data == b.data && a.type_ == b.type_))
             }

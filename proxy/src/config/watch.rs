@@ -9,7 +9,7 @@ use super::{Dirt, Planner};
 use crate::gateway::refs::CA_KEY;
 use crate::gateway::view::Update as GatewayUpdate;
 use futures::stream::{BoxStream, SelectAll, StreamExt};
-use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::runtime::watcher::{self, Event};
@@ -27,14 +27,16 @@ const MAX_PAUSE: Duration = Duration::from_millis(500);
 /// Runs until shutdown. `synced` turns true when the first complete configuration is in force.
 pub async fn run(
     client: Client,
+    node: Option<String>,
     mut planner: Planner,
     synced: watch_channel::Sender<bool>,
     shutdown: CancellationToken,
 ) {
     let with_gateways = planner.serves_gateways();
-    let mut updates = updates(client, with_gateways);
+    let mut updates = updates(client, node.as_deref(), with_gateways);
     let mut opened = planner.opened();
     let mut view = View::default();
+    view.here.node = node.unwrap_or_default();
     let mut dirt = Dirt::default();
     let mut not_before = Instant::now();
     loop {
@@ -70,7 +72,7 @@ pub async fn run(
     }
 }
 
-fn updates(client: Client, with_gateways: bool) -> SelectAll<BoxStream<'static, Update>> {
+fn updates(client: Client, node: Option<&str>, with_gateways: bool) -> SelectAll<BoxStream<'static, Update>> {
     let tls_only = watcher::Config::default().fields("type=kubernetes.io/tls");
     let opaque = watcher::Config::default().fields("type=Opaque");
     let mut all = futures::stream::select_all([
@@ -82,6 +84,11 @@ fn updates(client: Client, with_gateways: bool) -> SelectAll<BoxStream<'static, 
         objects(Api::<Secret>::all(client.clone()), opaque, |event| Update::AuthSecret(only_password_files(event))),
         objects(Api::<EndpointSlice>::all(client.clone()), watcher::Config::default(), Update::Slice),
     ]);
+    // Of other nodes nothing matters here.
+    if let Some(node) = node {
+        let own = watcher::Config::default().fields(&format!("metadata.name={node}"));
+        all.push(objects(Api::<Node>::all(client.clone()), own, |e| Update::Node(Box::new(e))));
+    }
     if with_gateways {
         all.extend(gateway_updates(&client));
     }

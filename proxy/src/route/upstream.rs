@@ -1,25 +1,19 @@
 //! Upstreams: the endpoints of one Service port, and the choice of one of them for a request.
 //!
-//! The choice is the less busy of two picked at random, away from endpoints that this request has already tried and
-//! from those that lately refused connections. Endpoints are swapped whole; an endpoint that stays keeps its counters,
-//! one that goes and comes back starts anew (and shares no pooled connection with its former self).
+//! [`super::balance`] chooses, by default the less busy of two picked at random, away from endpoints that this request has
+//! already tried and from those that lately refused connections. Endpoints are swapped whole; an endpoint that stays keeps
+//! its counters, one that goes and comes back starts anew (and shares no pooled connection with its former self).
 
 use super::ObjectKey;
+use super::balance::{Budget, Tuned};
+pub use super::endpoint::{Endpoint, InFlight};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use rand::Rng as _;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Weak};
-use std::time::{Duration, Instant};
-
-/// After the first refused connection an endpoint is passed over this long; doubled for each further one.
-const EJECT_BASE: Duration = Duration::from_millis(500);
-/// The longest time an endpoint is passed over.
-const EJECT_MAX: Duration = Duration::from_secs(30);
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Weak};
 
 /// What an upstream speaks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -97,32 +91,16 @@ pub enum BackendKey {
     },
 }
 
-/// One address that requests can be sent to.
-#[derive(Debug)]
-pub struct Endpoint {
-    /// Where it listens.
-    pub address: SocketAddr,
-    /// Differs from every other endpoint's in this process, also from that of an earlier one at the same address.
-    pub id: u64,
-    /// Tells it from others in cookies, also after a restart; says nothing of its address.
-    pub tag: u64,
-    active: AtomicU32,
-    failures: AtomicU32,
-    /// Milliseconds on [`clock`]; 0 is not ejected.
-    ejected_until: AtomicU64,
-}
-
 /// The endpoints of a backend.
 #[derive(Debug)]
 pub struct Upstream {
     /// What it is.
     pub key: BackendKey,
-    endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
+    pub(super) endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
+    pub(super) tuned: ArcSwap<Tuned>,
+    pub(super) turn: AtomicUsize,
+    pub(super) budget: Budget,
 }
-
-/// Counts a request at its endpoint while it lives.
-#[derive(Debug)]
-pub struct InFlight(Arc<Endpoint>);
 
 /// All upstreams in use. What no table refers to any more is forgotten.
 #[derive(Debug, Default)]
@@ -157,75 +135,16 @@ impl fmt::Display for BackendKey {
     }
 }
 
-impl Endpoint {
-    /// A fresh endpoint.
-    pub fn new(address: SocketAddr) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        Self {
-            address,
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
-            tag: {
-                let mut hasher = DefaultHasher::new();
-                address.hash(&mut hasher);
-                hasher.finish()
-            },
-            active: AtomicU32::new(0),
-            failures: AtomicU32::new(0),
-            ejected_until: AtomicU64::new(0),
-        }
-    }
-
-    /// Requests under way.
-    pub fn active(&self) -> u32 {
-        self.active.load(Ordering::Relaxed)
-    }
-
-    /// Passed over for now because it refused connections.
-    pub fn ejected(&self) -> bool {
-        let until = self.ejected_until.load(Ordering::Relaxed);
-        until != 0 && clock() < until
-    }
-
-    /// A connection could not be made.
-    pub fn failed(&self) {
-        let failures = self.failures.fetch_add(1, Ordering::Relaxed).min(16);
-        let pause = EJECT_BASE.saturating_mul(1 << failures).min(EJECT_MAX);
-        let pause = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
-        self.ejected_until.store(clock().saturating_add(pause).max(1), Ordering::Relaxed);
-    }
-
-    /// A connection was made.
-    pub fn succeeded(&self) {
-        if self.failures.load(Ordering::Relaxed) != 0 {
-            self.failures.store(0, Ordering::Relaxed);
-            self.ejected_until.store(0, Ordering::Relaxed);
-        }
-    }
-}
-
-impl InFlight {
-    /// Counts from now on.
-    pub fn start(endpoint: Arc<Endpoint>) -> Self {
-        endpoint.active.fetch_add(1, Ordering::Relaxed);
-        Self(endpoint)
-    }
-
-    /// The endpoint it is at.
-    pub fn endpoint(&self) -> &Arc<Endpoint> {
-        &self.0
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.active.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl Upstream {
     /// An upstream without endpoints.
     pub fn new(key: BackendKey) -> Self {
-        Self { key, endpoints: ArcSwap::default() }
+        Self {
+            key,
+            endpoints: ArcSwap::default(),
+            tuned: ArcSwap::default(),
+            turn: AtomicUsize::new(0),
+            budget: Budget::default(),
+        }
     }
 
     /// Its endpoints at the moment.
@@ -240,10 +159,13 @@ impl Upstream {
             return false;
         }
         let by_address: HashMap<SocketAddr, &Arc<Endpoint>> = old.iter().map(|e| (e.address, e)).collect();
+        let fresh = if old.is_empty() { Endpoint::new } else { Endpoint::late };
         let new = addresses
             .iter()
-            .map(|a| by_address.get(a).map_or_else(|| Arc::new(Endpoint::new(*a)), |e| Arc::clone(e)))
-            .collect();
+            .map(|a| by_address.get(a).map_or_else(|| Arc::new(fresh(*a)), |e| Arc::clone(e)))
+            .collect::<Vec<_>>();
+        let tuned = self.tuned.load();
+        self.tuned.store(Arc::new(Tuned::new(Arc::clone(&tuned.balance), &new)));
         self.endpoints.store(Arc::new(new));
         true
     }
@@ -253,30 +175,6 @@ impl Upstream {
         let tag = u64::from_str_radix(tag, 16).ok()?;
         let endpoints = self.endpoints.load();
         endpoints.iter().find(|e| e.tag == tag && !tried.contains(&e.id) && !e.ejected()).cloned()
-    }
-
-    /// An endpoint for a request that has been to `tried` (ids) already. None when there is no endpoint, or none
-    /// that has not been tried.
-    pub fn pick(&self, tried: &[u64]) -> Option<Arc<Endpoint>> {
-        let endpoints = self.endpoints.load();
-        let n = endpoints.len();
-        let fresh = |e: &Endpoint| !tried.contains(&e.id);
-        if n <= 1 {
-            return endpoints.first().filter(|e| fresh(e)).cloned();
-        }
-        let mut rng = rand::rng();
-        let first = rng.random_range(0..n);
-        let second = (first + 1 + rng.random_range(0..n - 1)) % n;
-        let usable = |e: &Endpoint| fresh(e) && !e.ejected();
-        let (a, b) = (&endpoints[first], &endpoints[second]);
-        match (usable(a), usable(b)) {
-            (true, true) => return Some(Arc::clone(if b.active() < a.active() { b } else { a })),
-            (true, false) => return Some(Arc::clone(a)),
-            (false, true) => return Some(Arc::clone(b)),
-            (false, false) => {}
-        }
-        let around = || (0..n).map(|i| &endpoints[(first + i) % n]);
-        around().find(|e| usable(e)).or_else(|| around().find(|e| fresh(e))).cloned()
     }
 }
 
@@ -314,12 +212,6 @@ impl Registry {
     }
 }
 
-/// Milliseconds since the first call, at least 1.
-fn clock() -> u64 {
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -335,16 +227,16 @@ mod tests {
         let u = upstream(2);
         let busy = InFlight::start(u.endpoints()[0].clone());
         for _ in 0..32 {
-            assert_eq!(u.pick(&[]).unwrap().id, u.endpoints()[1].id);
+            assert_eq!(u.pick(&[], None).unwrap().id, u.endpoints()[1].id);
         }
         u.endpoints()[1].failed();
         assert!(u.endpoints()[1].ejected());
         for _ in 0..32 {
-            assert_eq!(u.pick(&[]).unwrap().id, u.endpoints()[0].id);
+            assert_eq!(u.pick(&[], None).unwrap().id, u.endpoints()[0].id);
         }
         // All ejected: better one that may refuse than none.
         u.endpoints()[0].failed();
-        assert!(u.pick(&[]).is_some());
+        assert!(u.pick(&[], None).is_some());
         u.endpoints()[0].succeeded();
         assert!(!u.endpoints()[0].ejected());
         drop(busy);
@@ -355,12 +247,12 @@ mod tests {
     fn tries_each_endpoint_once() {
         let u = upstream(5);
         let mut tried = Vec::new();
-        while let Some(e) = u.pick(&tried) {
+        while let Some(e) = u.pick(&tried, None) {
             assert!(!tried.contains(&e.id));
             tried.push(e.id);
         }
         assert_eq!(tried.len(), 5);
-        assert!(upstream(0).pick(&[]).is_none());
+        assert!(upstream(0).pick(&[], None).is_none());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The PROXY protocol (versions 1 and 2), by which a load balancer in front tells whose connection it passes on. In: the
 //! first bytes of a trusted peer's connection. Out: the client's address, and what has been read beyond.
 
+use crate::route::balance::ProxyVersion;
 use ppp::{HeaderResult, PartialResult as _, v1, v2};
 use std::io;
 use std::net::SocketAddr;
@@ -40,6 +41,18 @@ pub async fn read(stream: &mut TcpStream) -> io::Result<(Option<SocketAddr>, Vec
         }
         if bytes.len() > MAX_HEADER {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the PROXY header is too long"));
+        }
+    }
+}
+
+/// The header by which we tell a backend whose connection this is, and where the client made it to.
+pub fn header(version: ProxyVersion, client: SocketAddr, to: SocketAddr) -> io::Result<Vec<u8>> {
+    let plain = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
+    let addresses = (plain(client), plain(to));
+    match version {
+        ProxyVersion::V1 => Ok(v1::Addresses::from(addresses).to_string().into_bytes()),
+        ProxyVersion::V2 => {
+            v2::Builder::with_addresses(v2::Version::Two | v2::Command::Proxy, v2::Protocol::Stream, addresses).build()
         }
     }
 }

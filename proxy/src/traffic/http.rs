@@ -42,7 +42,7 @@ pub struct HttpApp {
 /// What is remembered of a request.
 pub struct RequestState {
     start: Instant,
-    route: Option<Arc<Route>>,
+    pub(super) route: Option<Arc<Route>>,
     /// The Gateway's port it came by.
     pub(super) front: Option<FrontKey>,
     /// The backend that was chosen of several, and what is done to requests that go there.
@@ -56,11 +56,13 @@ pub struct RequestState {
     /// The endpoint that a client is to come back to, where it does not know yet.
     new_tag: Option<u64>,
     upgrade: bool,
-    at: Option<InFlight>,
+    pub(super) at: Option<InFlight>,
     /// Ids of the endpoints that were tried.
-    tried: Vec<u64>,
+    pub(super) tried: Vec<u64>,
     /// Answers that were thrown away for another try.
-    again: u32,
+    pub(super) again: u32,
+    /// Counted among its Service's requests, or refused because there were too many.
+    admitted: Option<bool>,
 }
 
 impl HttpApp {
@@ -127,7 +129,7 @@ impl RequestState {
         self.route.as_ref()?.policy.as_deref()
     }
 
-    fn upstream(&self) -> Option<&Arc<Upstream>> {
+    pub(super) fn upstream(&self) -> Option<&Arc<Upstream>> {
         if self.canary.is_some() {
             return self.canary.as_ref();
         }
@@ -157,6 +159,7 @@ impl ProxyHttp for HttpApp {
             at: None,
             tried: Vec::new(),
             again: 0,
+            admitted: None,
         }
     }
 
@@ -225,6 +228,12 @@ impl ProxyHttp for HttpApp {
         let Some(upstream) = ctx.upstream() else {
             return Error::e_explain(ErrorType::InternalError, "a request without a route");
         };
+        let admitted = ctx.admitted.unwrap_or_else(|| upstream.admit());
+        if !admitted {
+            ctx.admitted = Some(false);
+            self.shared.metrics.overflows.inc();
+            return Error::e_explain(ErrorType::HTTPStatus(503), "the service has too many requests");
+        }
         let protocol = upstream.key.protocol();
         let affinity = ctx.policy().and_then(|p| p.affinity.as_ref());
         let sent = affinity.and_then(|a| policy::cookie_of(session.req_header(), &a.cookie));
@@ -232,7 +241,8 @@ impl ProxyHttp for HttpApp {
         let session_token = ctx.route.as_ref().and_then(|r| rule::token(r.session.as_ref()?, session.req_header()));
         let known = known.or_else(|| session_token.and_then(|tag| upstream.find(tag, &ctx.tried)));
         let is_new = (affinity.is_some() || ctx.route.as_ref().is_some_and(|r| r.session.is_some())) && known.is_none();
-        let Some(endpoint) = known.or_else(|| upstream.pick(&ctx.tried)) else {
+        let key = if known.is_some() { None } else { upstream.hash_by().map(|by| self.key_of(session, &by)) };
+        let Some(endpoint) = known.or_else(|| upstream.pick(&ctx.tried, key.as_deref())) else {
             self.shared.metrics.no_endpoint.inc();
             return Error::e_explain(ErrorType::HTTPStatus(503), format!("{} has no ready endpoint", upstream.key));
         };
@@ -241,6 +251,7 @@ impl ProxyHttp for HttpApp {
         if let Some(limit) = [timeouts.backend, left].into_iter().flatten().min() {
             peer.options.read_timeout = Some(peer.options.read_timeout.map_or(limit, |own| own.min(limit)));
         }
+        ctx.admitted = Some(true);
         ctx.new_tag = is_new.then_some(endpoint.tag);
         ctx.at = Some(InFlight::start(endpoint));
         Ok(Box::new(peer))
@@ -329,9 +340,12 @@ impl ProxyHttp for HttpApp {
         answer: &mut ResponseHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
-        let Some(route) = &ctx.route else { return Ok(()) };
+        let (Some(route), Some(upstream)) = (&ctx.route, ctx.upstream()) else { return Ok(()) };
+        if let Some(at) = ctx.at.as_ref().filter(|_| !answer.status.is_informational()) {
+            self.answered(upstream, at, answer.status.is_server_error());
+        }
         match rule::again(route, answer, ctx.again) {
-            Some(error) if !session.as_downstream().retry_buffer_truncated() => {
+            Some(error) if !session.as_downstream().retry_buffer_truncated() && self.may_repeat(upstream) => {
                 ctx.again += 1;
                 self.shared.metrics.retries.inc();
                 Err(error)
@@ -378,10 +392,14 @@ impl ProxyHttp for HttpApp {
         let slow = *error.etype() == ErrorType::ReadTimedout && !begun && !session.retry_buffer_truncated();
         if slow && !ctx.upgrade && ctx.route.as_ref().is_some_and(|r| r.timeouts.backend.is_some()) {
             // The route asks for another try itself, whatever the method is (GEP-1731).
+            self.unanswered(ctx);
             ctx.at = None;
-            let again = self.once_more(ctx);
+            let again = ctx.upstream().is_some_and(|u| self.may_repeat(u)) && self.once_more(ctx);
             error.set_retry(again);
             return error;
+        }
+        if !(reused && broke_off) && *error.esource() == ErrorSource::Upstream {
+            self.unanswered(ctx);
         }
         if begun || !repeatable || ctx.upgrade {
             error.set_retry(false);
@@ -401,7 +419,7 @@ impl ProxyHttp for HttpApp {
         if let Some(at) = ctx.at.take() {
             ctx.tried.push(at.endpoint().id);
         }
-        let again = broke_off && self.may_try_again(ctx);
+        let again = broke_off && ctx.upstream().is_some_and(|u| self.may_repeat(u)) && self.may_try_again(ctx);
         error.set_retry(again);
         error
     }
@@ -419,6 +437,9 @@ impl ProxyHttp for HttpApp {
         session.set_keepalive(None);
         let upstream = ctx.upstream().map(|u| format!(" ({})", u.key)).unwrap_or_default();
         let text = match status {
+            StatusCode::SERVICE_UNAVAILABLE if ctx.admitted == Some(false) => {
+                format!("The service has as many requests as it may have{upstream}.")
+            }
             StatusCode::SERVICE_UNAVAILABLE => format!("No endpoint of the service is ready{upstream}."),
             _ => format!("{text}{upstream}"),
         };
@@ -451,29 +472,6 @@ impl ProxyHttp for HttpApp {
         _context: ProxyWarnLogContext,
     ) -> bool {
         true
-    }
-}
-
-impl HttpApp {
-    /// Takes one of the tries that the route's own retry policy has left.
-    fn once_more(&self, ctx: &mut RequestState) -> bool {
-        let attempts = ctx.route.as_ref().and_then(|r| r.retry.as_ref()).map_or(0, |r| r.attempts);
-        let again = ctx.again < attempts;
-        if again {
-            ctx.again += 1;
-            ctx.tried.clear();
-            self.shared.metrics.retries.inc();
-        }
-        again
-    }
-
-    fn may_try_again(&self, ctx: &RequestState) -> bool {
-        let again = ctx.tried.len() < self.limits.attempts
-            && ctx.upstream().is_some_and(|u| u.endpoints().iter().any(|e| !ctx.tried.contains(&e.id)));
-        if again {
-            self.shared.metrics.retries.inc();
-        }
-        again
     }
 }
 

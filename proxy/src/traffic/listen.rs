@@ -278,11 +278,11 @@ async fn front(
                 }
                 return;
             };
-            by_name(server, stream, peer, hello, found, draining).await;
+            by_name(server, stream, (peer, socket.local), hello, found, draining).await;
         }
         FrontService::Tcp(split) => {
             metrics.connections_http.inc();
-            ended(raw::relay(&mut stream, &[], split, &server.limits).await, peer);
+            ended(raw::relay(&mut stream, &[], split, &server.limits, (peer, socket.local)).await, peer);
         }
         FrontService::Udp(_) => {}
     }
@@ -292,7 +292,7 @@ async fn front(
 async fn by_name(
     server: &Server,
     mut stream: Rewind,
-    peer: SocketAddr,
+    (peer, local): (SocketAddr, SocketAddr),
     hello: sni::Hello,
     found: &Ready,
     draining: ShutdownWatch,
@@ -302,7 +302,7 @@ async fn by_name(
         (TlsMode::Passthrough(table), _) => {
             // Without a route it is closed without a word, as above.
             if let Some(split) = table.lookup(name, ROOT) {
-                ended(raw::relay(&mut stream, &hello.bytes, split, &server.limits).await, peer);
+                ended(raw::relay(&mut stream, &hello.bytes, split, &server.limits, (peer, local)).await, peer);
             }
         }
         (TlsMode::Terminate(_, table), Some(acceptor)) => {
@@ -310,7 +310,7 @@ async fn by_name(
             let Some(mut stream) = decrypt(server, acceptor, stream.again(hello.bytes), peer).await else {
                 return;
             };
-            ended(raw::relay(&mut stream, &[], &split, &server.limits).await, peer);
+            ended(raw::relay(&mut stream, &[], &split, &server.limits, (peer, local)).await, peer);
         }
         (TlsMode::Https(..), Some(acceptor)) => {
             let Some(stream) = decrypt(server, acceptor, stream.again(hello.bytes), peer).await else { return };

@@ -74,7 +74,7 @@ impl Copies {
 }
 
 async fn copy(upstream: &Upstream, mut head: http::request::Parts, body: Bytes) -> anyhow::Result<()> {
-    let endpoint = upstream.pick(&[]).ok_or_else(|| anyhow::anyhow!("no endpoint"))?;
+    let endpoint = upstream.pick(&[], None).ok_or_else(|| anyhow::anyhow!("no endpoint"))?;
     let stream = TokioIo::new(TcpStream::connect(endpoint.address).await?);
     // What is about the client's connection is not about this one.
     for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE, header::EXPECT] {

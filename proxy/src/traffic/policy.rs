@@ -89,7 +89,7 @@ impl HttpApp {
     }
 
     /// The client's address: the peer's, or what trusted proxies say it is.
-    fn client(&self, session: &Session) -> Option<IpAddr> {
+    pub(super) fn client(&self, session: &Session) -> Option<IpAddr> {
         let peer = session.client_addr()?.as_inet()?.ip();
         if !self.trusted(peer) {
             return Some(peer);

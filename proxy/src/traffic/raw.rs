@@ -1,12 +1,14 @@
 //! Connections that are passed on as bytes: TCP, and TLS that is not HTTP. In: a client's stream and a split. Out: a
 //! backend's stream, joined to it until both have said all.
 
-use super::Limits;
+use super::{Limits, announced};
 use crate::route::Endpoint;
+use crate::route::balance::ProxyVersion;
 use crate::route::rule::Split;
 use crate::route::upstream::InFlight;
 use rand::Rng as _;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -17,6 +19,9 @@ pub enum NoWay {
     /// No backend, or one whose reference leads nowhere.
     #[error("the route has no backend for this connection")]
     NoBackend,
+    /// The Service has as many connections as it may.
+    #[error("the service has as many connections as it may have")]
+    Busy,
     /// No endpoint took the connection.
     #[error("no endpoint took the connection")]
     NoEndpoint,
@@ -40,23 +45,40 @@ pub async fn relay(
     ahead: &[u8],
     split: &Split,
     limits: &Limits,
+    (peer, local): (SocketAddr, SocketAddr),
 ) -> io::Result<()> {
-    let (mut backend, _in_flight) = connect(split, limits).await.map_err(io::Error::other)?;
+    let (mut backend, _in_flight, announce) = connect(split, limits, peer).await.map_err(io::Error::other)?;
     let _ = backend.set_nodelay(true);
+    if let Some(version) = announce {
+        backend.write_all(&announced::header(version, peer, local)?).await?;
+    }
     backend.write_all(ahead).await?;
     tokio::io::copy_bidirectional(client, &mut backend).await.map(drop)
 }
 
-async fn connect(split: &Split, limits: &Limits) -> Result<(TcpStream, InFlight), NoWay> {
+/// What a client is known by where there is no request.
+pub(super) fn key_of(client: SocketAddr) -> Vec<u8> {
+    client.ip().to_canonical().to_string().into_bytes()
+}
+
+async fn connect(
+    split: &Split,
+    limits: &Limits,
+    peer: SocketAddr,
+) -> Result<(TcpStream, InFlight, Option<ProxyVersion>), NoWay> {
     let upstream = choose(split).ok_or(NoWay::NoBackend)?;
+    if !upstream.admit() {
+        return Err(NoWay::Busy);
+    }
+    let key = key_of(peer);
     let mut tried = Vec::new();
     while tried.len() < limits.attempts {
-        let Some(endpoint) = upstream.pick(&tried) else { break };
+        let Some(endpoint) = upstream.pick(&tried, Some(&key)) else { break };
         let connecting = TcpStream::connect(endpoint.address);
         match tokio::time::timeout(limits.connect_timeout, connecting).await {
             Ok(Ok(stream)) => {
                 endpoint.succeeded();
-                return Ok((stream, InFlight::start(endpoint)));
+                return Ok((stream, InFlight::start(endpoint), upstream.balance().announce));
             }
             Ok(Err(_)) | Err(_) => failed(&endpoint, &mut tried),
         }

@@ -80,7 +80,7 @@ async fn flow(
     let endpoint = {
         let now = front.front.load();
         let FrontService::Udp(split) = &now.service else { return Ok(()) };
-        raw::choose(split).and_then(|upstream| upstream.pick(&[]))
+        raw::choose(split).and_then(|upstream| upstream.pick(&[], Some(&raw::key_of(client))))
     };
     let endpoint = endpoint.ok_or_else(|| io::Error::other("the route has no endpoint for this client"))?;
     let any: IpAddr =

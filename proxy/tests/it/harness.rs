@@ -108,6 +108,7 @@ impl Lab {
                 "Service" => Update::Service(Box::new(event(object, apply))),
                 "Secret" if object["type"] == "Opaque" => Update::AuthSecret(event(object, apply)),
                 "Secret" => Update::Secret(event(object, apply)),
+                "Node" => Update::Node(Box::new(event(object, apply))),
                 "EndpointSlice" => Update::Slice(event(object, apply)),
                 "GatewayClass" => gateway(GatewayUpdate::Class(event(object, apply))),
                 "Gateway" => gateway(GatewayUpdate::Gateway(Box::new(event(object, apply)))),
@@ -267,7 +268,11 @@ async fn echo(name: &str, request: Request<Incoming>) -> Result<Response<Full<By
         "backend": name, "method": parts.method.as_str(), "path": parts.uri.path(), "query": parts.uri.query(),
         "version": format!("{:?}", parts.version), "headers": headers, "body": body.len(),
     });
-    Ok(Response::new(Full::new(Bytes::from(text.to_string()))))
+    let mut answer = Response::new(Full::new(Bytes::from(text.to_string())));
+    if name == "bad" {
+        *answer.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    }
+    Ok(answer)
 }
 
 /// One HTTP/1.1 connection.

@@ -4,7 +4,7 @@
 //! In: the endpoints of one Service port. Out: [`Choice`]s for the policies `Cluster` and `Local`.
 
 use super::{Choice, NodeView, Target};
-use causeway_api::endpoints::{self, Endpoint};
+use causeway_api::endpoints::{self, Endpoint, Here};
 use std::collections::BTreeSet;
 
 /// The endpoints of one port and one family, as one node sees them.
@@ -21,11 +21,8 @@ impl<'a> Endpoints<'a> {
     /// The policy `Cluster`: ready ones, near ones first; when none is ready anywhere, those that serve while they
     /// terminate, near or not.
     pub(super) fn cluster(&self) -> Choice {
-        let ready: Vec<&Endpoint> = self.all.iter().filter(|e| e.ready).collect();
-        if ready.is_empty() {
-            return spread(endpoints::usable(&self.all), Choice::Refuse);
-        }
-        spread(near(ready, self.node), Choice::Refuse)
+        let here = Here { node: self.node.name.clone(), zone: self.node.zone.clone() };
+        spread(endpoints::near(&self.all, &here), Choice::Refuse)
     }
 
     /// The policy `Local`: the same among those on this node, and hints do not count. Without one here, what there is
@@ -50,16 +47,4 @@ fn target(e: &Endpoint) -> Target {
 
 fn spread(chosen: Vec<&Endpoint>, none: Choice) -> Choice {
     if chosen.is_empty() { none } else { Choice::Spread(chosen.into_iter().map(target).collect()) }
-}
-
-/// Hints are heeded when every ready endpoint has one and one of them is for here: the node's first, then the zone's.
-fn near<'a>(ready: Vec<&'a Endpoint>, node: &NodeView) -> Vec<&'a Endpoint> {
-    let hinted = |hints: fn(&Endpoint) -> &Vec<String>, here: &String| {
-        let complete = ready.iter().all(|e| !hints(e).is_empty());
-        let same: Vec<&Endpoint> = ready.iter().copied().filter(|e| hints(e).contains(here)).collect();
-        (complete && !same.is_empty()).then_some(same)
-    };
-    let on_node = hinted(|e| &e.node_hints, &node.name);
-    let near = on_node.or_else(|| node.zone.as_ref().and_then(|zone| hinted(|e| &e.zone_hints, zone)));
-    near.unwrap_or(ready)
 }
