@@ -344,6 +344,7 @@ fn proxy(config: &Arc<NodeConfig>, ingress: Ingress, tasks: &mut Tasks) -> Resul
                 gateway_address: Some(ip),
                 node_name: Some(config.name.clone()),
                 sockets: config.sockets.clone(),
+                acme: config.cluster.ingress.acme.clone().map(|acme| (acme, config.outside.clone())),
                 ..ProxyConfig::default()
             };
             causeway_proxy::run(config.clients.client(USER_INGRESS)?, proxy, token).await

@@ -13,6 +13,8 @@ pub mod names;
 pub mod view;
 pub mod watch;
 
+use crate::acme::challenge::Challenges;
+use crate::acme::wanted::{self, Wanted};
 use crate::gateway::{self, expose};
 use crate::metrics::Metrics;
 use crate::route::front::{Front, FrontKey};
@@ -49,6 +51,8 @@ pub struct Shared {
     pub registry: Registry,
     /// Counters.
     pub metrics: Metrics,
+    /// What authorities are answered that look whether a name is ours.
+    pub challenges: Arc<Challenges>,
     /// Connections are told with their next answer that it is the last one.
     pub closing: AtomicBool,
     /// Rung when an external name may have come into use.
@@ -89,6 +93,7 @@ pub struct Planner {
     caches: Caches,
     reports: watch_channel::Sender<Arc<Vec<Report>>>,
     gateways: Option<GatewayPlanner>,
+    acme: Option<watch_channel::Sender<Arc<Vec<Wanted>>>>,
 }
 
 /// The planner's part for Gateways.
@@ -119,6 +124,7 @@ impl Shared {
             opened: watch_channel::channel(Arc::default()).0,
             registry: Registry::default(),
             metrics: Metrics::new()?,
+            challenges: Arc::default(),
             closing: AtomicBool::new(false),
             names_changed: Notify::new(),
         })
@@ -150,7 +156,7 @@ impl Planner {
     /// A planner and the reports it makes, for those who write them back.
     pub fn new(shared: Arc<Shared>, settings: Settings) -> (Self, watch_channel::Receiver<Arc<Vec<Report>>>) {
         let (reports, receiver) = watch_channel::channel(Arc::default());
-        (Self { shared, settings, caches: Caches::default(), reports, gateways: None }, receiver)
+        (Self { shared, settings, caches: Caches::default(), reports, gateways: None, acme: None }, receiver)
     }
 
     /// Serves Gateways too.
@@ -159,6 +165,13 @@ impl Planner {
         let (writes, to_expose) = watch_channel::channel(Arc::default());
         self.gateways = Some(GatewayPlanner { settings, caches: Caches::default(), reports, writes });
         GatewayOutput { reports: to_status, writes: to_expose }
+    }
+
+    /// Also says which certificates should come by themselves.
+    pub fn with_acme(&mut self) -> watch_channel::Receiver<Arc<Vec<Wanted>>> {
+        let (sender, receiver) = watch_channel::channel(Arc::default());
+        self.acme = Some(sender);
+        receiver
     }
 
     /// Whether Gateways are served.
@@ -179,6 +192,14 @@ impl Planner {
         } else if dirt.reports {
             let model = model::build(view, &self.settings, &mut self.caches);
             self.reports.send_replace(Arc::new(model.reports));
+        }
+        if let Some(acme) = self.acme.as_ref().filter(|_| dirt.routes || dirt.fronts) {
+            let all = wanted::all(view, &self.settings);
+            acme.send_if_modified(|old| {
+                let changed = **old != all;
+                *old = Arc::new(all);
+                changed
+            });
         }
         for service in &dirt.services {
             for upstream in self.shared.registry.of_service(service) {

@@ -4,6 +4,7 @@
 //! [`route`] is that table and its lookup, [`traffic`] moves the bytes, [`status`] tells the API what came of it.
 //! Requests go straight to pod addresses, never through a Service's virtual address.
 
+pub mod acme;
 pub mod admin;
 pub mod config;
 pub mod gateway;
@@ -12,13 +13,16 @@ pub mod route;
 pub mod status;
 pub mod traffic;
 
+use acme::issue::Issuer;
 use causeway_api::events::Recorder;
+use causeway_api::ingress::AcmeSettings;
 use causeway_handover::Sockets;
 use config::model::Settings;
 use config::{Planner, Shared, names, watch};
 use kube::Client;
 use std::net::{IpAddr, TcpListener};
 use std::sync::Arc;
+use tokio::runtime::Handle;
 use tokio::sync::watch as watch_channel;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -50,6 +54,9 @@ pub struct ProxyConfig {
     pub name_servers: Vec<IpAddr>,
     /// Where the sockets of Gateways come from and go to when this program takes over from another one.
     pub sockets: Arc<Sockets>,
+    /// The authority that certificates come from, and the runtime from which it can be reached; none: certificates are
+    /// brought by others.
+    pub acme: Option<(AcmeSettings, Handle)>,
     /// Limits and time-outs.
     pub limits: Limits,
     /// Turns true when the first complete configuration is in force and connections are accepted.
@@ -70,6 +77,7 @@ impl Default for ProxyConfig {
             node_name: None,
             name_servers: Vec::new(),
             sockets: Arc::default(),
+            acme: None,
             limits: Limits::default(),
             ready: None,
         }
@@ -101,6 +109,12 @@ pub async fn run(client: Client, config: ProxyConfig, shutdown: CancellationToke
     tasks.spawn(class);
     let recorder = Recorder::new(client.clone(), "causeway-ingress", config.node_name.as_deref());
     tasks.spawn(status::run(client.clone(), recorder, config.publish_addresses, reports, background.clone()));
+    if let Some((settings, outside)) = config.acme {
+        let recorder = Recorder::new(client.clone(), "causeway-acme", config.node_name.as_deref());
+        let challenges = Arc::clone(&shared.challenges);
+        let issuer = Issuer { client: client.clone(), recorder, settings, challenges, outside };
+        tasks.spawn(issuer.run(planner.with_acme(), background.clone()));
+    }
     if let Some(address) = config.gateway_address {
         let node = config.node_name.clone().unwrap_or_default();
         let output = planner.with_gateways(gateway::Settings { node, address });

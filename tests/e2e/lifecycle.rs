@@ -11,13 +11,14 @@ use std::net::TcpListener;
 type Alone = fn() -> Result<()>;
 
 pub fn tests() -> Vec<Trial> {
-    let all: [(&str, Alone); 13] = [
+    let all: [(&str, Alone); 14] = [
         ("lifecycle::down_leaves_nothing_behind", down_leaves_nothing_behind),
         ("lifecycle::down_after_kill_leaves_nothing_behind", down_after_kill_leaves_nothing_behind),
         ("lifecycle::up_after_kill_finds_its_pods_running", up_after_kill_finds_its_pods_running),
         ("lifecycle::up_after_down_brings_everything_back", up_after_down_brings_everything_back),
         ("lifecycle::two_clusters_live_side_by_side", two_clusters_live_side_by_side),
         ("lifecycle::a_port_in_use_is_named", a_port_in_use_is_named),
+        ("acme::certificates_come_by_themselves", crate::acme::certificates_come_by_themselves),
         ("upgrade::nothing_is_refused", crate::upgrade::nothing_is_refused_while_another_program_takes_over),
         ("join::machines_join", crate::join::machines_join),
         ("join::one_machine_has_it_all", crate::join::one_machine_has_it_all),

@@ -3,6 +3,7 @@
 //! One cluster serves most tests, each in a namespace of its own; tests of starting and stopping have clusters of
 //! their own and run one after another before it. Run one by name: `cargo test -p causeway-tests --test e2e -- NAME`.
 
+mod acme;
 mod bad_input;
 mod demo;
 mod dns;

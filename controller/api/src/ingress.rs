@@ -2,6 +2,7 @@
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 /// What can be set about them: `ingress` in the cluster's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +35,40 @@ pub struct IngressSettings {
     pub upstream_timeout_seconds: u32,
     /// Seconds that requests under way may take after shutdown was asked for. Default 10.
     pub drain_seconds: u32,
+    /// The authority from which Ingresses and Gateways get certificates that ask for them. Default none.
+    pub acme: Option<AcmeSettings>,
+}
+
+/// Certificates that come by themselves (RFC 8555).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AcmeSettings {
+    /// The URL of the authority's directory, for example `https://acme-v02.api.letsencrypt.org/directory`.
+    pub directory: String,
+    /// Whom the authority may write to. Default nobody.
+    #[serde(default)]
+    pub email: Option<String>,
+    /// How it is shown that a name is ours. Default `http-01`.
+    #[serde(default)]
+    pub challenge: AcmeChallenge,
+    /// A file with the authority (PEM) that has signed the directory's own certificate. Default the well-known ones.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// The authority's terms of service have been read and agreed to: must be `true`.
+    #[serde(default)]
+    pub terms_of_service_agreed: bool,
+}
+
+/// How it is shown that a name is ours.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AcmeChallenge {
+    /// By a text at port 80.
+    #[default]
+    #[serde(rename = "http-01")]
+    Http01,
+    /// By a certificate at port 443 of the ingress (not of Gateways).
+    #[serde(rename = "tls-alpn-01")]
+    TlsAlpn01,
 }
 
 /// How requests are logged.
@@ -47,6 +82,20 @@ pub enum AccessLog {
     Text,
     /// As JSON, one object a line.
     Json,
+}
+
+impl AcmeSettings {
+    fn check(&self) -> Result<(), String> {
+        if !self.directory.starts_with("https://") {
+            return Err(format!("ingress.acme.directory: {:?} is no URL that begins with https://", self.directory));
+        }
+        if !self.terms_of_service_agreed {
+            return Err(
+                "ingress.acme.termsOfServiceAgreed: read the authority's terms, then set this to true".to_owned()
+            );
+        }
+        Ok(())
+    }
 }
 
 impl Default for IngressSettings {
@@ -64,6 +113,7 @@ impl Default for IngressSettings {
             client_timeout_seconds: 60,
             upstream_timeout_seconds: 60,
             drain_seconds: 10,
+            acme: None,
         }
     }
 }
@@ -87,7 +137,7 @@ impl IngressSettings {
             None if self.proxy_protocol && self.trusted_proxies.is_empty() => {
                 Err("ingress.proxyProtocol: say in ingress.trustedProxies whose word is taken".to_owned())
             }
-            None => Ok(()),
+            None => self.acme.as_ref().map_or(Ok(()), AcmeSettings::check),
         }
     }
 }

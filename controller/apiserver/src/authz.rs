@@ -90,6 +90,8 @@ const INGRESS: &[Rule] = &[
     (&["patch", "update"], "gateway.networking.k8s.io", ALL),
     (&["create"], "gateway.networking.k8s.io", &["gatewayclasses"]),
     (&["get", "create"], "apiextensions.k8s.io", &["customresourcedefinitions"]),
+    // Certificates that it got by ACME.
+    (&["create", "patch"], "", &["secrets"]),
     // Every Gateway gets a Service and the EndpointSlice behind it.
     (&["create", "patch", "delete"], "", &["services"]),
     (&["create", "patch", "delete"], "discovery.k8s.io", &["endpointslices"]),

@@ -142,7 +142,7 @@ pub fn addresses(view: &View, key: &BackendKey) -> Vec<SocketAddr> {
 }
 
 /// The Ingresses of our class, oldest first.
-fn owned(view: &View, settings: &Settings) -> Vec<Arc<Ingress>> {
+pub fn owned(view: &View, settings: &Settings) -> Vec<Arc<Ingress>> {
     let ours: Vec<_> = view
         .classes
         .values()

@@ -193,6 +193,10 @@ impl ProxyHttp for HttpApp {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<bool> {
+        if let Some(text) = self.shared.challenges.text(session.req_header().uri.path()) {
+            pages::send_bare(session.as_downstream_mut(), &text).await?;
+            return Ok(true);
+        }
         let (verdict, front) = self.judge(session);
         ctx.front = front;
         match verdict {

@@ -50,6 +50,16 @@ pub async fn send_with(
     }
 }
 
+/// Sends a text and nothing but it.
+pub async fn send_bare(session: &mut ServerSession, text: &str) -> Result<(), BError> {
+    let mut head = ResponseHeader::build(StatusCode::OK, Some(2))?;
+    head.insert_header(header::CONTENT_TYPE, "application/octet-stream")?;
+    head.insert_header(header::CONTENT_LENGTH, text.len())?;
+    session.write_response_header(Box::new(head)).await?;
+    let body = Bytes::copy_from_slice(text.as_bytes());
+    session.write_response_body(body, true).await.or_err(ErrorType::WriteError, "answering an authority")
+}
+
 /// What a client is told about an error; none when it is gone.
 pub fn of_error(error: &pingora::Error) -> Option<(StatusCode, &'static str)> {
     if let ErrorType::HTTPStatus(413) = error.etype() {

@@ -1,5 +1,6 @@
 //! TLS termination: the certificate is chosen by server name from what is in force at that moment.
 
+use crate::acme::challenge;
 use crate::config::Shared;
 use crate::config::certs::{self, CertError};
 use crate::route::front::{FrontService, TlsMode, most_specific};
@@ -33,6 +34,10 @@ struct Resolver {
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        if hello.alpn().is_some_and(|mut all| all.any(|p| p == challenge::ALPN)) {
+            // An authority asks whether the name is ours; nobody else speaks so.
+            return self.shared.challenges.certificate(&hello.server_name()?.to_ascii_lowercase());
+        }
         let certificates = self.shared.certificates.load();
         let name = hello.server_name().map(str::to_ascii_lowercase);
         let name = name.as_deref();
@@ -71,7 +76,7 @@ pub fn acceptor(shared: Arc<Shared>) -> Result<TlsAcceptor, TlsError> {
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(Resolver { shared, fallback }));
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), challenge::ALPN.to_vec()];
     config.ticketer = ring::Ticketer::new()?;
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
