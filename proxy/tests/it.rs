@@ -18,6 +18,8 @@ mod balancing;
 mod changes;
 #[path = "it/gateways.rs"]
 mod gateways;
+#[path = "it/hostile.rs"]
+mod hostile;
 #[path = "it/limits.rs"]
 mod limits;
 #[path = "it/requests.rs"]

@@ -74,10 +74,7 @@ pub fn iptables_serves_all_and_a_switch_goes_on() -> Result<()> {
             let (count, refused) = load.join().map_err(|_| anyhow::anyhow!("the load panicked"))??;
             up?;
             ensure!(count > 20, "only {count} requests: the test says nothing");
-            // Once in some thirty changes of a whole cluster, one connection was refused; why is not known yet. The
-            // change of the rules alone refuses none: services `one_renderer_takes_over_from_the_other_under_connections`.
-            eprintln!("change to {mode}: {count} requests, refused: {refused:?}");
-            ensure!(refused.iter().map(|r| r.matches("curl:").count()).sum::<usize>() <= 1, "{mode}: {refused:?}");
+            ensure!(refused.is_empty(), "change to {mode}, of {count} requests: {refused:?}");
             Ok(())
         })?;
     }
