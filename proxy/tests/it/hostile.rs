@@ -256,7 +256,7 @@ const USUAL: [(&str, &str); 4] =
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nor_in_one_of_http_2() {
     let (lab, recorder) = lab().await;
-    let hidden = format!("/case HTTP/1.1\r\nHost: h.localhost\r\n\r\nGET /smuggled");
+    let hidden = "/case HTTP/1.1\r\nHost: h.localhost\r\n\r\nGET /smuggled";
     let method = format!("GET {hidden} HTTP/1.1\r\nX: ");
     let value = format!("a\r\n\r\n{HIDDEN}");
     let with = |name: &'static str, instead: &str| -> Vec<(String, String)> {
@@ -266,7 +266,7 @@ async fn nor_in_one_of_http_2() {
         USUAL.iter().chain(more).map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()
     };
     let cases = [
-        with(":path", &hidden),
+        with(":path", hidden),
         with(":path", "/case HTTP/1.1"),
         with(":path", ""),
         with(":method", &method),
