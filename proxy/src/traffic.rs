@@ -62,6 +62,8 @@ pub struct Limits {
     pub trusted_proxies: Vec<IpNet>,
     /// Trusted peers begin their connections with the PROXY protocol. Default no.
     pub proxy_protocol: bool,
+    /// Backends get the header `Forwarded` too. Default no.
+    pub forwarded_header: bool,
     /// Answers are compressed where that gains. Default no.
     pub compression: bool,
     /// One line a request, to standard output. Default off.
@@ -89,6 +91,7 @@ impl Default for Limits {
             drain: Duration::from_secs(10),
             trusted_proxies: Vec::new(),
             proxy_protocol: false,
+            forwarded_header: false,
             compression: false,
             access_log: AccessLog::Off,
             public_ports: None,
@@ -111,6 +114,7 @@ impl Limits {
             drain: seconds(settings.drain_seconds),
             trusted_proxies: settings.trusted_proxies.clone(),
             proxy_protocol: settings.proxy_protocol,
+            forwarded_header: settings.forwarded_header,
             compression: settings.compression,
             access_log: settings.access_log,
             ..Self::default()

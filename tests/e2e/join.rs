@@ -342,6 +342,11 @@ fn restarts(lab: &mut Lab, url: &str) -> Result<()> {
         let said = lab.kubectl(&format!("exec {pod} -- wget -qO- http://web/")).ok()?;
         ensure!(said.starts_with("web-"), "{said}");
     }
+    // Another program takes over in the same process.
+    let agent = &lab.agents[0];
+    run(&mut agent.causeway(&["upgrade"])?)?.ok()?;
+    let pod = before.iter().find(|p| p[0] == agent.name).context("no pod on the node")?[1].clone();
+    eventually("the node serves again", || lab.kubectl(&format!("exec {pod} -- wget -qO- http://web/")).ok())?;
     let after = lab.pods()?;
     ensure!(before == after, "the same containers: {before:?}, {after:?}");
     Ok(())

@@ -19,6 +19,9 @@ pub struct IngressSettings {
     /// Whether answers are compressed for clients that take it (gzip, brotli, zstd), where the backend has not done so
     /// and the type of the content gains by it. Default false: backends decide.
     pub compression: bool,
+    /// Whether backends get the header `Forwarded` (RFC 7239) beside `X-Forwarded-*`. One that a trusted peer sent is
+    /// extended in any case. Default false.
+    pub forwarded_header: bool,
     /// Connections at a time; further ones wait. Default 16384.
     pub max_connections: usize,
     /// Bytes of a request's head; more gets 431. Default 65536.
@@ -105,6 +108,7 @@ impl Default for IngressSettings {
             trusted_proxies: Vec::new(),
             proxy_protocol: false,
             compression: false,
+            forwarded_header: false,
             max_connections: 16384,
             max_head_bytes: 65536,
             max_http2_streams: 128,

@@ -4,15 +4,29 @@
 use super::http::{HttpApp, authority};
 use crate::route::front::FrontKey;
 use http::HeaderValue;
+use http::header::FORWARDED;
 use pingora::Result;
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
+use std::net::IpAddr;
 
 const X_FORWARDED_FOR: &str = "X-Forwarded-For";
 const X_FORWARDED_PROTO: &str = "X-Forwarded-Proto";
 const X_FORWARDED_HOST: &str = "X-Forwarded-Host";
 const X_FORWARDED_PORT: &str = "X-Forwarded-Port";
 const X_REAL_IP: &str = "X-Real-IP";
+
+/// Our part of the header `Forwarded` (RFC 7239 section 4).
+fn forwarded(client: Option<IpAddr>, host: Option<&str>, https: bool) -> String {
+    let by = match client.map(|ip| ip.to_canonical()) {
+        Some(IpAddr::V4(ip)) => ip.to_string(),
+        Some(IpAddr::V6(ip)) => format!("\"[{ip}]\""),
+        None => "unknown".to_owned(),
+    };
+    // A host has been judged before and holds neither quotes nor backslashes.
+    let host = host.filter(|h| !h.contains(['"', '\\'])).map(|h| format!(";host=\"{h}\"")).unwrap_or_default();
+    format!("for={by}{host};proto={}", if https { "https" } else { "http" })
+}
 
 impl HttpApp {
     /// Puts the headers into a request that is sent on; `front` is the Gateway's port it came by.
@@ -54,11 +68,30 @@ impl HttpApp {
             let meant = authority.and_then(|a| std::str::from_utf8(a).ok()?.rsplit_once(':')?.1.parse().ok());
             set(X_FORWARDED_PORT, HeaderValue::from(meant.unwrap_or(port)))?;
         }
-        if !trusted {
-            request.remove_header("Forwarded");
+        let before = if trusted { request.headers.get(FORWARDED).and_then(|v| v.to_str().ok()) } else { None };
+        if before.is_some() || self.limits().forwarded_header {
+            let host = authority.and_then(|a| std::str::from_utf8(a).ok());
+            let own = forwarded(client, host, https);
+            let all = before.map_or_else(|| own.clone(), |before| format!("{before}, {own}"));
+            request.insert_header(FORWARDED, all)?;
+        } else {
+            request.remove_header(&FORWARDED);
         }
         // Some servers turn it into the environment's HTTP_PROXY.
         request.remove_header("Proxy");
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_part_of_forwarded() {
+        let ip = |text: &str| Some(text.parse().unwrap());
+        assert_eq!(forwarded(ip("192.0.2.1"), Some("a.b:80"), true), "for=192.0.2.1;host=\"a.b:80\";proto=https");
+        assert_eq!(forwarded(ip("::ffff:192.0.2.1"), None, false), "for=192.0.2.1;proto=http");
+        assert_eq!(forwarded(ip("2001:db8::1"), Some("a\"b"), false), "for=\"[2001:db8::1]\";proto=http");
     }
 }

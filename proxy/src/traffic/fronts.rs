@@ -66,7 +66,8 @@ async fn follow(
     for (key, front) in fronts {
         if let Some(one) = open.get(key) {
             // TLS first: whoever is let in by the new terms finds the new routes a moment later at worst.
-            one.tls.store(Arc::new(ready(front)));
+            let before = one.tls.load();
+            one.tls.store(Arc::new(ready(front, &before)));
             one.socket.front.store(Arc::clone(front));
             continue;
         }
@@ -96,15 +97,15 @@ async fn follow(
     failed
 }
 
-fn ready(front: &Front) -> Vec<Ready> {
+fn ready(front: &Front, before: &[Ready]) -> Vec<Ready> {
     match &front.service {
-        FrontService::Tls(listeners) => sni::ready(listeners),
+        FrontService::Tls(listeners) => sni::ready(listeners, before),
         _ => Vec::new(),
     }
 }
 
 fn start(server: &Arc<Server>, address: IpAddr, sockets: &Sockets, front: &Arc<Front>) -> io::Result<Open> {
-    let tls = Arc::new(ArcSwap::from_pointee(ready(front)));
+    let tls = Arc::new(ArcSwap::from_pointee(ready(front, &[])));
     let stop = CancellationToken::new();
     let (drain, draining) = watch::channel(false);
     let at = |local| Arc::new(Socket { local, front: ArcSwap::new(Arc::clone(front)) });

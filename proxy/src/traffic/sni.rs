@@ -9,7 +9,7 @@ use crate::route::front::{ClientValidation, TlsListener, TlsMode, TlsServer, mos
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{Acceptor, ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::{Acceptor, ClientHello, ProducesTickets, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
 use std::io;
@@ -37,21 +37,43 @@ pub struct Hello {
     pub bytes: Vec<u8>,
 }
 
-/// Makes listeners ready. One whose TLS cannot be configured refuses its connections, the others are served.
-pub fn ready(listeners: &[Arc<TlsListener>]) -> Vec<Ready> {
+/// Makes listeners ready. One whose TLS cannot be configured refuses its connections, the others are served. Sessions of
+/// those that were ready before are taken up again, where their terms are the same.
+pub fn ready(listeners: &[Arc<TlsListener>], before: &[Ready]) -> Vec<Ready> {
     let one = |listener: &Arc<TlsListener>| {
+        let tickets = tickets(listener, before);
         let acceptor = match &listener.mode {
             TlsMode::Passthrough(_) => None,
-            TlsMode::Https(server, _) => configured(listener, server, true),
-            TlsMode::Terminate(server, _) => configured(listener, server, false),
+            TlsMode::Https(server, _) => configured(listener, server, true, tickets),
+            TlsMode::Terminate(server, _) => configured(listener, server, false, tickets),
         };
         Ready { listener: Arc::clone(listener), acceptor }
     };
     listeners.iter().map(one).collect()
 }
 
-fn configured(listener: &TlsListener, server: &TlsServer, http: bool) -> Option<TlsAcceptor> {
-    match config(server, http) {
+/// What made the tickets of the same listener, if clients had to show the same then.
+fn tickets(listener: &TlsListener, before: &[Ready]) -> Option<Arc<dyn ProducesTickets>> {
+    let terms = |listener: &TlsListener| match &listener.mode {
+        TlsMode::Https(server, _) | TlsMode::Terminate(server, _) => Some(server.clients.clone()),
+        TlsMode::Passthrough(_) => None,
+    };
+    let same = |old: &&Ready| {
+        old.listener.name == listener.name
+            && old.listener.host == listener.host
+            && terms(&old.listener) == terms(listener)
+    };
+    let old = before.iter().find(same)?.acceptor.as_ref()?;
+    Some(Arc::clone(&old.config().ticketer))
+}
+
+fn configured(
+    listener: &TlsListener,
+    server: &TlsServer,
+    http: bool,
+    tickets: Option<Arc<dyn ProducesTickets>>,
+) -> Option<TlsAcceptor> {
+    match config(server, http, tickets) {
         Ok(config) => Some(TlsAcceptor::from(Arc::new(config))),
         Err(error) => {
             tracing::warn!(%error, listener = %listener.name, "a listener's TLS cannot be configured");
@@ -106,7 +128,7 @@ pub async fn unrecognized(stream: &mut (impl AsyncWrite + Unpin), limits: &Limit
     let _ = tokio::time::timeout(limits.head_timeout, stream.write_all(&alert)).await;
 }
 
-fn config(server: &TlsServer, http: bool) -> Result<ServerConfig, TlsError> {
+fn config(server: &TlsServer, http: bool, tickets: Option<Arc<dyn ProducesTickets>>) -> Result<ServerConfig, TlsError> {
     let fallback = Arc::new(certs::self_signed()?);
     let resolver = Arc::new(ByName { certificates: Arc::clone(&server.certificates), fallback });
     let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
@@ -119,7 +141,10 @@ fn config(server: &TlsServer, http: bool) -> Result<ServerConfig, TlsError> {
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     }
     // Own tickets: a session of another listener, with other terms for clients, is not taken up here.
-    config.ticketer = rustls::crypto::ring::Ticketer::new()?;
+    config.ticketer = match tickets {
+        Some(tickets) => tickets,
+        None => rustls::crypto::ring::Ticketer::new()?,
+    };
     Ok(config)
 }
 

@@ -247,3 +247,38 @@ async fn answers_are_compressed_where_that_is_asked_for() {
         assert!(answer.contains("\"backend\":\"a\""), "{answer}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_are_taken_up_again_after_a_change() {
+    let a = Backend::start("a");
+    let made = rcgen::generate_simple_self_signed(vec!["h.example".to_owned()]).unwrap();
+    let encode = |text: String| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text);
+    let secret = json!({"kind": "Secret", "type": "kubernetes.io/tls", "metadata": {"name": "c", "namespace": "t"},
+        "data": {"tls.crt": encode(made.cert.pem()), "tls.key": encode(made.signing_key.serialize_pem())}});
+    let mut lab = Lab::with_gateways(Limits::default());
+    let tls = json!({"certificateRefs": [{"name": "c"}]});
+    lab.apply([secret, service("a"), slice("a", a.address), route("r", json!([{"backendRefs": to("a")}]))]);
+    lab.apply([gateway("gw", json!([{"name": "s", "port": 443, "protocol": "HTTPS", "tls": tls}]))]);
+    let at = lab.socket("gw", 443).await;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = Arc::new(config.with_root_certificates(roots).with_no_client_auth());
+    let connect = || async {
+        let connector = tokio_rustls::TlsConnector::from(Arc::clone(&config));
+        let stream = TcpStream::connect(at).await.unwrap();
+        let mut stream = connector.connect("h.example".try_into().unwrap(), stream).await.unwrap();
+        // Tickets come with the answer.
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: h.example\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        stream.get_ref().1.handshake_kind().unwrap()
+    };
+    assert_eq!(connect().await, rustls::HandshakeKind::Full);
+    lab.apply([route("r", json!([{"matches": [{"path": {"value": "/"}}], "backendRefs": to("a")}]))]);
+    // The socket takes the change over in a moment.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(connect().await, rustls::HandshakeKind::Resumed);
+}

@@ -257,3 +257,21 @@ async fn what_backends_do_wrong() {
     }
     assert!(lab.problems("i").is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn backends_are_told_by_forwarded_too() {
+    let a = Backend::start("a");
+    for (trusted, always, want) in [
+        (false, false, None),
+        (false, true, Some("for=127.0.0.1;host=\"h.localhost\";proto=http")),
+        (true, false, Some("for=x, for=127.0.0.1;host=\"h.localhost\";proto=http")),
+    ] {
+        let trusted_proxies = if trusted { vec!["127.0.0.0/8".parse().unwrap()] } else { Vec::new() };
+        let mut lab = Lab::start(Limits { forwarded_header: always, trusted_proxies, ..Limits::default() });
+        lab.apply([service("a"), slice("a", a.address), ingress("i", &[("h.localhost", "/", "Prefix", "a", 80)])]);
+        let headers = [("forwarded", "for=x")];
+        let mut client = Client::connect(lab.http).await;
+        let (_, body, _) = client.send(Method::GET, "h.localhost", "/", &headers, Bytes::new()).await.unwrap();
+        assert_eq!(said(&String::from_utf8_lossy(&body))["headers"]["forwarded"].as_str(), want);
+    }
+}
