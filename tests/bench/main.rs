@@ -3,12 +3,13 @@
 //! In: the built `causeway` (environment variable `CAUSEWAY`, or the one next to this program), nginx and HAProxy
 //! unpacked by `debian_peers.sh`, wrk. Out: a table on the terminal and `target/bench/results.json`. Parts that are not asked
 //! for keep their former results in that file. Run as `bench [--rounds N] [--seconds N] [PART…]` with the parts
-//! `startup`, `ingress`, `programming` and `store`.
+//! `startup`, `ingress`, `routes`, `programming` and `store`.
 
 mod ingress;
 mod load;
 mod peers;
 mod programming;
+mod routes;
 mod servers;
 mod startup;
 mod store;
@@ -23,7 +24,7 @@ use std::process::{Command, ExitCode};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const PARTS: [&str; 4] = ["startup", "programming", "ingress", "store"];
+const PARTS: [&str; 5] = ["startup", "programming", "ingress", "routes", "store"];
 
 /// What was asked for.
 struct Options {
@@ -78,6 +79,7 @@ fn run(args: &[String]) -> Result<()> {
             "startup" => startup::run(&options),
             "programming" => programming::run(&options),
             "ingress" => ingress::run(&options),
+            "routes" => routes::run(&options),
             _ => store::run(&options),
         };
         let mut result = result.with_context(|| format!("measuring {part}"))?;

@@ -189,6 +189,7 @@ fn story(lab: &mut Lab) -> Result<()> {
     lab.kubectl("wait nodes --all --for=condition=Ready --timeout=60s").ok()?;
     let requests = lab.kubectl("get csr").ok()?;
     ensure!(requests.matches("Approved,Issued").count() >= 2, "{requests}");
+    tokens(lab, &token, &url)?;
     load(&lab.agents.each_ref())?;
     pods_meet(lab)?;
     restarts(lab, &url)?;
@@ -253,6 +254,23 @@ fn refused(lab: &Lab, url: &str, token: &str, hash: &str) -> Result<()> {
         ensure!(lines.len() == 1 && lines[0].contains(word), "{}", output.err);
     }
     ensure!(!lab.kubectl("get nodes").ok()?.contains("nobody"));
+    Ok(())
+}
+
+/// A token that is deleted joins nobody; who has joined with it stays.
+fn tokens(lab: &Lab, token: &str, url: &str) -> Result<()> {
+    let causeway = |args: &[&str]| run(&mut lab.server.causeway(args)?)?.ok();
+    ensure!(causeway(&["token", "list"])?.contains(token));
+    let id = token.split('.').next().unwrap_or_default();
+    causeway(&["token", "delete", id])?;
+    ensure!(!causeway(&["token", "list"])?.contains(id));
+    let args = ["agent", "--server", url, "--token", token, "--node-name", "late"];
+    let mut late = lab.agents[0].inside(program()?);
+    let dir = tempfile::tempdir()?;
+    late.args(args).args(["--name", &format!("{}late", lab.bridge)]).arg("--data-dir").arg(dir.path());
+    ensure!(run(&mut late)?.fails()?.contains("token"));
+    let nodes = lab.kubectl("get nodes -o name").ok()?;
+    ensure!(nodes.lines().count() == 2, "{nodes}");
     Ok(())
 }
 
