@@ -22,18 +22,16 @@ const NAMES: &str = "CAUSEWAY_SOCKETS";
 /// Where descriptors start in the next program; those below are not disturbed while it is put in place.
 const FIRST: RawFd = 512;
 
-/// What was inherited, until somebody wants it.
-#[derive(Debug)]
-enum Socket {
-    Tcp(TcpListener),
-    Udp(UdpSocket),
-}
+/// What names of TCP sockets end in, and those of UDP.
+const TCP: &str = "/tcp";
+const UDP: &str = "/udp";
 
-/// The sockets of this program that the next one is to have.
+/// The sockets of this program that the next one is to have, by name and kind.
 #[derive(Debug, Default)]
 pub struct Sockets {
-    inherited: Mutex<HashMap<String, Socket>>,
-    kept: Mutex<BTreeMap<String, (char, OwnedFd)>>,
+    /// Until somebody wants them.
+    inherited: Mutex<HashMap<String, OwnedFd>>,
+    kept: Mutex<BTreeMap<String, OwnedFd>>,
     generation: u32,
 }
 
@@ -47,11 +45,11 @@ impl Sockets {
         let generation = words.next().and_then(|n| n.parse().ok());
         let Some(generation) = generation.filter(|_| given.len() > 0) else { return Self::default() };
         let mut inherited = HashMap::new();
-        for (index, word) in words.enumerate() {
-            let Some((kind, name)) = word.split_once(' ') else { continue };
-            let socket = match kind {
-                "t" => given.take_tcp_listener(index).map(|s| s.map(Socket::Tcp)),
-                _ => given.take_udp_socket(index).map(|s| s.map(Socket::Udp)),
+        for (index, name) in words.enumerate() {
+            let socket = if name.ends_with(TCP) {
+                given.take_tcp_listener(index).map(|s| s.map(OwnedFd::from))
+            } else {
+                given.take_udp_socket(index).map(|s| s.map(OwnedFd::from))
             };
             match socket {
                 Ok(Some(socket)) => drop(inherited.insert(name.to_owned(), socket)),
@@ -74,13 +72,7 @@ impl Sockets {
         name: &str,
         bind: impl FnOnce() -> Result<TcpListener, E>,
     ) -> Result<TcpListener, E> {
-        let inherited = self.inherited.lock().remove(&format!("{name}/tcp"));
-        let socket = match inherited {
-            Some(Socket::Tcp(socket)) => socket,
-            _ => bind()?,
-        };
-        self.keep(&format!("{name}/tcp"), 't', &socket)?;
-        Ok(socket)
+        self.socket(format!("{name}{TCP}"), bind)
     }
 
     /// The same for UDP.
@@ -89,19 +81,22 @@ impl Sockets {
         name: &str,
         bind: impl FnOnce() -> Result<UdpSocket, E>,
     ) -> Result<UdpSocket, E> {
-        let inherited = self.inherited.lock().remove(&format!("{name}/udp"));
-        let socket = match inherited {
-            Some(Socket::Udp(socket)) => socket,
-            _ => bind()?,
-        };
-        self.keep(&format!("{name}/udp"), 'u', &socket)?;
-        Ok(socket)
+        self.socket(format!("{name}{UDP}"), bind)
     }
 
-    fn keep(&self, name: &str, kind: char, socket: &impl AsFd) -> io::Result<()> {
+    fn socket<S: AsFd + From<OwnedFd>, E: From<io::Error>>(
+        &self,
+        name: String,
+        bind: impl FnOnce() -> Result<S, E>,
+    ) -> Result<S, E> {
+        let inherited = self.inherited.lock().remove(&name);
+        let socket = match inherited {
+            Some(socket) => S::from(socket),
+            None => bind()?,
+        };
         let copy = socket.as_fd().try_clone_to_owned()?;
-        self.kept.lock().insert(name.to_owned(), (kind, copy));
-        Ok(())
+        self.kept.lock().insert(name, copy);
+        Ok(socket)
     }
 
     /// Sockets whose names begin so are not handed on; they close when nobody else has them.
@@ -123,8 +118,9 @@ impl Sockets {
         let kept = std::mem::take(&mut *self.kept.lock());
         let mut names = (self.generation + 1).to_string();
         let mut mappings = Vec::new();
-        for (child, (name, (kind, fd))) in (FIRST..).zip(kept) {
-            names.push_str(&format!("\n{kind} {name}"));
+        for (child, (name, fd)) in (FIRST..).zip(kept) {
+            names.push('\n');
+            names.push_str(&name);
             mappings.push(FdMapping { parent_fd: fd, child_fd: child });
         }
         let mut command = Command::new(program);

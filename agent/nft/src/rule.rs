@@ -87,23 +87,22 @@ impl Rule {
 
     /// Keeps of a register only some bits.
     pub fn and(self, register: u32, mask: &[u8]) -> Self {
+        self.bitwise(register, mask, &vec![0; mask.len()])
+    }
+
+    /// Sets bits of a register.
+    pub fn or(self, register: u32, bits: u32) -> Self {
+        self.bitwise(register, &(!bits).to_ne_bytes(), &bits.to_ne_bytes())
+    }
+
+    /// A register, and `mask`, exclusive or `flip`.
+    fn bitwise(self, register: u32, mask: &[u8], flip: &[u8]) -> Self {
         let data = Attributes::default()
             .number(1, register)
             .number(2, register)
             .number(3, mask.len() as u32)
             .nest(4, Attributes::default().bytes(1, mask))
-            .nest(5, Attributes::default().bytes(1, &vec![0; mask.len()]));
-        self.with("bitwise", data)
-    }
-
-    /// Sets bits of a register.
-    pub fn or(self, register: u32, bits: u32) -> Self {
-        let data = Attributes::default()
-            .number(1, register)
-            .number(2, register)
-            .number(3, 4)
-            .nest(4, Attributes::default().bytes(1, &(!bits).to_ne_bytes()))
-            .nest(5, Attributes::default().bytes(1, &bits.to_ne_bytes()));
+            .nest(5, Attributes::default().bytes(1, flip));
         self.with("bitwise", data)
     }
 

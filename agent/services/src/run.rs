@@ -12,7 +12,10 @@ use crate::{
     view::View,
 };
 use anyhow::Context;
-use causeway_api::config::{ClusterConfig, ProxyMode};
+use causeway_api::{
+    config::{ClusterConfig, ProxyMode},
+    endpoints::ZONE_LABEL,
+};
 use causeway_network::routes::Routes;
 use futures::StreamExt;
 use ipnet::IpNet;
@@ -223,7 +226,7 @@ impl Proxy {
             self.health.set_leaving(taints.into_iter().flatten().any(|t| t.key == LEAVING_TAINT));
             let mut new = self.node.clone();
             let labels = node.metadata.labels.as_ref();
-            new.zone = labels.and_then(|l| l.get("topology.kubernetes.io/zone")).cloned();
+            new.zone = labels.and_then(|l| l.get(ZONE_LABEL)).cloned();
             let cidrs = node.spec.as_ref().and_then(|s| s.pod_cidrs.as_ref());
             new.pod_cidrs = cidrs.into_iter().flatten().filter_map(|c| c.parse().ok()).collect();
             if new != self.node {

@@ -9,6 +9,9 @@ use std::net::IpAddr;
 /// The label that ties a slice to its Service.
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
+/// The label of a Node that says in which zone it is.
+pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
 /// One endpoint address for one port.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
@@ -91,29 +94,21 @@ pub fn usable(all: &[Endpoint]) -> Vec<&Endpoint> {
     all.iter().filter(|e| e.serving && e.terminating).collect()
 }
 
-/// Where traffic comes from, for hints.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Here {
-    /// The node's name.
-    pub node: String,
-    /// The node's label `topology.kubernetes.io/zone`.
-    pub zone: Option<String>,
-}
-
-/// As [`usable`], near ones first: hints (KEP-2433, KEP-3015, KEP-4444) are heeded when every ready endpoint has one and
-/// one of them is for here, the node's first, then the zone's. Among terminating ones they do not count.
-pub fn near<'a>(all: &'a [Endpoint], here: &Here) -> Vec<&'a Endpoint> {
+/// As [`usable`], near ones first, as seen from a node in a zone: hints (KEP-2433, KEP-3015, KEP-4444) are heeded when
+/// every ready endpoint has one and one of them is for here, the node's first, then the zone's. Among terminating ones
+/// they do not count.
+pub fn near<'a>(all: &'a [Endpoint], node: &str, zone: Option<&str>) -> Vec<&'a Endpoint> {
     let found = usable(all);
     if !found.iter().all(|e| e.ready) {
         return found;
     }
-    let hinted = |hints: fn(&Endpoint) -> &Vec<String>, place: &String| {
+    let hinted = |hints: fn(&Endpoint) -> &Vec<String>, place: &str| {
         let complete = found.iter().all(|e| !hints(e).is_empty());
-        let same: Vec<&Endpoint> = found.iter().copied().filter(|e| hints(e).contains(place)).collect();
+        let same: Vec<&Endpoint> = found.iter().copied().filter(|e| hints(e).iter().any(|h| h == place)).collect();
         (complete && !same.is_empty()).then_some(same)
     };
-    let on_node = hinted(|e| &e.node_hints, &here.node);
-    on_node.or_else(|| here.zone.as_ref().and_then(|zone| hinted(|e| &e.zone_hints, zone))).unwrap_or(found)
+    let on_node = hinted(|e| &e.node_hints, node);
+    on_node.or_else(|| hinted(|e| &e.zone_hints, zone?)).unwrap_or(found)
 }
 
 fn resolve(e: &k8s_openapi::api::discovery::v1::Endpoint, port: u16) -> impl Iterator<Item = Endpoint> + use<'_> {

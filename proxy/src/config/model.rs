@@ -138,7 +138,7 @@ pub fn build(view: &View, settings: &Settings, caches: &mut Caches) -> Model {
 pub fn addresses(view: &View, key: &BackendKey) -> Vec<SocketAddr> {
     let BackendKey::Service { service, port, .. } = key else { return Vec::new() };
     let all = endpoints::of_port(view.slices_of(service), port);
-    endpoints::near(&all, &view.here).into_iter().map(|e| SocketAddr::new(e.ip, e.port)).collect()
+    endpoints::near(&all, &view.node, view.zone.as_deref()).into_iter().map(|e| SocketAddr::new(e.ip, e.port)).collect()
 }
 
 /// The Ingresses of our class, oldest first.

@@ -4,7 +4,7 @@ use super::Dirt;
 use crate::gateway::expose::GATEWAY_LABEL;
 use crate::gateway::view::{Gateways, Update as GatewayUpdate};
 use crate::route::ObjectKey;
-use causeway_api::endpoints::{self, Here};
+use causeway_api::endpoints::{self, ZONE_LABEL};
 use k8s_openapi::api::core::v1::{Node, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
@@ -35,8 +35,10 @@ pub enum Touch<K> {
 /// All objects the ingress looks at.
 #[derive(Debug, Default)]
 pub struct View {
-    /// Where we are: near endpoints come first where their Service says so.
-    pub here: Here,
+    /// The node that we are on, and its zone: near endpoints come first where their Service says so.
+    pub node: String,
+    /// Its zone, when known.
+    pub zone: Option<String>,
     /// IngressClasses.
     pub classes: Store<IngressClass>,
     /// Ingresses of every class.
@@ -164,12 +166,12 @@ impl View {
             Update::Node(event) => {
                 let zone = match *event {
                     Event::Apply(node) | Event::InitApply(node) => {
-                        node.metadata.labels.and_then(|l| l.get("topology.kubernetes.io/zone").cloned())
+                        node.metadata.labels.and_then(|l| l.get(ZONE_LABEL).cloned())
                     }
                     _ => return Dirt::default(),
                 };
-                let changed = self.here.zone != zone;
-                self.here.zone = zone;
+                let changed = self.zone != zone;
+                self.zone = zone;
                 routes(changed)
             }
             Update::Secret(event) => {

@@ -36,7 +36,7 @@ pub async fn run(
     let mut updates = updates(client, node.as_deref(), with_gateways);
     let mut opened = planner.opened();
     let mut view = View::default();
-    view.here.node = node.unwrap_or_default();
+    view.node = node.unwrap_or_default();
     let mut dirt = Dirt::default();
     let mut not_before = Instant::now();
     loop {

@@ -7,7 +7,7 @@ use super::upstream::Upstream;
 use http::HeaderName;
 use pingora_ketama::{Bucket, Continuum};
 use rand::Rng as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
@@ -89,6 +89,11 @@ impl Default for Balance {
             announce: None,
         }
     }
+}
+
+/// What a client is known by.
+pub fn key_of(client: IpAddr) -> Vec<u8> {
+    client.to_canonical().to_string().into_bytes()
 }
 
 /// Settings with what follows from them and the endpoints.

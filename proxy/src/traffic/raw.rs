@@ -3,7 +3,7 @@
 
 use super::{Limits, announced};
 use crate::route::Endpoint;
-use crate::route::balance::ProxyVersion;
+use crate::route::balance::{self, ProxyVersion};
 use crate::route::rule::Split;
 use crate::route::upstream::InFlight;
 use rand::Rng as _;
@@ -56,11 +56,6 @@ pub async fn relay(
     tokio::io::copy_bidirectional(client, &mut backend).await.map(drop)
 }
 
-/// What a client is known by where there is no request.
-pub(super) fn key_of(client: SocketAddr) -> Vec<u8> {
-    client.ip().to_canonical().to_string().into_bytes()
-}
-
 async fn connect(
     split: &Split,
     limits: &Limits,
@@ -70,7 +65,7 @@ async fn connect(
     if !upstream.admit() {
         return Err(NoWay::Busy);
     }
-    let key = key_of(peer);
+    let key = balance::key_of(peer.ip());
     let mut tried = Vec::new();
     while tried.len() < limits.attempts {
         let Some(endpoint) = upstream.pick(&tried, Some(&key)) else { break };

@@ -4,7 +4,7 @@
 use super::http::{HttpApp, RequestState};
 use super::policy;
 use crate::route::Upstream;
-use crate::route::balance::HashBy;
+use crate::route::balance::{self, HashBy};
 use crate::route::upstream::InFlight;
 use http::HeaderValue;
 use pingora::proxy::Session;
@@ -19,7 +19,7 @@ impl HttpApp {
             HashBy::Header(name) => request.headers.get(name).map(HeaderValue::as_bytes),
             HashBy::Cookie(name) => policy::cookie_of(request, name).map(str::as_bytes),
         };
-        let client = || self.client(session).map(|ip| ip.to_canonical().to_string().into_bytes()).unwrap_or_default();
+        let client = || self.client(session).map(balance::key_of).unwrap_or_default();
         value.map_or_else(client, <[u8]>::to_vec)
     }
 

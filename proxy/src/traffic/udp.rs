@@ -4,6 +4,7 @@
 
 use super::raw;
 use crate::config::Socket;
+use crate::route::balance;
 use crate::route::front::FrontService;
 use crate::route::upstream::InFlight;
 use std::collections::HashMap;
@@ -80,7 +81,7 @@ async fn flow(
     let endpoint = {
         let now = front.front.load();
         let FrontService::Udp(split) = &now.service else { return Ok(()) };
-        raw::choose(split).and_then(|upstream| upstream.pick(&[], Some(&raw::key_of(client))))
+        raw::choose(split).and_then(|upstream| upstream.pick(&[], Some(&balance::key_of(client.ip()))))
     };
     let endpoint = endpoint.ok_or_else(|| io::Error::other("the route has no endpoint for this client"))?;
     let any: IpAddr =

@@ -4,7 +4,7 @@
 //! In: the endpoints of one Service port. Out: [`Choice`]s for the policies `Cluster` and `Local`.
 
 use super::{Choice, NodeView, Target};
-use causeway_api::endpoints::{self, Endpoint, Here};
+use causeway_api::endpoints::{self, Endpoint};
 use std::collections::BTreeSet;
 
 /// The endpoints of one port and one family, as one node sees them.
@@ -21,8 +21,7 @@ impl<'a> Endpoints<'a> {
     /// The policy `Cluster`: ready ones, near ones first; when none is ready anywhere, those that serve while they
     /// terminate, near or not.
     pub(super) fn cluster(&self) -> Choice {
-        let here = Here { node: self.node.name.clone(), zone: self.node.zone.clone() };
-        spread(endpoints::near(&self.all, &here), Choice::Refuse)
+        spread(endpoints::near(&self.all, &self.node.name, self.node.zone.as_deref()), Choice::Refuse)
     }
 
     /// The policy `Local`: the same among those on this node, and hints do not count. Without one here, what there is

@@ -2,6 +2,7 @@
 //! with their conditions. Pure.
 
 use crate::meta::{label, name, namespace};
+use causeway_api::endpoints::ZONE_LABEL;
 use causeway_api::pod;
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointHints, EndpointPort, ForNode, ForZone};
@@ -10,9 +11,6 @@ use k8s_openapi::jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
-
-/// The label with a node's zone.
-pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// Endpoints that share family and ports.
 #[derive(Debug, Clone, PartialEq)]
