@@ -215,7 +215,7 @@ impl Planner {
 
     fn apply_gateways(&mut self, view: &View, fronts: bool) {
         let Some(mut own) = self.gateways.take() else { return };
-        let model = gateway::model::build(view, &mut own.caches, &mut |key| self.upstream(view, key));
+        let model = gateway::model::build(view, &mut own.caches, &mut upstreams(&self.shared.registry, view));
         own.caches.sweep();
         if fronts {
             self.shared.local.store(Arc::new(model.local));
@@ -236,19 +236,20 @@ impl Planner {
 
     fn swap(&mut self, view: &View, model: Model) {
         let mut table = Table::default();
+        let mut upstream = upstreams(&self.shared.registry, view);
         for rule in &model.rules {
             let canary = rule.canary.as_ref().and_then(|(choice, target)| match target {
-                Target::Backend(key) => Some(Canary { choice: choice.clone(), upstream: self.upstream(view, key) }),
+                Target::Backend(key) => Some(Canary { choice: choice.clone(), upstream: upstream(key) }),
                 // A canary that leads nowhere takes nobody with it.
                 Target::Unavailable(_) => None,
             });
-            let (owner, action) = (rule.owner.clone(), self.action(view, &rule.target));
+            let (owner, action) = (rule.owner.clone(), action(&rule.target, &mut upstream));
             let (policy, rewrite) = (rule.policy.clone(), rule.rewrite.clone());
             let route = Route { policy, rewrite, canary, ..Route::plain(owner, action) };
             table.insert(&rule.host, &rule.path, Arc::new(route));
         }
         for (host, owner, target) in &model.defaults {
-            table.set_default(host, Arc::new(Route::plain(owner.clone(), self.action(view, target))));
+            table.set_default(host, Arc::new(Route::plain(owner.clone(), action(target, &mut upstream))));
         }
         let metrics = &self.shared.metrics;
         metrics.routes.set(i64::try_from(table.len()).unwrap_or(i64::MAX));
@@ -260,21 +261,29 @@ impl Planner {
         self.shared.names_changed.notify_one();
         self.reports.send_replace(Arc::new(model.reports));
     }
+}
 
-    fn action(&self, view: &View, target: &Target) -> Action {
-        match target {
-            Target::Backend(key) => Action::Forward(self.upstream(view, key)),
-            Target::Unavailable(why) => Action::Unavailable(Arc::clone(why)),
-        }
+fn action(target: &Target, upstream: &mut impl FnMut(&BackendKey) -> Arc<Upstream>) -> Action {
+    match target {
+        Target::Backend(key) => Action::Forward(upstream(key)),
+        Target::Unavailable(why) => Action::Unavailable(Arc::clone(why)),
     }
+}
 
-    /// An upstream that already has its endpoints, so that a route can serve the moment it can be found.
-    fn upstream(&self, view: &View, key: &BackendKey) -> Arc<Upstream> {
-        let upstream = self.shared.registry.get(key);
+/// Upstreams that already have their endpoints, so that a route can serve the moment it can be found. Each is brought up
+/// to the view once, however many routes lead there.
+fn upstreams<'a>(registry: &'a Registry, view: &'a View) -> impl FnMut(&BackendKey) -> Arc<Upstream> + 'a {
+    let mut known: HashMap<BackendKey, Arc<Upstream>> = HashMap::new();
+    move |key| {
+        if let Some(found) = known.get(key) {
+            return Arc::clone(found);
+        }
+        let upstream = registry.get(key);
         if let BackendKey::Service { service, .. } = key {
             upstream.tune(view.services.get(service).map(|s| balancing::read(s).0).unwrap_or_default());
             upstream.set(&model::addresses(view, key));
         }
+        known.insert(key.clone(), Arc::clone(&upstream));
         upstream
     }
 }
