@@ -336,9 +336,7 @@ impl Builder<'_> {
             Ok(key) => Target::Backend(key),
             Err(problem) => {
                 let why = problem.message.as_str().into();
-                if !problems.contains(&problem) {
-                    problems.push(problem);
-                }
+                note(problems, problem);
                 Target::Unavailable(why)
             }
         }
@@ -375,12 +373,9 @@ impl Builder<'_> {
             };
         }
         let port = port.ok_or_else(|| no_port(&key, backend))?;
-        problems.extend(
-            super::balancing::read(service)
-                .1
-                .into_iter()
-                .map(|message| Problem { reason: "InvalidAnnotation", message: format!("Service {key}: {message}") }),
-        );
+        for message in super::balancing::read(service).1 {
+            note(problems, Problem { reason: "InvalidAnnotation", message: format!("Service {key}: {message}") });
+        }
         Ok(BackendKey::Service { service: key, port: port.name.as_deref().unwrap_or("").into(), protocol, tls: None })
     }
 
@@ -433,6 +428,13 @@ impl Builder<'_> {
                 }
             }
         }
+    }
+}
+
+/// What several paths of an Ingress have in common is told once.
+fn note(problems: &mut Vec<Problem>, problem: Problem) {
+    if !problems.contains(&problem) {
+        problems.push(problem);
     }
 }
 

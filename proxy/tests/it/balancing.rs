@@ -22,7 +22,8 @@ fn annotated(pairs: Value) -> Value {
 
 fn lab(service: Value, backends: &[&Backend]) -> Lab {
     let mut lab = Lab::start(Limits::default());
-    let rule = ingress("one", &[("a.localhost", "/", "Prefix", "a", 80)]);
+    let paths = [("a.localhost", "/", "Prefix", "a", 80), ("a.localhost", "/other", "Prefix", "a", 80)];
+    let rule = ingress("one", &paths);
     lab.apply([service, rule].into_iter().chain(backends.iter().map(|b| slice("a", b.address))));
     lab
 }
