@@ -211,7 +211,7 @@ async fn serve(
     tracing::info!(node = record.nodes.first(), "running");
     notify::tell("READY=1");
     record.ready = true;
-    sockets.close_unclaimed();
+    sockets.close_unclaimed(|_| true);
     if instance::follow(paths, record, &health, &stop, &mut wish).await == End::HandOver {
         notify::tell("RELOADING=1");
         node.hand_over(STOP_GRACE).await;

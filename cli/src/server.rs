@@ -17,6 +17,7 @@ use causeway_api::identity::UserInfo;
 use causeway_apiserver::{ApiServer, ApiServerConfig, DirectDialer};
 use causeway_handover::Sockets;
 use causeway_network::routes::Routes;
+use causeway_proxy::route::front::FrontKey;
 use causeway_runtime::daemon::ContainerdDaemon;
 use causeway_store::{SledOptions, SledStore, Store};
 use serde::Deserialize;
@@ -232,6 +233,8 @@ async fn serve(
     let admin = api.kubeconfig(&format!("https://{here}"), &format!("causeway-{}", paths.name), &UserInfo::admin())?;
     kubeconfig::write(paths, &admin)?;
     control_plane::start(&api, &cluster, paths, &mut control);
+    // It asks for the sockets of Gateways when it has seen them.
+    let has_ingress = ingress.is_some();
     let node = match args.with_node {
         true => {
             let shared = (sockets.clone(), ingress);
@@ -243,7 +246,7 @@ async fn serve(
     tracing::info!(advertise = %addresses.advertise, "the API serves; machines join with: causeway token create");
     notify::tell("READY=1");
     record.ready = true;
-    sockets.close_unclaimed();
+    sockets.close_unclaimed(|name| !(has_ingress && FrontKey::names(name)));
     if instance::follow(paths, record, &health, &stop, &mut wish).await == End::HandOver {
         notify::tell("RELOADING=1");
         if let Some((_, node, _)) = node {

@@ -25,6 +25,7 @@ use causeway_kubelet::NodeCapacity;
 use causeway_network::NetNs;
 use causeway_network::local::{Layout, LocalConfig, LocalSegment};
 use causeway_network::node_routes::NodeRoutesConfig;
+use causeway_proxy::route::front::FrontKey;
 use causeway_runtime::daemon::ContainerdDaemon;
 use causeway_store::{SledOptions, SledStore, Store};
 use ipnet::IpNet;
@@ -200,7 +201,8 @@ async fn serve(args: &UpArgs, paths: &Paths, listeners: Listeners, sockets: &Arc
         cluster = start(args, paths, listeners, sockets, &mut phase, &stop, &health) => cluster?,
         () = stop.cancelled() => return failed(&health, signalled.is_finished()).map(|()| End::Stop),
     };
-    sockets.close_unclaimed();
+    // The ingress asks for those of Gateways later.
+    sockets.close_unclaimed(|name| !FrontKey::names(name));
     phase.record.ready = true;
     phase.record.components = health.all();
     phase.is("ready")?;

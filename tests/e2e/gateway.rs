@@ -38,16 +38,15 @@ fn address(c: &Cluster, ns: &str, name: &str) -> Result<String> {
     c.kubectl(&format!("-n {ns} get gateway {name} -o jsonpath={{.status.addresses[0].value}}")).ok()
 }
 
-/// A Gateway whose port 80 leads to a Service; returns its address.
+/// A Gateway `door` whose port 80 leads to a Service, and its route.
+pub fn leading_to(ns: &str, service: &str, port: u16) -> String {
+    let rules = format!("rules: [{{backendRefs: [{{name: {service}, port: {port}}}]}}]");
+    format!("{}---\n{}", gateway(ns, "door", HTTP), route(ns, "HTTPRoute", "door", "door", &rules))
+}
+
+/// Makes such a Gateway; returns its address.
 pub fn in_front_of(c: &Cluster, ns: &str, service: &str, port: u16) -> Result<String> {
-    c.apply(&gateway(ns, "door", HTTP))?;
-    c.apply(&route(
-        ns,
-        "HTTPRoute",
-        "door",
-        "door",
-        &format!("rules: [{{backendRefs: [{{name: {service}, port: {port}}}]}}]"),
-    ))?;
+    c.apply(&leading_to(ns, service, port))?;
     let ip = address(c, ns, "door")?;
     says(c, &format!("http://{ip}/"), service)?;
     Ok(ip)

@@ -1,6 +1,7 @@
 //! Machines that join for real: three network namespaces that know nothing of each other but an address, a server in one
 //! and agents in the others. Only the network is apart; the processes are started as on machines of their own.
 
+use crate::gateway;
 use crate::images::{BUSYBOX, busybox};
 use anyhow::{Context, Result, bail, ensure};
 use causeway_tests::cluster::program;
@@ -157,16 +158,21 @@ impl Drop for Lab {
     }
 }
 
-pub fn machines_join() -> Result<()> {
+/// Tells a story on machines of its own, and what they have to say when it goes wrong.
+fn on_machines(story: fn(&mut Lab) -> Result<()>) -> Result<()> {
     let mut lab = Lab::new()?;
     let outcome = story(&mut lab);
     if outcome.is_err() {
-        eprintln!("{}\n{}", lab.words(), lab.kubectl("get nodes,csr,pods -A -o wide").out);
+        eprintln!("{}\n{}", lab.words(), lab.kubectl("get nodes,csr,pods,ingress -A -o wide").out);
     }
     outcome
 }
 
-fn story(lab: &mut Lab) -> Result<()> {
+pub fn machines_join() -> Result<()> {
+    on_machines(joining)
+}
+
+fn joining(lab: &mut Lab) -> Result<()> {
     lab.server.start(&["server", "--advertise-address", "192.0.2.1"])?;
     eventually("the API serves", || lab.kubectl("get --raw /readyz").ok())?;
     let said = run(&mut lab.server.causeway(&["token", "create", "--ttl", "1h"])?)?.ok()?;
@@ -198,12 +204,7 @@ fn story(lab: &mut Lab) -> Result<()> {
 
 /// A server that is a node as well: pods, and the ingress at the machine's own address, for who is on another machine.
 pub fn one_machine_has_it_all() -> Result<()> {
-    let mut lab = Lab::new()?;
-    let outcome = alone(&mut lab);
-    if outcome.is_err() {
-        eprintln!("{}\n{}", lab.words(), lab.kubectl("get nodes,pods,ingress -A -o wide").out);
-    }
-    outcome
+    on_machines(alone)
 }
 
 fn alone(lab: &mut Lab) -> Result<()> {
@@ -217,12 +218,22 @@ fn alone(lab: &mut Lab) -> Result<()> {
     lab.kubectl("create ingress web --rule=web.example/*=web:80").ok()?;
     lab.kubectl("rollout status deployment/web --timeout=90s").ok()?;
     let outside = &lab.agents[0];
-    let ask = || {
-        let url = ["-sS", "--fail", "--max-time", "15", "-H", "Host: web.example", "http://192.0.2.1/"];
-        run(outside.inside("curl").args(url))?.ok()
+    let ask = |port: &str| {
+        let url = format!("http://192.0.2.1:{port}/");
+        let args = ["-sS", "--fail", "--max-time", "15", "-H", "Host: web.example", &url];
+        let said = run(outside.inside("curl").args(args))?.ok()?;
+        ensure!(said.starts_with("web-"), "{said}");
+        Ok(())
     };
-    let said = eventually("the ingress answers", ask)?;
-    ensure!(said.starts_with("web-"), "{said}");
+    eventually("the ingress answers", || ask("80"))?;
+    // A Gateway has a socket of its own, to which its address would lead where there is a pool of addresses.
+    lab.kubectl_args(&["apply", "-f", "-"], &gateway::leading_to("default", "web", 80)).ok()?;
+    let socket = || lab.kubectl("get endpointslice door-causeway -o jsonpath={.ports[0].port}").ok();
+    let port = eventually("the Gateway has a socket", || {
+        let port = socket()?;
+        ask(&port)?;
+        Ok(port)
+    })?;
     eventually("the Ingress has the machine's address", || {
         let path = "get ingress web -o jsonpath={.status.loadBalancer.ingress[*].ip}";
         let said = lab.kubectl(path).ok()?;
@@ -233,12 +244,13 @@ fn alone(lab: &mut Lab) -> Result<()> {
     let process = lab.server.process.as_ref().context("no server")?.id().to_string();
     run(Command::new("kill").args(["-USR2", &process]))?.ok()?;
     for _ in 0..60 {
-        ask().context("while another program takes over")?;
+        ask("80").and_then(|()| ask(&port)).context("while another program takes over")?;
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
     ensure!(std::fs::read_to_string(lab.server.log())?.contains("handing over"));
     run(&mut lab.server.causeway(&["upgrade"])?)?.ok()?;
-    ask().map(drop)
+    ensure!(socket()? == port, "another socket than {port}");
+    ask("80").and_then(|()| ask(&port))
 }
 
 /// A wrong token and a wrong authority: one line that says what is wrong, and a code.

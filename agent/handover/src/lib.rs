@@ -105,11 +105,15 @@ impl Sockets {
         self.inherited.lock().retain(|name, _| !name.starts_with(prefix));
     }
 
-    /// What was inherited and nobody has wanted is closed: whoever knocks there should be told that nobody is in.
-    pub fn close_unclaimed(&self) {
-        for name in std::mem::take(&mut *self.inherited.lock()).into_keys() {
-            tracing::info!(name, "an inherited socket is not used any more");
-        }
+    /// What was inherited and nobody has wanted is closed: whoever knocks there should be told that nobody is in. To be
+    /// called, with the names of sockets that one asks for, when one has asked for all.
+    pub fn close_unclaimed(&self, own: impl Fn(&str) -> bool) {
+        self.inherited.lock().retain(|name, _| {
+            if own(name) {
+                tracing::info!(name, "an inherited socket is not used any more");
+            }
+            !own(name)
+        });
     }
 
     /// Puts a program in the place of this one, in the same process, with all sockets. Returns only when that fails, and
@@ -214,5 +218,18 @@ mod tests {
         });
         assert!(closed);
         assert_eq!(sockets.generation(), 0);
+    }
+
+    #[test]
+    fn sockets_of_others_wait_for_them() {
+        let sockets = Sockets::default();
+        for name in ["mine", "theirs"] {
+            let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+            sockets.inherited.lock().insert(format!("{name}{TCP}"), socket.into());
+        }
+        sockets.close_unclaimed(|name| name.starts_with("mine"));
+        let fresh = || Err::<TcpListener, _>(io::Error::other("it is gone"));
+        assert!(sockets.tcp("mine", fresh).is_err());
+        assert!(sockets.tcp("theirs", fresh).is_ok());
     }
 }

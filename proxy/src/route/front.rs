@@ -98,6 +98,13 @@ pub struct ClientValidation {
     pub optional: bool,
 }
 
+impl FrontKey {
+    /// Whether a text, such as the name of a socket, begins as that of a front does.
+    pub fn names(text: &str) -> bool {
+        text.starts_with("Gateway ")
+    }
+}
+
 impl fmt::Display for FrontKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Gateway {} port {}{}", self.gateway, self.port, if self.udp { "/UDP" } else { "" })

@@ -41,6 +41,8 @@ pub(super) async fn run(server: Arc<Server>, address: IpAddr, sockets: Arc<Socke
     loop {
         let fronts = Arc::clone(&wanted.borrow_and_update());
         let failed = follow(&server, address, &sockets, &fronts, &mut open).await;
+        // Of Gateways that went while another program took over.
+        sockets.close_unclaimed(FrontKey::names);
         tokio::select! {
             () = shutdown.cancelled() => break,
             changed = wanted.changed() => if changed.is_err() { break },
