@@ -7,7 +7,7 @@ use crate::instance::{self, Record, Role};
 use crate::node::{self, Node, NodeConfig};
 use crate::paths::Paths;
 use crate::tasks::{self, Health, Tasks};
-use crate::upgrade::{self, End, Wish};
+use crate::upgrade::{End, Program, Wish};
 use crate::{data, logging, notify};
 use anyhow::{Context, Result, bail};
 use causeway_access::{JoinConfig, Membership, join};
@@ -125,16 +125,12 @@ pub fn run(args: &AgentArgs) -> Result<()> {
         given => given.to_vec(),
     };
     let owned = data::claim(&paths)?;
-    let sockets = Arc::new(Sockets::of_environment());
-    let own = std::env::current_exe().context("finding this program's own file")?;
+    let program = Program::this()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("agent").enable_all().build()?;
-    let outcome = runtime.block_on(serve(&args, &paths, server, node_name, ips, &sockets));
+    let outcome = runtime.block_on(serve(&args, &paths, server, node_name, ips, &program.sockets));
     runtime.shutdown_timeout(STOP_GRACE);
     drop(owned);
-    match outcome? {
-        End::Stop => Ok(()),
-        End::HandOver => Err(upgrade::replace(&paths, &sockets, &own)),
-    }
+    program.end(&paths, outcome?)
 }
 
 /// The machine's name, as Kubernetes writes node names: in lower case.

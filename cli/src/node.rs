@@ -138,17 +138,14 @@ impl Node {
     /// the rest in the middle of what it is doing: rules and containers stay, and the next program adopts them.
     pub async fn hand_over(self, grace: Duration) {
         self.front.stop(grace).await;
-        let (runtime, tasks) = (self.runtime, self.tasks);
-        drop(tasks);
-        drop(tokio::task::spawn_blocking(move || runtime.shutdown(Duration::from_millis(500))).await);
+        break_off(self.runtime, self.tasks).await;
     }
 
     /// Ends everything in the middle of what it is doing. Nobody is told to stop, so nobody says good-bye.
     pub async fn kill(self) {
-        let Self { name, runtime, tasks, front, sockets } = self;
-        sockets.forget(&socket_name(&name, ""));
-        drop((tasks, front));
-        drop(tokio::task::spawn_blocking(move || runtime.shutdown(Duration::from_millis(500))).await);
+        self.sockets.forget(&socket_name(&self.name, ""));
+        drop(self.front);
+        break_off(self.runtime, self.tasks).await;
     }
 
     /// Ends the components, then the runtime.
@@ -173,6 +170,12 @@ impl NodeConfig {
     fn primary(&self) -> Result<IpAddr> {
         self.ips.first().copied().with_context(|| format!("node {} has no address", self.name))
     }
+}
+
+/// Ends tasks and their runtime in the middle of what they do.
+async fn break_off(runtime: NetNsRuntime, tasks: Tasks) {
+    drop(tasks);
+    drop(tokio::task::spawn_blocking(move || runtime.shutdown(Duration::from_millis(500))).await);
 }
 
 /// What a node's socket is called when it is handed on.

@@ -8,7 +8,7 @@ use crate::instance::{self, Record, Role};
 use crate::node::{self, Ingress, Node, NodeConfig};
 use crate::paths::Paths;
 use crate::tasks::{self, Health, Tasks};
-use crate::upgrade::{self, End, Wish};
+use crate::upgrade::{End, Program, Wish};
 use crate::{control_plane, data, kubeconfig, logging, notify, ports};
 use anyhow::{Context, Result, bail};
 use causeway_access::Endpoint;
@@ -160,20 +160,17 @@ pub fn run(args: &ServerArgs) -> Result<()> {
     }
     logging::init("info");
     let addresses = Addresses::of(&args)?;
-    let sockets = Arc::new(Sockets::of_environment());
-    let own = std::env::current_exe().context("finding this program's own file")?;
+    let program = Program::this()?;
+    let sockets = &program.sockets;
     let listener = sockets.tcp("api", || ports::bind_at(addresses.bind, "the API", "--api-port"))?;
     let ingress =
-        if args.with_node && !args.without_ingress { Some(ingress(&args, &addresses, &sockets)?) } else { None };
+        if args.with_node && !args.without_ingress { Some(ingress(&args, &addresses, sockets)?) } else { None };
     let owned = data::claim(&paths)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("control").enable_all().build()?;
-    let outcome = runtime.block_on(serve(&args, &paths, cluster, &addresses, (listener, ingress), &sockets));
+    let outcome = runtime.block_on(serve(&args, &paths, cluster, &addresses, (listener, ingress), sockets));
     runtime.shutdown_timeout(STOP_GRACE);
     drop(owned);
-    match outcome? {
-        End::Stop => Ok(()),
-        End::HandOver => Err(upgrade::replace(&paths, &sockets, &own)),
-    }
+    program.end(&paths, outcome?)
 }
 
 /// What the ingress of the server's own node listens on: all addresses of the machine, or the one that the API has.

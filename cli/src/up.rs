@@ -11,7 +11,7 @@ use crate::nodes::{Nodes, Parts};
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::tasks::{self, Health, Tasks};
-use crate::upgrade::{self, End, Wish};
+use crate::upgrade::{self, End, Program, Wish};
 use crate::{control, control_plane, data, kubeconfig, logging, ports, ready, teardown};
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
@@ -71,8 +71,8 @@ pub fn run(args: &UpArgs) -> Result<()> {
     if args.detach {
         return detach(&paths);
     }
-    let sockets = Arc::new(Sockets::of_environment());
-    let own = std::env::current_exe().context("finding this program's own file")?;
+    let program = Program::this()?;
+    let sockets = &program.sockets;
     if args.detached && sockets.generation() == 0 {
         // A session of its own, so that closing the terminal does not reach it.
         nix::unistd::setsid().context("leaving the terminal's session")?;
@@ -85,11 +85,11 @@ pub fn run(args: &UpArgs) -> Result<()> {
     };
     let owned = data::claim(&paths)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("control").enable_all().build()?;
-    let outcome = runtime.block_on(serve(args, &paths, listeners, &sockets));
+    let outcome = runtime.block_on(serve(args, &paths, listeners, sockets));
     runtime.shutdown_timeout(STOP_GRACE);
     if matches!(outcome, Ok(End::HandOver)) {
         drop(owned);
-        return Err(upgrade::replace(&paths, &sockets, &own));
+        return program.end(&paths, End::HandOver);
     }
     if outcome.is_err() && sockets.generation() > 0 {
         // Of a cluster that ran a moment ago everything stays for the next try.

@@ -11,7 +11,10 @@ use anyhow::{Context, Result, bail};
 use causeway_handover::Sockets;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -88,11 +91,30 @@ pub fn announce(paths: &Paths, record: &mut Record) {
     tracing::info!("handing over to the new program");
 }
 
-/// Replaces this program; returns only with the reason why that did not happen.
-pub fn replace(paths: &Paths, sockets: &Sockets, own: &Path) -> anyhow::Error {
-    let named = std::fs::read(next(paths)).ok().and_then(|bytes| String::from_utf8(bytes).ok()).map(PathBuf::from);
-    drop(std::fs::remove_file(next(paths)));
-    let program = named.unwrap_or_else(|| own.to_owned());
-    let error = sockets.replace(&program, std::env::args_os().skip(1));
-    anyhow::Error::new(error).context(format!("starting {} in our place", program.display()))
+/// This program: what it has taken over, and how it ends.
+pub struct Program {
+    /// What the next one takes over.
+    pub sockets: Arc<Sockets>,
+    /// Its file, as it was called when it was started.
+    file: PathBuf,
+}
+
+impl Program {
+    /// To be called once, at the start.
+    pub fn this() -> Result<Self> {
+        let file = std::env::current_exe().context("finding this program's own file")?;
+        Ok(Self { sockets: Arc::new(Sockets::of_environment()), file })
+    }
+
+    /// Ends as it was asked to. A hand-over returns only with the reason why there was none.
+    pub fn end(&self, paths: &Paths, how: End) -> Result<()> {
+        if how == End::Stop {
+            return Ok(());
+        }
+        let named = std::fs::read(next(paths)).ok().map(|bytes| PathBuf::from(OsString::from_vec(bytes)));
+        drop(std::fs::remove_file(next(paths)));
+        let program = named.as_deref().unwrap_or(&self.file);
+        let error = self.sockets.replace(program, std::env::args_os().skip(1));
+        Err(error).with_context(|| format!("starting {} in our place", program.display()))
+    }
 }
