@@ -6,6 +6,7 @@
 //! when that is so.
 
 use crate::Options;
+use crate::servers;
 use crate::stats::{latency, median, round, spread};
 use anyhow::{Context, Result, bail, ensure};
 use causeway_proxy::Limits;
@@ -14,7 +15,6 @@ use causeway_proxy::config::view::{Update, View};
 use causeway_proxy::config::{Dirt, Planner, Shared};
 use causeway_proxy::traffic::listen;
 use causeway_tests::cluster::free_port;
-use kube::runtime::watcher::Event;
 use plotters::prelude::*;
 use serde_json::{Value, json};
 use std::io::{Read, Write};
@@ -57,11 +57,7 @@ fn host(route: usize) -> String {
 }
 
 fn ingress(route: usize, service: &str) -> Result<Update> {
-    let target = json!({"service": {"name": service, "port": {"number": 80}}});
-    let object = json!({
-        "metadata": {"name": format!("route-{route}"), "namespace": "bench", "creationTimestamp": "2026-01-01T00:00:00Z"},
-        "spec": {"rules": [{"host": host(route), "http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": target}]}}]}});
-    Ok(Update::Ingress(Event::Apply(serde_json::from_value(object)?)))
+    servers::rule(&format!("route-{route}"), &host(route), service)
 }
 
 fn resident() -> Result<f64> {
@@ -81,12 +77,9 @@ impl Plane {
             Self { size, at, view: View::default(), planner, weight: 0.0, stop: stop.clone(), _runtime: runtime };
         let mut dirt = Dirt::default();
         for (name, backend) in ["a", "b"].into_iter().zip(backends) {
-            let meta = json!({"name": name, "namespace": "bench", "labels": {"kubernetes.io/service-name": name}});
-            let service = json!({"metadata": meta, "spec": {"ports": [{"name": "http", "port": 80}]}});
-            let slice = json!({"metadata": meta, "addressType": "IPv4", "ports": [{"name": "http", "port": backend.port()}],
-                "endpoints": [{"addresses": [backend.ip()], "conditions": {"ready": true}}]});
-            dirt.merge(this.view.handle(Update::Service(Box::new(Event::Apply(serde_json::from_value(service)?)))));
-            dirt.merge(this.view.handle(Update::Slice(Event::Apply(serde_json::from_value(slice)?))));
+            for update in servers::service(name, backend)? {
+                dirt.merge(this.view.handle(update));
+            }
         }
         for route in 0..size {
             dirt.merge(this.view.handle(ingress(route, "a")?));

@@ -35,17 +35,9 @@ fn causeway(listen: SocketAddr, backend: SocketAddr) -> Result<()> {
     let (mut planner, _reports) = Planner::new(Arc::clone(&shared), settings);
     let mut view = View::default();
     let mut dirt = Dirt::default();
-    let at = json!({"name": "web", "namespace": "bench", "creationTimestamp": "2026-01-01T00:00:00Z",
-        "labels": {"kubernetes.io/service-name": "web"}});
-    let service = json!({"metadata": at, "spec": {"ports": [{"name": "http", "port": 80}]}});
-    let slice = json!({"metadata": at, "addressType": "IPv4", "ports": [{"name": "http", "port": backend.port()}],
-        "endpoints": [{"addresses": [backend.ip()], "conditions": {"ready": true}}]});
-    let target = json!({"service": {"name": "web", "port": {"number": 80}}});
-    let ingress = json!({"metadata": at, "spec": {"rules": [{"host": "bench.localhost",
-        "http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": target}]}}]}});
-    dirt.merge(view.handle(Update::Service(Box::new(Event::Apply(serde_json::from_value(service)?)))));
-    dirt.merge(view.handle(Update::Slice(Event::Apply(serde_json::from_value(slice)?))));
-    dirt.merge(view.handle(Update::Ingress(Event::Apply(serde_json::from_value(ingress)?))));
+    for update in service("web", backend)?.into_iter().chain([rule("web", "bench.localhost", "web")?]) {
+        dirt.merge(view.handle(update));
+    }
     planner.apply(&view, &dirt);
     let socket = TcpListener::bind(listen).with_context(|| format!("listening on {listen}"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -56,6 +48,27 @@ fn causeway(listen: SocketAddr, backend: SocketAddr) -> Result<()> {
     });
     runtime.block_on(serving)??;
     Ok(())
+}
+
+/// A Service with one endpoint.
+pub fn service(name: &str, backend: SocketAddr) -> Result<[Update; 2]> {
+    let at = json!({"name": name, "namespace": "bench", "labels": {"kubernetes.io/service-name": name}});
+    let service = json!({"metadata": at, "spec": {"ports": [{"name": "http", "port": 80}]}});
+    let slice = json!({"metadata": at, "addressType": "IPv4", "ports": [{"name": "http", "port": backend.port()}],
+        "endpoints": [{"addresses": [backend.ip()], "conditions": {"ready": true}}]});
+    Ok([
+        Update::Service(Box::new(Event::Apply(serde_json::from_value(service)?))),
+        Update::Slice(Event::Apply(serde_json::from_value(slice)?)),
+    ])
+}
+
+/// An Ingress that leads a host to a Service.
+pub fn rule(name: &str, host: &str, service: &str) -> Result<Update> {
+    let target = json!({"service": {"name": service, "port": {"number": 80}}});
+    let ingress = json!({
+        "metadata": {"name": name, "namespace": "bench", "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": {"rules": [{"host": host, "http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": target}]}}]}});
+    Ok(Update::Ingress(Event::Apply(serde_json::from_value(ingress)?)))
 }
 
 /// Sends everything to one address.

@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 use tokio::io::AsyncReadExt;
 
 /// A Service `a` with annotations under our prefix.
@@ -97,13 +96,7 @@ async fn no_more_requests_at_a_time_than_the_service_may_have() {
     let slow = |at| async move { Client::connect(at).await.get("a.localhost", "/slow").await.unwrap().0 };
     let (one, two) = (tokio::spawn(slow(lab.http)), tokio::spawn(slow(lab.http)));
     let mut client = Client::connect(lab.http).await;
-    tokio::time::timeout(PATIENCE, async {
-        while a.served.load(Ordering::Relaxed) < 2 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await
-    .unwrap();
+    until("both are served", || a.served.load(Ordering::Relaxed) == 2).await;
     let (status, text) = ask(&mut client, &[]).await;
     assert!(status == StatusCode::SERVICE_UNAVAILABLE && text.contains("as many requests as it may have"), "{text}");
     assert_eq!((one.await.unwrap(), two.await.unwrap()), (StatusCode::OK, StatusCode::OK));
@@ -121,13 +114,7 @@ async fn who_is_not_well_is_not_asked() {
         let upstreams = lab.shared.registry.live();
         upstreams.iter().any(|u| u.endpoints().iter().any(|e| e.address == name.address && e.is_down()))
     };
-    tokio::time::timeout(PATIENCE, async {
-        while !is_down(&bad) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await
-    .unwrap();
+    until("one is down", || is_down(&bad)).await;
     let mut client = Client::connect(lab.http).await;
     for _ in 0..20 {
         assert_eq!(ask(&mut client, &[]).await, (StatusCode::OK, "good".to_owned()));

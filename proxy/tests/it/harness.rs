@@ -324,6 +324,16 @@ pub fn said(body: &str) -> Value {
     serde_json::from_str(body).unwrap_or_else(|_| panic!("not from a backend: {body}"))
 }
 
+/// Waits until something is so.
+pub async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let waiting = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("never happened: {what}"));
+}
+
 /// Runs curl in a thread of its own and gives its standard output.
 pub async fn curl(arguments: &[&str]) -> (bool, String) {
     let mut command = tokio::process::Command::new("curl");

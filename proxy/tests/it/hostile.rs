@@ -315,12 +315,7 @@ async fn nor_in_one_of_http_2() {
     let usual: Vec<(&str, &str)> = usual.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
     let clear = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &frame(HEADERS, END_HEADERS | END_STREAM, 1, &fields(&usual))];
     exchange(lab.http, &clear.concat(), false).await;
-    let seen = async {
-        while !recorder.take().iter().any(|c| c.starts_with(b"GET /usual ")) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, seen).await.expect("a usual one goes through");
+    until("a usual one goes through", || recorder.take().iter().any(|c| c.starts_with(b"GET /usual "))).await;
 }
 
 /// Memory in use, in bytes.
