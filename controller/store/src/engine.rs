@@ -74,15 +74,7 @@ impl SledStore {
             detail: e.to_string(),
         })?;
         let lock = lock(dir)?;
-        let db = sled::Config::new()
-            .path(dir.join("sled"))
-            .cache_capacity(options.cache)
-            .flush_every_ms(Some(1000))
-            .open()
-            .map_err(|e| StoreError::Engine {
-                doing: format!("opening sled in {}", dir.display()),
-                detail: e.to_string(),
-            })?;
+        let db = open_sled(dir, options.cache)?;
         let tree: Tree = (*db).clone();
         let stored = history::stored_revision(&tree)?;
         let newest = |records: &[crate::wal::Record]| records.last().map_or(stored, |r| r.revision.max(stored));
@@ -366,6 +358,27 @@ fn lock(dir: &Path) -> Result<Flock<File>> {
             Err((_, error)) => {
                 let holder = fs::read_to_string(&path).unwrap_or_default();
                 return Err(locked(format!("process {} holds it ({error}); stop it first", holder.trim())));
+            }
+        }
+    }
+}
+
+/// Opens sled, whose own lock may be held for a moment by what has the folder's no more: a former owner that ends, or a
+/// child of this process that is not another program yet and has all of its files.
+fn open_sled(dir: &Path, cache: u64) -> Result<sled::Db> {
+    let config = sled::Config::new().path(dir.join("sled")).cache_capacity(cache).flush_every_ms(Some(1000));
+    // It tells of that in words only.
+    let is_held = |error: &sled::Error| error.to_string().contains("could not acquire lock");
+    let begin = Instant::now();
+    loop {
+        match config.open() {
+            Ok(db) => return Ok(db),
+            Err(error) if is_held(&error) && begin.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(error) => {
+                let doing = format!("opening sled in {}", dir.display());
+                return Err(StoreError::Engine { doing, detail: error.to_string() });
             }
         }
     }

@@ -54,3 +54,19 @@ async fn a_second_owner_is_told_who_holds_the_store() {
     drop(store);
     SledStore::open(dir.path(), SledOptions::default()).unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_that_is_about_to_go_is_waited_for() {
+    use nix::fcntl::{Flock, FlockArg};
+    let dir = tempfile::tempdir().unwrap();
+    drop(SledStore::open(dir.path(), SledOptions::default()).unwrap());
+    // As a child has it that was forked and is not another program yet.
+    let file = std::fs::File::open(dir.path().join("sled/db")).unwrap();
+    let held = Flock::lock(file, FlockArg::LockExclusive).unwrap();
+    let letting_go = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        drop(held);
+    });
+    SledStore::open(dir.path(), SledOptions::default()).unwrap();
+    letting_go.join().unwrap();
+}
