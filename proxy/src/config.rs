@@ -1,15 +1,19 @@
 //! From API objects to the routing table: `watch → model → plan → apply`.
 //!
-//! [`watch`] keeps the [`view::View`], [`model`] is the pure function from it to rules, certificates and reports, and
-//! [`Planner`] applies the smallest change: new endpoints go into the upstreams that live on, anything else swaps the
-//! table and the certificates whole. Readers never wait and never see half a change.
+//! [`watch`] keeps the [`view::View`] and says what is new in it, [`model`] is the pure way from there to rules,
+//! certificates and reports, and [`Planner`] applies the smallest change: new endpoints go into the upstreams that live
+//! on, Ingresses into copies of the table and the certificates that share all that is the same, and take the places of
+//! the old ones. Readers never wait and never see half a change.
 
 pub mod annotations;
+pub mod asked;
 pub mod balancing;
-pub mod caches;
 pub mod certs;
+pub mod claims;
 pub mod model;
 pub mod names;
+pub mod outbox;
+pub mod reading;
 pub mod view;
 pub mod watch;
 
@@ -22,9 +26,10 @@ use crate::route::policy::Canary;
 use crate::route::upstream::BackendKey;
 use crate::route::{Action, ObjectKey, Registry, Route, Table, Upstream};
 use arc_swap::ArcSwap;
-use caches::Caches;
-use certs::Certificates;
-use model::{Model, Report, Settings, Target};
+use certs::{CertCache, Certificates};
+use model::{Model, Plan, Report, Row, Rule, Settings, Target};
+use outbox::Outbox;
+use reading::Slot;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -74,15 +79,21 @@ pub struct Socket {
 /// What a change of the view can make stale.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Dirt {
-    /// Rules, backends or certificates.
+    /// All Ingresses: a list is complete, or which ones are ours has changed.
     pub routes: bool,
-    /// Only what is written back about an Ingress.
-    pub reports: bool,
+    /// These Ingresses.
+    pub ingresses: BTreeSet<ObjectKey>,
+    /// Ingresses with these Services as backends.
+    pub backends: BTreeSet<ObjectKey>,
+    /// Ingresses that name these Secrets.
+    pub secrets: BTreeSet<ObjectKey>,
+    /// Only what is written back about these Ingresses.
+    pub reports: BTreeSet<ObjectKey>,
     /// Fronts of Gateways.
     pub fronts: bool,
     /// Only what is written back about objects of the Gateway API, or what makes Gateways reachable.
     pub front_reports: bool,
-    /// Endpoints of these Services.
+    /// Endpoints of these Services, or how they are chosen.
     pub services: BTreeSet<ObjectKey>,
 }
 
@@ -90,8 +101,8 @@ pub struct Dirt {
 pub struct Planner {
     shared: Arc<Shared>,
     settings: Settings,
-    caches: Caches,
-    reports: watch_channel::Sender<Arc<Vec<Report>>>,
+    model: Model,
+    reports: Arc<Outbox<Option<Report>>>,
     gateways: Option<GatewayPlanner>,
     acme: Option<watch_channel::Sender<Arc<Vec<Wanted>>>>,
 }
@@ -99,7 +110,7 @@ pub struct Planner {
 /// The planner's part for Gateways.
 struct GatewayPlanner {
     settings: gateway::Settings,
-    caches: Caches,
+    certificates: CertCache,
     reports: watch_channel::Sender<Arc<Vec<gateway::report::Report>>>,
     writes: watch_channel::Sender<Arc<Vec<expose::Write>>>,
 }
@@ -134,18 +145,26 @@ impl Shared {
 impl Dirt {
     /// Everything.
     pub fn all() -> Self {
-        Self { routes: true, reports: true, fronts: true, front_reports: true, services: BTreeSet::new() }
+        Self { routes: true, fronts: true, front_reports: true, ..Self::default() }
     }
 
     /// Nothing to do.
     pub fn is_empty(&self) -> bool {
-        !self.routes && !self.reports && !self.fronts && !self.front_reports && self.services.is_empty()
+        !self.touches_ingresses() && !self.fronts && !self.front_reports && self.services.is_empty()
+    }
+
+    fn touches_ingresses(&self) -> bool {
+        let sets = [&self.ingresses, &self.backends, &self.secrets, &self.reports];
+        self.routes || sets.iter().any(|set| !set.is_empty())
     }
 
     /// Adds what another change made stale.
     pub fn merge(&mut self, other: Self) {
         self.routes |= other.routes;
-        self.reports |= other.reports;
+        self.ingresses.extend(other.ingresses);
+        self.backends.extend(other.backends);
+        self.secrets.extend(other.secrets);
+        self.reports.extend(other.reports);
         self.fronts |= other.fronts;
         self.front_reports |= other.front_reports;
         self.services.extend(other.services);
@@ -154,16 +173,17 @@ impl Dirt {
 
 impl Planner {
     /// A planner and the reports it makes, for those who write them back.
-    pub fn new(shared: Arc<Shared>, settings: Settings) -> (Self, watch_channel::Receiver<Arc<Vec<Report>>>) {
-        let (reports, receiver) = watch_channel::channel(Arc::default());
-        (Self { shared, settings, caches: Caches::default(), reports, gateways: None, acme: None }, receiver)
+    pub fn new(shared: Arc<Shared>, settings: Settings) -> (Self, Arc<Outbox<Option<Report>>>) {
+        let reports = Arc::<Outbox<_>>::default();
+        let outbox = Arc::clone(&reports);
+        (Self { shared, settings, model: Model::default(), reports, gateways: None, acme: None }, outbox)
     }
 
     /// Serves Gateways too.
     pub fn with_gateways(&mut self, settings: gateway::Settings) -> GatewayOutput {
         let (reports, to_status) = watch_channel::channel(Arc::default());
         let (writes, to_expose) = watch_channel::channel(Arc::default());
-        self.gateways = Some(GatewayPlanner { settings, caches: Caches::default(), reports, writes });
+        self.gateways = Some(GatewayPlanner { settings, certificates: CertCache::default(), reports, writes });
         GatewayOutput { reports: to_status, writes: to_expose }
     }
 
@@ -187,13 +207,19 @@ impl Planner {
     /// Brings the data plane up to the view.
     pub fn apply(&mut self, view: &View, dirt: &Dirt) {
         if dirt.routes {
-            let model = model::build(view, &self.settings, &mut self.caches);
-            self.swap(view, model);
-        } else if dirt.reports {
-            let model = model::build(view, &self.settings, &mut self.caches);
-            self.reports.send_replace(Arc::new(model.reports));
+            // After a complete list, or in another zone, endpoints may be others everywhere.
+            self.shared.registry.live().iter().for_each(|upstream| self.bring(view, upstream));
         }
-        if let Some(acme) = self.acme.as_ref().filter(|_| dirt.routes || dirt.fronts) {
+        for service in &dirt.services {
+            self.shared.registry.of_service(service).iter().for_each(|upstream| self.bring(view, upstream));
+        }
+        if dirt.touches_ingresses() {
+            let plan = self.model.update(view, &self.settings, dirt);
+            self.follow(view, plan);
+        }
+        if let Some(acme) = &self.acme
+            && wanted::concerned(view, dirt, &acme.borrow())
+        {
             let all = wanted::all(view, &self.settings);
             acme.send_if_modified(|old| {
                 let changed = **old != all;
@@ -201,28 +227,41 @@ impl Planner {
                 changed
             });
         }
-        for service in &dirt.services {
-            for upstream in self.shared.registry.of_service(service) {
-                if upstream.set(&model::addresses(view, &upstream.key)) {
-                    self.shared.metrics.endpoint_changes.inc();
-                }
-            }
-        }
         if dirt.fronts || dirt.front_reports {
             self.apply_gateways(view, dirt.fronts);
         }
     }
 
+    /// Brings an upstream up to the view.
+    fn bring(&self, view: &View, upstream: &Upstream) {
+        let BackendKey::Service { service, .. } = &upstream.key else { return };
+        upstream.tune(view.services.get(service).map(|s| balancing::read(s).0).unwrap_or_default());
+        if upstream.set(&model::addresses(view, &upstream.key)) {
+            self.shared.metrics.endpoint_changes.inc();
+        }
+    }
+
+    /// The upstream of a key, which already has its endpoints, so that a route can serve the moment it can be found.
+    fn upstream(&self, view: &View, key: &BackendKey) -> Arc<Upstream> {
+        let (upstream, new) = self.shared.registry.get(key);
+        if new {
+            self.bring(view, &upstream);
+            if matches!(key, BackendKey::External { .. }) {
+                self.shared.names_changed.notify_one();
+            }
+        }
+        upstream
+    }
+
     fn apply_gateways(&mut self, view: &View, fronts: bool) {
         let Some(mut own) = self.gateways.take() else { return };
-        let model = gateway::model::build(view, &mut own.caches, &mut upstreams(&self.shared.registry, view));
-        own.caches.sweep();
+        let upstream = &mut |key: &BackendKey| self.upstream(view, key);
+        let model = gateway::model::build(view, &mut own.certificates, upstream);
+        own.certificates.sweep();
         if fronts {
             self.shared.local.store(Arc::new(model.local));
             self.shared.fronts.send_replace(Arc::new(model.fronts));
-            self.shared.names_changed.notify_one();
         }
-        self.shared.registry.sweep();
         let opened = Arc::clone(&self.shared.opened.borrow());
         let writes = expose::plan(view, &model.exposures, &opened, own.settings.address, &own.settings.node);
         own.writes.send_if_modified(|old| {
@@ -234,56 +273,54 @@ impl Planner {
         self.gateways = Some(own);
     }
 
-    fn swap(&mut self, view: &View, model: Model) {
-        let mut table = Table::default();
-        let mut upstream = upstreams(&self.shared.registry, view);
-        for rule in &model.rules {
-            let canary = rule.canary.as_ref().and_then(|(choice, target)| match target {
-                Target::Backend(key) => Some(Canary { choice: choice.clone(), upstream: upstream(key) }),
-                // A canary that leads nowhere takes nobody with it.
-                Target::Unavailable(_) => None,
-            });
-            let (owner, action) = (rule.owner.clone(), action(&rule.target, &mut upstream));
-            let (policy, rewrite) = (rule.policy.clone(), rule.rewrite.clone());
-            let route = Route { policy, rewrite, canary, ..Route::plain(owner, action) };
-            table.insert(&rule.host, &rule.path, Arc::new(route));
+    /// Does what a plan says.
+    fn follow(&self, view: &View, plan: Plan) {
+        if !plan.rows.is_empty() {
+            let mut table = Table::clone(&self.shared.table.load());
+            let mut certificates = Certificates::clone(&self.shared.certificates.load());
+            for (slot, row) in plan.rows {
+                match (&*slot, row) {
+                    (Slot::Path(host, path), Some(Row::Rule(rule))) => {
+                        table.insert(host, path, Arc::new(self.route(view, *rule)));
+                    }
+                    (Slot::Path(host, path), _) => table.remove(host, path),
+                    (Slot::Default(host), Some(Row::Default(owner, target))) => {
+                        let route = Route::plain(owner, self.action(view, &target));
+                        table.set_default(host, Some(Arc::new(route)));
+                    }
+                    (Slot::Default(host), _) => table.set_default(host, None),
+                    (Slot::Certificate(host), Some(Row::Certificate(key))) => certificates.insert(host, key),
+                    (Slot::Certificate(host), _) => certificates.remove(host),
+                }
+            }
+            let metrics = &self.shared.metrics;
+            metrics.routes.set(i64::try_from(table.len()).unwrap_or(i64::MAX));
+            metrics.reloads.inc();
+            // Certificates first: a host that has just got a route should not show the default certificate.
+            self.shared.certificates.store(Arc::new(certificates));
+            self.shared.table.store(Arc::new(table));
         }
-        for (host, owner, target) in &model.defaults {
-            table.set_default(host, Arc::new(Route::plain(owner.clone(), action(target, &mut upstream))));
+        self.reports.put(plan.reports);
+    }
+
+    fn route(&self, view: &View, rule: Rule) -> Route {
+        let canary = rule.canary.and_then(|(choice, target)| match target {
+            Target::Backend(key) => Some(Canary { choice, upstream: self.upstream(view, &key) }),
+            // A canary that leads nowhere takes nobody with it.
+            Target::Unavailable(_) => None,
+        });
+        let action = self.action(view, &rule.target);
+        Route { policy: rule.policy, rewrite: rule.rewrite, canary, ..Route::plain(rule.owner, action) }
+    }
+
+    fn action(&self, view: &View, target: &Target) -> Action {
+        match target {
+            Target::Backend(key) => Action::Forward(self.upstream(view, key)),
+            Target::Unavailable(why) => Action::Unavailable(Arc::clone(why)),
         }
-        let metrics = &self.shared.metrics;
-        metrics.routes.set(i64::try_from(table.len()).unwrap_or(i64::MAX));
-        metrics.reloads.inc();
-        // Certificates first: a host that has just got a route should not show the default certificate.
-        self.shared.certificates.store(Arc::new(model.certificates));
-        self.shared.table.store(Arc::new(table));
-        self.shared.registry.sweep();
-        self.shared.names_changed.notify_one();
-        self.reports.send_replace(Arc::new(model.reports));
     }
 }
 
-fn action(target: &Target, upstream: &mut impl FnMut(&BackendKey) -> Arc<Upstream>) -> Action {
-    match target {
-        Target::Backend(key) => Action::Forward(upstream(key)),
-        Target::Unavailable(why) => Action::Unavailable(Arc::clone(why)),
-    }
-}
-
-/// Upstreams that already have their endpoints, so that a route can serve the moment it can be found. Each is brought up
-/// to the view once, however many routes lead there.
-fn upstreams<'a>(registry: &'a Registry, view: &'a View) -> impl FnMut(&BackendKey) -> Arc<Upstream> + 'a {
-    let mut known: HashMap<BackendKey, Arc<Upstream>> = HashMap::new();
-    move |key| {
-        if let Some(found) = known.get(key) {
-            return Arc::clone(found);
-        }
-        let upstream = registry.get(key);
-        if let BackendKey::Service { service, .. } = key {
-            upstream.tune(view.services.get(service).map(|s| balancing::read(s).0).unwrap_or_default());
-            upstream.set(&model::addresses(view, key));
-        }
-        known.insert(key.clone(), Arc::clone(&upstream));
-        upstream
-    }
-}
+#[cfg(test)]
+#[path = "config/history_tests.rs"]
+mod history_tests;

@@ -1,9 +1,10 @@
 //! What is told back about Ingresses: `status.loadBalancer`, an annotation while something is wrong, and events.
 //!
-//! In: the reports of the newest model. Out: writes through the API, only where what is there differs. Level-triggered:
+//! In: the newest report of each Ingress that changed. Out: writes through the API, only where what is there differs. Level-triggered:
 //! a write that fails is tried again with the next report or after a pause.
 
 use crate::config::model::{CONTROLLER, DEFAULT_CLASS_ANNOTATION, Report};
+use crate::config::outbox::Outbox;
 use crate::route::ObjectKey;
 use causeway_api::events::{EventType, Recorder};
 use k8s_openapi::api::networking::v1::{
@@ -12,10 +13,9 @@ use k8s_openapi::api::networking::v1::{
 use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use serde_json::json;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Lists what is wrong with an Ingress, one line each; absent when nothing is.
@@ -25,35 +25,44 @@ const RETRY: Duration = Duration::from_secs(2);
 /// The longest such pause.
 const MAX_RETRY: Duration = Duration::from_secs(30);
 
+/// The uid of an Ingress, and the problems that there are events of.
+type Told = (Option<String>, HashSet<String>);
+
 /// Writes reports until shutdown.
 pub async fn run(
     client: Client,
     recorder: Recorder,
     addresses: Vec<String>,
-    mut reports: watch::Receiver<Arc<Vec<Report>>>,
+    reports: Arc<Outbox<Option<Report>>>,
     shutdown: CancellationToken,
 ) {
-    let mut told: HashSet<(String, String)> = HashSet::new();
+    let mut told: HashMap<ObjectKey, Told> = HashMap::new();
+    // What could not be written yet.
+    let mut failed: BTreeMap<ObjectKey, Option<Report>> = BTreeMap::new();
     let mut pause = RETRY;
     loop {
-        let current = Arc::clone(&reports.borrow_and_update());
-        tell(&recorder, &current, &mut told);
-        let mut failed = false;
-        for report in current.iter() {
+        let mut current = std::mem::take(&mut failed);
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            new = reports.take() => {
+                for (key, report) in &new {
+                    tell(&recorder, key, report.as_ref(), &mut told);
+                }
+                current.extend(new);
+            }
+            () = tokio::time::sleep(pause), if !current.is_empty() => {}
+        }
+        for (key, report) in current {
             if shutdown.is_cancelled() {
                 return;
             }
-            if let Err(error) = write(&client, report, &addresses).await {
-                tracing::debug!(%error, ingress = %ObjectKey::of(&*report.ingress), "status not written; trying again");
-                failed = true;
+            let Some(report) = report else { continue };
+            if let Err(error) = write(&client, &report, &addresses).await {
+                tracing::debug!(%error, ingress = %key, "status not written; trying again");
+                failed.insert(key, Some(report));
             }
         }
-        pause = if failed { (pause * 2).min(MAX_RETRY) } else { RETRY };
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            changed = reports.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(pause), if failed => {}
-        }
+        pause = if failed.is_empty() { RETRY } else { (pause * 2).min(MAX_RETRY) };
     }
 }
 
@@ -79,20 +88,20 @@ pub async fn ensure_class(client: Client, name: String, default: bool, shutdown:
     }
 }
 
-/// Records an event for every problem that was not there before.
-fn tell(recorder: &Recorder, reports: &[Report], told: &mut HashSet<(String, String)>) {
+/// Records an event for every problem of an Ingress that was not there before.
+fn tell(recorder: &Recorder, key: &ObjectKey, report: Option<&Report>, told: &mut HashMap<ObjectKey, Told>) {
+    let before = told.remove(key).unwrap_or_default();
+    let Some(report) = report.filter(|report| !report.problems.is_empty()) else { return };
+    // Another one of the same name is told anew.
+    let uid = &report.ingress.metadata.uid;
+    let before = if before.0 == *uid { before.1 } else { HashSet::new() };
     let mut now = HashSet::new();
-    for report in reports {
-        let id = report.ingress.metadata.uid.clone().unwrap_or_else(|| ObjectKey::of(&*report.ingress).to_string());
-        for problem in &report.problems {
-            let key = (id.clone(), problem.message.clone());
-            if !told.contains(&key) && !now.contains(&key) {
-                recorder.record(&*report.ingress, EventType::Warning, problem.reason, problem.message.clone());
-            }
-            now.insert(key);
+    for problem in &report.problems {
+        if now.insert(problem.message.clone()) && !before.contains(&problem.message) {
+            recorder.record(&*report.ingress, EventType::Warning, problem.reason, problem.message.clone());
         }
     }
-    *told = now;
+    told.insert(key.clone(), (uid.clone(), now));
 }
 
 async fn write(client: &Client, report: &Report, addresses: &[String]) -> Result<(), kube::Error> {

@@ -2,6 +2,7 @@
 //! names, the names that it should have, and what is there. Pure.
 
 use super::{ANNOTATION, MANAGED_LABEL, OLD_ANNOTATION};
+use crate::config::Dirt;
 use crate::config::certs::CERTIFICATE;
 use crate::config::model::{self, Settings};
 use crate::config::view::View;
@@ -52,6 +53,19 @@ impl Wanted {
     }
 }
 
+/// Whether what is new in a view may change what should be there, `last` being what was before.
+pub fn concerned(view: &View, dirt: &Dirt, last: &[Wanted]) -> bool {
+    let owns = |wanted: &Wanted, key: &ObjectKey| {
+        let owner = (wanted.owner.kind.as_deref(), wanted.owner.name.as_deref());
+        owner == (Some("Ingress"), Some(&*key.name)) && wanted.secret.namespace == key.namespace
+    };
+    let asking = |key: &ObjectKey| {
+        view.ingresses.get(key).is_some_and(|i| asks(&i.metadata)) || last.iter().any(|wanted| owns(wanted, key))
+    };
+    let known = |key: &ObjectKey| last.iter().any(|wanted| wanted.secret == *key);
+    dirt.routes || dirt.fronts || dirt.ingresses.iter().any(asking) || dirt.secrets.iter().any(known)
+}
+
 fn asks(meta: &ObjectMeta) -> bool {
     let annotation = |name: &str| meta.annotations.as_ref().and_then(|a| a.get(name));
     annotation(ANNOTATION).or_else(|| annotation(OLD_ANNOTATION)).is_some_and(|v| v == "true")
@@ -75,7 +89,11 @@ pub fn all(view: &View, settings: &Settings) -> Vec<Wanted> {
             found.entry(key.clone()).or_insert_with(|| Wanted { secret: key, names: BTreeSet::new(), owner, current });
         entry.names.extend(names);
     };
-    for ingress in model::owned(view, settings).iter().filter(|i| asks(&i.metadata)) {
+    let ours = model::ours(view, settings);
+    let mut ingresses: Vec<_> = view.ingresses.values().filter(|i| asks(&i.metadata) && ours(i)).collect();
+    // Of several that name one Secret the oldest is told.
+    ingresses.sort_by_cached_key(|i| (i.metadata.creation_timestamp.as_ref().map(|t| t.0), ObjectKey::of(&***i)));
+    for ingress in ingresses {
         let namespace = ingress.metadata.namespace.as_deref().unwrap_or_default();
         for tls in ingress.spec.iter().flat_map(|s| s.tls.iter().flatten()) {
             let hosts = tls.hosts.iter().flatten().map(String::as_str).collect();

@@ -2,6 +2,7 @@
 
 use crate::route::{HostPattern, ObjectKey};
 use k8s_openapi::api::core::v1::Secret;
+use rpds::HashTrieMapSync;
 use rustls::crypto::ring;
 use rustls::sign::CertifiedKey;
 use std::collections::{HashMap, HashSet};
@@ -29,11 +30,11 @@ pub enum CertError {
     Unusable(String),
 }
 
-/// Certificates by host.
-#[derive(Debug, Default)]
+/// Certificates by host. A copy shares what is the same.
+#[derive(Debug, Clone, Default)]
 pub struct Certificates {
-    exact: HashMap<Box<str>, Arc<CertifiedKey>>,
-    wildcard: HashMap<Box<str>, Arc<CertifiedKey>>,
+    exact: HashTrieMapSync<Box<str>, Arc<CertifiedKey>>,
+    wildcard: HashTrieMapSync<Box<str>, Arc<CertifiedKey>>,
     default: Option<Arc<CertifiedKey>>,
 }
 
@@ -51,28 +52,30 @@ impl Certificates {
     /// Sets a host's certificate; for [`HostPattern::Any`] that of all hosts without one.
     pub fn insert(&mut self, host: &HostPattern, key: Arc<CertifiedKey>) {
         match host {
-            HostPattern::Exact(name) => {
-                self.exact.insert(name.clone(), key);
-            }
-            HostPattern::Wildcard(suffix) => {
-                self.wildcard.insert(suffix.clone(), key);
-            }
+            HostPattern::Exact(name) => self.exact.insert_mut(name.clone(), key),
+            HostPattern::Wildcard(suffix) => self.wildcard.insert_mut(suffix.clone(), key),
             HostPattern::Any => self.default = Some(key),
         }
     }
 
     /// Adds a certificate for a host that has none yet.
     pub fn add(&mut self, host: &HostPattern, key: Arc<CertifiedKey>) {
+        let taken = match host {
+            HostPattern::Exact(name) => self.exact.contains_key(name),
+            HostPattern::Wildcard(suffix) => self.wildcard.contains_key(suffix),
+            HostPattern::Any => self.default.is_some(),
+        };
+        if !taken {
+            self.insert(host, key);
+        }
+    }
+
+    /// Takes a host's certificate away.
+    pub fn remove(&mut self, host: &HostPattern) {
         match host {
-            HostPattern::Exact(name) => {
-                self.exact.entry(name.clone()).or_insert(key);
-            }
-            HostPattern::Wildcard(suffix) => {
-                self.wildcard.entry(suffix.clone()).or_insert(key);
-            }
-            HostPattern::Any => {
-                self.default.get_or_insert(key);
-            }
+            HostPattern::Exact(name) => drop(self.exact.remove_mut(name)),
+            HostPattern::Wildcard(suffix) => drop(self.wildcard.remove_mut(suffix)),
+            HostPattern::Any => self.default = None,
         }
     }
 
@@ -88,7 +91,7 @@ impl Certificates {
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.exact.len() + self.wildcard.len() + usize::from(self.default.is_some())
+        self.exact.size() + self.wildcard.size() + usize::from(self.default.is_some())
     }
 
     /// None at all.
@@ -109,6 +112,12 @@ impl CertCache {
         let result = read(secret).map(Arc::new);
         self.keys.insert(key.clone(), (Arc::clone(secret), result.clone()));
         result
+    }
+
+    /// Forgets the key of a Secret.
+    pub fn forget(&mut self, key: &ObjectKey) {
+        self.keys.remove(key);
+        self.used.remove(key);
     }
 
     /// Forgets what was not asked for since the last time.

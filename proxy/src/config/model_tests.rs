@@ -2,6 +2,7 @@
 
 use super::super::view::Update;
 use super::*;
+use crate::route::upstream::Protocol;
 use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
 
@@ -21,9 +22,44 @@ fn view(objects: Vec<Value>) -> View {
     view
 }
 
-fn run(objects: Vec<Value>) -> Model {
-    let settings = Settings { class: "causeway".to_owned(), default_class: true };
-    build(&view(objects), &settings, &mut Caches::default())
+fn settings() -> Settings {
+    Settings { class: "causeway".to_owned(), default_class: true }
+}
+
+/// What a fresh model says of a view.
+#[derive(Debug, Default)]
+struct Built {
+    /// By host and path.
+    rules: Vec<(String, Rule)>,
+    defaults: Vec<(String, String, Target)>,
+    certificates: Vec<String>,
+    /// By name.
+    reports: Vec<Report>,
+}
+
+impl Built {
+    fn new(plan: Plan) -> Self {
+        let mut built = Self::default();
+        let mut rows = plan.rows;
+        rows.sort_by(|a, b| a.0.cmp(&b.0));
+        for (slot, row) in rows {
+            match (&*slot, row) {
+                (Slot::Path(host, path), Some(Row::Rule(rule))) => built.rules.push((format!("{host} {path}"), *rule)),
+                (Slot::Default(host), Some(Row::Default(owner, target))) => {
+                    built.defaults.push((host.to_string(), owner.to_string(), target));
+                }
+                (Slot::Certificate(host), Some(Row::Certificate(_))) => built.certificates.push(host.to_string()),
+                (_, None) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        built.reports = plan.reports.into_iter().filter_map(|(_, report)| report).collect();
+        built
+    }
+}
+
+fn run(objects: Vec<Value>) -> Built {
+    Built::new(Model::default().update(&view(objects), &settings(), &Dirt::all()))
 }
 
 fn service(name: &str, spec: Value) -> Value {
@@ -46,7 +82,7 @@ fn rule(host: &str, path: &str, kind: &str, service: &str, port: Value) -> Value
     json!({"host": host, "http": {"paths": [{"path": path, "pathType": kind, "backend": {"service": {"name": service, "port": port}}}]}})
 }
 
-fn reasons(model: &Model) -> Vec<(String, Vec<&'static str>)> {
+fn reasons(model: &Built) -> Vec<(String, Vec<&'static str>)> {
     let of = |r: &Report| (r.ingress.metadata.name.clone().unwrap(), r.problems.iter().map(|p| p.reason).collect());
     model.reports.iter().map(of).collect()
 }
@@ -65,7 +101,7 @@ fn ports_by_name_and_number() {
         ),
     ]);
     assert_eq!(reasons(&model), [("a".to_owned(), vec![])]);
-    let keys: Vec<_> = model.rules.iter().map(|r| r.target.clone()).collect();
+    let keys: Vec<_> = model.rules.iter().map(|(_, r)| r.target.clone()).collect();
     let key = |port: &str, protocol| {
         Target::Backend(BackendKey::Service {
             service: ObjectKey::new("ns", "web"),
@@ -83,7 +119,7 @@ fn the_oldest_wins_and_the_other_is_told() {
     let model = run(vec![web(), ingress("young", 9, same(90)), ingress("old", 1, same(80))]);
     assert_eq!(reasons(&model), [("old".to_owned(), vec![]), ("young".to_owned(), vec!["Conflict"])]);
     assert_eq!(model.rules.len(), 1);
-    assert_eq!(model.rules[0].owner, ObjectKey::new("ns", "old"));
+    assert_eq!(model.rules[0].1.owner, ObjectKey::new("ns", "old"));
     assert!(model.reports[1].problems[0].message.contains("ns/old"));
     // Of the same age: by name. Different path types do not collide.
     let exact = json!({"rules": [rule("shop", "/", "Exact", "web", json!({"number": 80}))]});
@@ -117,7 +153,7 @@ fn mistakes_stay_where_they_are() {
         reasons(&model)[0].1,
         ["ServiceNotFound", "ServicePortNotFound", "InvalidHost", "InvalidPath", "ResourceBackend", "SecretNotFound"]
     );
-    let available = model.rules.iter().filter(|r| matches!(r.target, Target::Backend(_))).count();
+    let available = model.rules.iter().filter(|(_, r)| matches!(r.target, Target::Backend(_))).count();
     assert_eq!((model.rules.len(), available), (4, 1));
 }
 
@@ -166,7 +202,7 @@ fn default_backends() {
         ingress("b", 2, json!({"defaultBackend": backend(90)})),
     ]);
     assert_eq!(reasons(&model), [("a".to_owned(), vec![]), ("b".to_owned(), vec!["Conflict"])]);
-    let hosts: Vec<_> = model.defaults.iter().map(|(h, o, _)| (h.to_string(), o.to_string())).collect();
+    let hosts: Vec<_> = model.defaults.iter().map(|(h, o, _)| (h.clone(), o.clone())).collect();
     assert_eq!(hosts, [("h".to_owned(), "ns/a".to_owned()), ("*".to_owned(), "ns/a".to_owned())]);
 }
 
@@ -179,7 +215,7 @@ fn external_names() {
         one(json!({"number": 8080})),
     ]);
     let want = BackendKey::External { name: "db.example".into(), port: 8080, protocol: Protocol::Http1 };
-    assert_eq!(model.rules[0].target, Target::Backend(want));
+    assert_eq!(model.rules[0].1.target, Target::Backend(want));
     let model =
         run(vec![external(json!({"type": "ExternalName", "externalName": "db.example"})), one(json!({"name": "x"}))]);
     assert_eq!(reasons(&model)[0].1, ["ServicePortNotFound"]);
@@ -238,5 +274,5 @@ fn a_relist_replaces_everything_at_once() {
     let mut same = ingress("new", 1, json!({}));
     same["status"] = json!({"loadBalancer": {"ingress": [{"ip": "127.0.0.1"}]}});
     let dirt = v.handle(Update::Ingress(Event::Apply(serde_json::from_value(same).unwrap())));
-    assert!(!dirt.routes && dirt.reports);
+    assert!(!dirt.routes && dirt.ingresses.is_empty() && dirt.reports.contains(&ObjectKey::new("ns", "new")));
 }

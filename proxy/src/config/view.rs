@@ -88,6 +88,11 @@ impl<K: Resource> Store<K> {
         self.current.get(key)
     }
 
+    /// Their keys, in no order.
+    pub fn keys(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.current.keys()
+    }
+
     /// All of them, in no order.
     pub fn values(&self) -> impl Iterator<Item = &Arc<K>> {
         self.current.values()
@@ -160,7 +165,15 @@ impl View {
                 let same =
                     |a: &Service, b: &Service| a.spec == b.spec && a.metadata.annotations == b.metadata.annotations;
                 let changed = differs(&touch, same);
-                Dirt { front_reports: said, ..routes(changed) }
+                let mut dirt = Dirt { front_reports: said, fronts: changed, ..Dirt::default() };
+                match touched(&touch) {
+                    Some(service) if changed => {
+                        dirt.services.insert(service.clone());
+                        dirt.backends.insert(service);
+                    }
+                    _ => dirt.routes = changed,
+                }
+                dirt
             }
             Update::Gateway(update) => self.gateways.handle(*update),
             Update::Node(event) => {
@@ -175,17 +188,28 @@ impl View {
                 routes(changed)
             }
             Update::Secret(event) => {
-                routes(differs(&self.secrets.handle(event), |a, b| a.data == b.data && a.type_ == b.type_))
+                let touch = self.secrets.handle(event);
+                let changed = differs(&touch, |a, b| a.data == b.data && a.type_ == b.type_);
+                Dirt { fronts: changed, ..secret(&touch, changed) }
             }
             Update::AuthSecret(event) => {
-                let changed = differs(&self.auth_secrets.handle(event), |a, b| a.data == b.data);
-                Dirt { routes: changed, ..Dirt::default() }
+                let touch = self.auth_secrets.handle(event);
+                let changed = differs(&touch, |a, b| a.data == b.data);
+                secret(&touch, changed)
             }
             Update::Ingress(event) => {
                 let touch = self.ingresses.handle(event);
-                let changed =
-                    differs(&touch, |a, b| a.spec == b.spec && a.metadata.annotations == b.metadata.annotations);
-                Dirt { routes: changed, reports: !matches!(touch, Touch::Nothing), ..Dirt::default() }
+                let of = |i: &Ingress| i.metadata.creation_timestamp.clone();
+                let same = |a: &Ingress, b: &Ingress| {
+                    a.spec == b.spec && a.metadata.annotations == b.metadata.annotations && of(a) == of(b)
+                };
+                let mut dirt = Dirt::default();
+                match touched(&touch) {
+                    Some(ingress) if differs(&touch, same) => dirt.ingresses.insert(ingress),
+                    Some(ingress) => dirt.reports.insert(ingress),
+                    None => std::mem::replace(&mut dirt.routes, matches!(touch, Touch::All)),
+                };
+                dirt
             }
             Update::Slice(event) => self.handle_slice(event),
         }
@@ -235,6 +259,23 @@ pub fn differs<K>(touch: &Touch<K>, same: impl Fn(&K, &K) -> bool) -> bool {
         Touch::One(Some(old), Some(new)) => !same(old, new),
         Touch::One(..) => true,
     }
+}
+
+/// The one object that an event touched.
+fn touched<K: Resource>(touch: &Touch<K>) -> Option<ObjectKey> {
+    match touch {
+        Touch::One(old, new) => new.as_ref().or(old.as_ref()).map(|object| ObjectKey::of(&**object)),
+        Touch::Nothing | Touch::All => None,
+    }
+}
+
+fn secret(touch: &Touch<Secret>, changed: bool) -> Dirt {
+    let mut dirt = Dirt::default();
+    match touched(touch) {
+        Some(secret) if changed => drop(dirt.secrets.insert(secret)),
+        _ => dirt.routes = changed,
+    }
+    dirt
 }
 
 fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {

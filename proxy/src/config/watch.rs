@@ -3,7 +3,7 @@
 //! Changes are taken as they come and applied together: what arrives while a table is built waits for the next one,
 //! and building never takes more than about a tenth of the time, however fast objects change.
 
-use super::caches::AUTH_KEY;
+use super::asked::AUTH_KEY;
 use super::view::{Update, View};
 use super::{Dirt, Planner};
 use crate::gateway::refs::CA_KEY;
@@ -66,7 +66,13 @@ pub async fn run(
         planner.apply(&view, &dirt);
         let took = start.elapsed();
         not_before = Instant::now() + (took * 10).min(MAX_PAUSE);
-        tracing::debug!(?took, routes = dirt.routes, services = dirt.services.len(), "configuration applied");
+        tracing::debug!(
+            ?took,
+            all = dirt.routes,
+            ingresses = dirt.ingresses.len(),
+            services = dirt.services.len(),
+            "configuration applied"
+        );
         dirt = Dirt::default();
         synced.send_if_modified(|s| !std::mem::replace(s, true));
     }

@@ -5,7 +5,7 @@ use super::refs::{From, Problem, Refs};
 use super::types::{
     AllowedRoutes, FromNamespaces, FrontendValidation, GROUP, Gateway, GatewaySpec, Listener, ListenerSet, Reference,
 };
-use crate::config::caches::Caches;
+use crate::config::certs::CertCache;
 use crate::config::certs::Certificates;
 use crate::config::view::View;
 use crate::route::front::ClientValidation;
@@ -87,7 +87,12 @@ pub struct SetState<'a> {
 }
 
 /// All listeners of a Gateway.
-pub fn merged<'a>(refs: &Refs<'_>, gateway: &'a Gateway, sets: &[SetState<'a>], caches: &mut Caches) -> Vec<Entry<'a>> {
+pub fn merged<'a>(
+    refs: &Refs<'_>,
+    gateway: &'a Gateway,
+    sets: &[SetState<'a>],
+    cache: &mut CertCache,
+) -> Vec<Entry<'a>> {
     let key = ObjectKey::of(gateway);
     let mut entries: Vec<Entry<'a>> = Vec::new();
     let parent = Parent { set: false, key: key.clone() };
@@ -98,7 +103,7 @@ pub fn merged<'a>(refs: &Refs<'_>, gateway: &'a Gateway, sets: &[SetState<'a>], 
     }
     conflicts(&mut entries);
     for entry in &mut entries {
-        resolve(refs, &gateway.spec, &key, entry, caches);
+        resolve(refs, &gateway.spec, &key, entry, cache);
     }
     entries
 }
@@ -215,7 +220,7 @@ fn conflict(this: &Entry<'_>, other: &Entry<'_>) -> Option<Problem> {
     Some(Problem::new(reason, format!("port {} is listener {}'s too", this.spec.port, other.spec.name)))
 }
 
-fn resolve(refs: &Refs<'_>, gateway: &GatewaySpec, key: &ObjectKey, entry: &mut Entry<'_>, caches: &mut Caches) {
+fn resolve(refs: &Refs<'_>, gateway: &GatewaySpec, key: &ObjectKey, entry: &mut Entry<'_>, cache: &mut CertCache) {
     if !matches!(entry.speaks, Some(Speaks::Https | Speaks::TlsTerminate)) {
         return;
     }
@@ -226,7 +231,7 @@ fn resolve(refs: &Refs<'_>, gateway: &GatewaySpec, key: &ObjectKey, entry: &mut 
         entry.unresolved = Some(Problem::new("InvalidCertificateRef", "tls.certificateRefs names no certificate"));
     }
     for to in named {
-        match refs.certificate(from, to, "InvalidCertificateRef", caches) {
+        match refs.certificate(from, to, "InvalidCertificateRef", cache) {
             Ok((pair, _)) => {
                 for name in dns_names(&pair) {
                     if let Ok(host) = HostPattern::parse(Some(&name))

@@ -12,7 +12,7 @@ use super::rules::{Reader, enter};
 use super::types::{BackendRef, Gateway, GatewayClass, Object, Reference, Spec};
 use super::{CONTROLLER, LOCAL_ANNOTATION, expose};
 use crate::config::Fronts;
-use crate::config::caches::Caches;
+use crate::config::certs::CertCache;
 use crate::config::view::View;
 use crate::route::front::{Front, FrontKey, FrontService, HttpListener, SniTable, TlsListener, TlsMode, TlsServer};
 use crate::route::path::PathPattern;
@@ -82,7 +82,7 @@ pub fn by_age<'a, S: Spec>(all: impl Iterator<Item = &'a Arc<Object<S>>>) -> Vec
 }
 
 /// Builds the model. `upstream` gives the upstream of a key with its endpoints.
-pub fn build(view: &View, caches: &mut Caches, upstream: &mut dyn FnMut(&BackendKey) -> Arc<Upstream>) -> Model {
+pub fn build(view: &View, cache: &mut CertCache, upstream: &mut dyn FnMut(&BackendKey) -> Arc<Upstream>) -> Model {
     let all = &view.gateways;
     let refs = Refs::new(view);
     let mut reports = Vec::new();
@@ -95,8 +95,8 @@ pub fn build(view: &View, caches: &mut Caches, upstream: &mut dyn FnMut(&Backend
         classes.iter().any(|c| c.metadata.name.as_deref() == Some(&g.spec.gateway_class_name) && report::usable(c))
     };
     let states: Vec<State<'_>> =
-        by_age(all.gateways.values()).into_iter().filter(|g| ours(g)).map(|g| state(view, &refs, g, caches)).collect();
-    let entries: Vec<Vec<Entry<'_>>> = states.iter().map(|s| merged(&refs, s.object, &s.sets, caches)).collect();
+        by_age(all.gateways.values()).into_iter().filter(|g| ours(g)).map(|g| state(view, &refs, g, cache)).collect();
+    let entries: Vec<Vec<Entry<'_>>> = states.iter().map(|s| merged(&refs, s.object, &s.sets, cache)).collect();
     let mut builder = Builder {
         view,
         refs: &refs,
@@ -114,7 +114,7 @@ pub fn build(view: &View, caches: &mut Caches, upstream: &mut dyn FnMut(&Backend
     builder.finish()
 }
 
-fn state<'a>(view: &'a View, refs: &Refs<'_>, object: &'a Arc<Gateway>, caches: &mut Caches) -> State<'a> {
+fn state<'a>(view: &'a View, refs: &Refs<'_>, object: &'a Arc<Gateway>, cache: &mut CertCache) -> State<'a> {
     let key = ObjectKey::of(&**object);
     let spec = &object.spec;
     let mut refused = None;
@@ -133,7 +133,7 @@ fn state<'a>(view: &'a View, refs: &Refs<'_>, object: &'a Arc<Gateway>, caches: 
     let (mut unresolved, mut client) = (None, None);
     if let Some(to) = spec.tls.as_ref().and_then(|t| t.backend.as_ref()?.client_certificate_ref.as_ref()) {
         let from = From::of("Gateway", &key.namespace);
-        match refs.certificate(from, to, "InvalidClientCertificateRef", caches) {
+        match refs.certificate(from, to, "InvalidClientCertificateRef", cache) {
             Ok((_, secret)) => client = refs.pem(&secret),
             Err(problem) => unresolved = Some(problem),
         }

@@ -55,7 +55,7 @@ impl Case {
     }
 
     fn build(&self) -> Model {
-        build(&self.0, &mut Caches::default(), &mut |key| Arc::new(Upstream::new(key.clone())))
+        build(&self.0, &mut CertCache::default(), &mut |key| Arc::new(Upstream::new(key.clone())))
     }
 }
 

@@ -1,8 +1,8 @@
 //! References from one object to another: whether they lead anywhere, and whether they are allowed to (ReferenceGrant).
 
 use super::types::{BackendTlsPolicy, GROUP, GrantTo, Reference};
-use crate::config::caches::Caches;
 use crate::config::certs;
+use crate::config::certs::CertCache;
 use crate::config::view::View;
 use crate::route::ObjectKey;
 use crate::route::upstream::{BackendKey, BackendTls, Protocol, SubjectName};
@@ -185,7 +185,7 @@ impl<'a> Refs<'a> {
         from: From<'_>,
         to: &Reference,
         invalid: &'static str,
-        caches: &mut Caches,
+        cache: &mut CertCache,
     ) -> Result<(Arc<CertifiedKey>, ObjectKey), Problem> {
         if !to.is("", "Secret", "", "Secret") {
             return Err(Problem::new(invalid, format!("{} is no Secret; certificates are in Secrets", to.name)));
@@ -199,7 +199,7 @@ impl<'a> Refs<'a> {
         let Some(secret) = self.view.secrets.get(&key) else {
             return Err(Problem::new(invalid, format!("Secret {key} of type kubernetes.io/tls is not there")));
         };
-        let read = caches.certificates.get(&key, secret);
+        let read = cache.get(&key, secret);
         read.map(|pair| (pair, key.clone())).map_err(|error| Problem::new(invalid, format!("Secret {key}: {error}")))
     }
 

@@ -1,20 +1,21 @@
-//! The table: an immutable value that is swapped whole. Requests in flight keep the routes they found.
+//! The table: a value of which a changed copy shares all that has not changed, so that one rule more or less costs the
+//! same among ten rules and among a hundred thousand. Requests in flight keep the routes they found.
 //!
 //! Precedence: an exact host before a wildcard before rules for every host; within a host an exact path before a regular
-//! expression (the longest in text that fits) before the longest prefix. Where no rule matches, the default backend of the host's own Ingress answers, then the default of
-//! all. A host is one hash, a path one hash plus one step a segment.
+//! expression (the longest in text that fits) before the longest prefix. Where no rule matches, the default backend of the
+//! host's own Ingress answers, then the default of all. A host is one hash, a path one hash plus one step a segment.
 
 use super::{HostPattern, PathPattern, Route};
 use regex::bytes::Regex;
+use rpds::HashTrieMapSync;
 use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// The routing table. `T` is what stands in a row: one route, or several of which more than host and path decide.
-#[derive(Debug)]
-pub struct Table<T = Arc<Route>> {
-    exact: HashMap<Box<str>, PathTree<T>>,
-    wildcard: HashMap<Box<str>, PathTree<T>>,
+#[derive(Debug, Clone)]
+pub struct Table<T: Clone = Arc<Route>> {
+    exact: HashTrieMapSync<Box<str>, PathTree<T>>,
+    wildcard: HashTrieMapSync<Box<str>, PathTree<T>>,
     any: PathTree<T>,
     routes: usize,
     /// A wildcard stands for one label or more (Gateway API), not for exactly one (Ingress).
@@ -22,42 +23,42 @@ pub struct Table<T = Arc<Route>> {
 }
 
 /// What is known for one host.
-#[derive(Debug)]
-struct PathTree<T> {
-    exact: HashMap<Box<[u8]>, T>,
+#[derive(Debug, Clone)]
+struct PathTree<T: Clone> {
+    exact: Option<HashTrieMapSync<Box<[u8]>, T>>,
     /// Longest text first. Their cost grows with their number, on the hosts that have them.
-    expressions: Vec<(Box<str>, Regex, T)>,
+    expressions: Arc<Vec<(Box<str>, Regex, T)>>,
     prefixes: Node<T>,
     /// Answers what no rule does: the `defaultBackend` of an Ingress with rules for this host.
     default: Option<T>,
 }
 
-#[derive(Debug)]
-struct Node<T> {
+#[derive(Debug, Clone)]
+struct Node<T: Clone> {
     route: Option<T>,
-    children: HashMap<Box<[u8]>, Node<T>>,
+    children: Option<HashTrieMapSync<Box<[u8]>, Node<T>>>,
 }
 
-impl<T> Default for Table<T> {
+impl<T: Clone> Default for Table<T> {
     fn default() -> Self {
-        let (exact, wildcard) = (HashMap::new(), HashMap::new());
+        let (exact, wildcard) = (HashTrieMapSync::new_sync(), HashTrieMapSync::new_sync());
         Self { exact, wildcard, any: PathTree::default(), routes: 0, many_labels: false }
     }
 }
 
-impl<T> Default for PathTree<T> {
+impl<T: Clone> Default for PathTree<T> {
     fn default() -> Self {
-        Self { exact: HashMap::new(), expressions: Vec::new(), prefixes: Node::default(), default: None }
+        Self { exact: None, expressions: Arc::default(), prefixes: Node::default(), default: None }
     }
 }
 
-impl<T> Default for Node<T> {
+impl<T: Clone> Default for Node<T> {
     fn default() -> Self {
-        Self { route: None, children: HashMap::new() }
+        Self { route: None, children: None }
     }
 }
 
-impl<T> Table<T> {
+impl<T: Clone> Table<T> {
     /// A table in which a wildcard stands for one label or more.
     pub fn with_wide_wildcards() -> Self {
         Self { many_labels: true, ..Self::default() }
@@ -80,41 +81,69 @@ impl<T> Table<T> {
 
     /// Adds a rule, or lets `join` put it together with the one that has the same host and path.
     pub fn join(&mut self, host: &HostPattern, path: &PathPattern, route: T, join: impl FnOnce(&mut T, T)) {
-        self.routes += 1;
-        let tree = self.tree(host);
-        match path {
-            PathPattern::Exact(path) => match tree.exact.get_mut(path) {
-                Some(old) => join(old, route),
-                None => {
-                    tree.exact.insert(path.clone(), route);
-                }
-            },
-            PathPattern::Prefix(path) => {
-                let mut node = &mut tree.prefixes;
-                for segment in segments(path) {
-                    node = node.children.entry(segment.into()).or_default();
-                }
-                match &mut node.route {
+        let added = self.change(host, |tree| match path {
+            PathPattern::Exact(path) => {
+                let exact = tree.exact.get_or_insert_with(HashTrieMapSync::new_sync);
+                match exact.get_mut(path) {
                     Some(old) => join(old, route),
-                    None => node.route = Some(route),
+                    None => {
+                        exact.insert_mut(path.clone(), route);
+                        return true;
+                    }
                 }
+                false
+            }
+            PathPattern::Prefix(path) => {
+                let mut given = Some((join, route));
+                tree.prefixes.change(&mut segments(path), &mut |row| match (row.as_mut(), given.take()) {
+                    (Some(old), Some((join, route))) => {
+                        join(old, route);
+                        false
+                    }
+                    (_, given) => {
+                        *row = given.map(|(_, route)| route);
+                        true
+                    }
+                })
             }
             PathPattern::Regex(text) => {
-                if let Some((.., old)) = tree.expressions.iter_mut().find(|(t, ..)| t == text) {
+                let expressions = Arc::make_mut(&mut tree.expressions);
+                if let Some((.., old)) = expressions.iter_mut().find(|(t, ..)| t == text) {
                     join(old, route);
-                    return;
+                    return false;
                 }
-                let Some(expression) = path.compiled() else { return };
+                let Some(expression) = path.compiled() else { return false };
                 let key = |t: &str| (Reverse(t.len()), t.to_owned());
-                let at = tree.expressions.partition_point(|(t, ..)| key(t) < key(text));
-                tree.expressions.insert(at, (text.clone(), expression, route));
+                let at = expressions.partition_point(|(t, ..)| key(t) < key(text));
+                expressions.insert(at, (text.clone(), expression, route));
+                true
             }
-        }
+        });
+        self.routes += usize::from(added);
     }
 
-    /// Sets what answers for a host when no rule does.
-    pub fn set_default(&mut self, host: &HostPattern, route: T) {
-        self.tree(host).default = Some(route);
+    /// Takes a rule out.
+    pub fn remove(&mut self, host: &HostPattern, path: &PathPattern) {
+        let removed = self.change(host, |tree| match path {
+            PathPattern::Exact(path) => {
+                let removed = tree.exact.as_mut().is_some_and(|exact| exact.remove_mut(path));
+                tree.exact = tree.exact.take().filter(|exact| !exact.is_empty());
+                removed
+            }
+            PathPattern::Prefix(path) => tree.prefixes.change(&mut segments(path), &mut |row| row.take().is_some()),
+            PathPattern::Regex(text) => {
+                let expressions = Arc::make_mut(&mut tree.expressions);
+                let before = expressions.len();
+                expressions.retain(|(t, ..)| t != text);
+                expressions.len() < before
+            }
+        });
+        self.routes -= usize::from(removed);
+    }
+
+    /// Sets what answers for a host when no rule does; nothing: the default of all, then nobody.
+    pub fn set_default(&mut self, host: &HostPattern, route: Option<T>) {
+        self.change(host, |tree| tree.default = route);
     }
 
     /// The route of a request. `host` is normalised (none: HTTP/1.0 without one), `path` canonical.
@@ -151,10 +180,10 @@ impl<T> Table<T> {
         let wildcards = self.wildcard.iter().map(|(h, t)| (format!("*.{h}"), t));
         let mut rows = Vec::new();
         for (host, tree) in hosts.chain(wildcards).chain([("*".to_owned(), &self.any)]) {
-            for (path, route) in &tree.exact {
+            for (path, route) in tree.exact.iter().flatten() {
                 rows.push((host.clone(), format!("= {}", String::from_utf8_lossy(path)), route));
             }
-            for (text, _, route) in &tree.expressions {
+            for (text, _, route) in tree.expressions.iter() {
                 rows.push((host.clone(), format!("~ {text}"), route));
             }
             tree.prefixes.rows(&mut String::new(), &mut |path, route| {
@@ -168,20 +197,50 @@ impl<T> Table<T> {
         rows
     }
 
-    fn tree(&mut self, host: &HostPattern) -> &mut PathTree<T> {
+    /// Changes what is known for a host. Of a host that has nothing any more nothing is kept.
+    fn change<R>(&mut self, host: &HostPattern, change: impl FnOnce(&mut PathTree<T>) -> R) -> R {
         match host {
-            HostPattern::Exact(name) => self.exact.entry(name.clone()).or_default(),
-            HostPattern::Wildcard(suffix) => self.wildcard.entry(suffix.clone()).or_default(),
-            HostPattern::Any => &mut self.any,
+            HostPattern::Exact(name) => entry(&mut self.exact, name, PathTree::is_empty, change),
+            HostPattern::Wildcard(suffix) => entry(&mut self.wildcard, suffix, PathTree::is_empty, change),
+            HostPattern::Any => change(&mut self.any),
         }
     }
 }
 
-impl<T> PathTree<T> {
+/// Changes the value of a key, which is there only while it is not empty.
+fn entry<Q, V, R>(
+    map: &mut HashTrieMapSync<Box<Q>, V>,
+    key: &Q,
+    empty: impl FnOnce(&V) -> bool,
+    change: impl FnOnce(&mut V) -> R,
+) -> R
+where
+    Q: std::hash::Hash + Eq + ?Sized,
+    Box<Q>: Clone + for<'a> From<&'a Q>,
+    V: Clone + Default,
+{
+    if let Some(value) = map.get_mut(key) {
+        let result = change(value);
+        if empty(value) {
+            map.remove_mut(key);
+        }
+        return result;
+    }
+    let mut value = V::default();
+    let result = change(&mut value);
+    if !empty(&value) {
+        map.insert_mut(key.into(), value);
+    }
+    result
+}
+
+impl<T: Clone> PathTree<T> {
+    fn is_empty(&self) -> bool {
+        self.exact.is_none() && self.expressions.is_empty() && self.prefixes.is_empty() && self.default.is_none()
+    }
+
     fn find<'a, R>(&'a self, path: &[u8], pick: &mut impl FnMut(&'a T) -> Option<R>) -> Option<R> {
-        if !self.exact.is_empty()
-            && let Some(found) = self.exact.get(path).and_then(&mut *pick)
-        {
+        if let Some(found) = self.exact.as_ref().and_then(|exact| exact.get(path)).and_then(&mut *pick) {
             return Some(found);
         }
         let fitting = self.expressions.iter().filter(|(_, expression, _)| expression.is_match(path));
@@ -190,14 +249,31 @@ impl<T> PathTree<T> {
     }
 }
 
-impl<T> Node<T> {
+impl<T: Clone> Node<T> {
+    fn is_empty(&self) -> bool {
+        self.route.is_none() && self.children.is_none()
+    }
+
+    /// Changes the row of a path. Nodes that lead nowhere are not kept.
+    fn change<'p>(
+        &mut self,
+        rest: &mut impl Iterator<Item = &'p [u8]>,
+        change: &mut dyn FnMut(&mut Option<T>) -> bool,
+    ) -> bool {
+        let Some(segment) = rest.next() else { return change(&mut self.route) };
+        let children = self.children.get_or_insert_with(HashTrieMapSync::new_sync);
+        let result = entry(children, segment, Self::is_empty, |child: &mut Self| child.change(rest, change));
+        self.children = self.children.take().filter(|children| !children.is_empty());
+        result
+    }
+
     /// The deepest first. Goes down no further than the rules' own paths do.
     fn find<'a, 'p, R>(
         &'a self,
         rest: &mut impl Iterator<Item = &'p [u8]>,
         pick: &mut impl FnMut(&'a T) -> Option<R>,
     ) -> Option<R> {
-        let child = if self.children.is_empty() { None } else { rest.next().and_then(|s| self.children.get(s)) };
+        let child = self.children.as_ref().and_then(|children| children.get(rest.next()?));
         child.and_then(|c| c.find(rest, pick)).or_else(|| self.route.as_ref().and_then(pick))
     }
 
@@ -205,7 +281,7 @@ impl<T> Node<T> {
         if let Some(route) = &self.route {
             emit(path, route);
         }
-        for (segment, child) in &self.children {
+        for (segment, child) in self.children.iter().flatten() {
             let length = path.len();
             path.push('/');
             path.push_str(&String::from_utf8_lossy(segment));
@@ -302,8 +378,8 @@ mod tests {
         ] {
             assert_eq!(found(&t, h, p).as_deref(), want, "{h} {p}");
         }
-        t.set_default(&host("b.example"), route("b-default"));
-        t.set_default(&HostPattern::Any, route("default"));
+        t.set_default(&host("b.example"), Some(route("b-default")));
+        t.set_default(&HostPattern::Any, Some(route("default")));
         assert_eq!(found(&t, "b.example", "/none").as_deref(), Some("b-default"));
         assert_eq!(found(&t, "zzz", "/none").as_deref(), Some("default"));
         assert_eq!(found(&t, "b.example", "/any").as_deref(), Some("any"));
@@ -371,6 +447,48 @@ mod tests {
                 let want = reference(&rules, &host, &path).map(|(h, p)| format!("{h} {p}"));
                 let got = table.lookup(Some(&host), &path).map(|r| r.owner.name.to_string());
                 prop_assert_eq!(got, want);
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+        /// Rules come and go; copies that were taken meanwhile stay as they were.
+        #[test]
+        fn a_changed_copy_is_what_a_fresh_table_would_be(
+            steps in prop::collection::vec((hosts(), prop::option::weighted(0.8, paths()), any::<bool>()), 0..40),
+        ) {
+            let mut table = Table::default();
+            let mut now = std::collections::BTreeMap::new();
+            let mut taken: Vec<(Table, Vec<String>)> = Vec::new();
+            let text = |table: &Table| -> Vec<String> {
+                table.rows().into_iter().map(|(h, p, r)| format!("{h} {p} {}", r.owner)).collect()
+            };
+            for (number, (host, path, add)) in steps.into_iter().enumerate() {
+                taken.push((table.clone(), text(&table)));
+                let row = add.then(|| route(&number.to_string()));
+                match (&path, row.clone()) {
+                    (Some(path), Some(row)) => table.insert(&host, path, row),
+                    (Some(path), None) => table.remove(&host, path),
+                    (None, row) => table.set_default(&host, row),
+                }
+                match row {
+                    Some(row) => now.insert((host, path), row),
+                    None => now.remove(&(host, path)),
+                };
+                let mut fresh = Table::default();
+                for ((host, path), row) in &now {
+                    match path {
+                        Some(path) => fresh.insert(host, path, Arc::clone(row)),
+                        None => fresh.set_default(host, Some(Arc::clone(row))),
+                    }
+                }
+                prop_assert_eq!(text(&table), text(&fresh));
+                prop_assert_eq!(table.len(), now.keys().filter(|(_, p)| p.is_some()).count());
+                prop_assert_eq!((table.exact.size(), table.wildcard.size()), (fresh.exact.size(), fresh.wildcard.size()));
+            }
+            for (table, before) in taken {
+                prop_assert_eq!(text(&table), before);
             }
         }
     }

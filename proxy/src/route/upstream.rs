@@ -102,10 +102,17 @@ pub struct Upstream {
     pub(super) budget: Budget,
 }
 
-/// All upstreams in use. What no table refers to any more is forgotten.
+/// All upstreams in use. What no table refers to any more is forgotten sooner or later, and not found meanwhile.
 #[derive(Debug, Default)]
 pub struct Registry {
-    upstreams: Mutex<BTreeMap<BackendKey, Weak<Upstream>>>,
+    upstreams: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    all: BTreeMap<BackendKey, Weak<Upstream>>,
+    /// With so many it is time to look for those that are not used any more.
+    full: usize,
 }
 
 impl BackendKey {
@@ -179,36 +186,38 @@ impl Upstream {
 }
 
 impl Registry {
-    /// The upstream of a key, made when there is none.
-    pub fn get(&self, key: &BackendKey) -> Arc<Upstream> {
-        let mut all = self.upstreams.lock();
-        if let Some(found) = all.get(key).and_then(Weak::upgrade) {
-            return found;
+    /// The upstream of a key, made when there is none, and whether it was.
+    pub fn get(&self, key: &BackendKey) -> (Arc<Upstream>, bool) {
+        let mut known = self.upstreams.lock();
+        if let Some(found) = known.all.get(key).and_then(Weak::upgrade) {
+            return (found, false);
         }
         let new = Arc::new(Upstream::new(key.clone()));
-        all.insert(key.clone(), Arc::downgrade(&new));
-        new
+        known.all.insert(key.clone(), Arc::downgrade(&new));
+        // Each look at all of them is paid for by as many new ones.
+        if known.all.len() >= known.full {
+            known.all.retain(|_, u| u.strong_count() > 0);
+            known.full = 2 * known.all.len() + 64;
+        }
+        (new, true)
     }
 
     /// The upstreams in use.
     pub fn live(&self) -> Vec<Arc<Upstream>> {
-        self.upstreams.lock().values().filter_map(Weak::upgrade).collect()
+        self.upstreams.lock().all.values().filter_map(Weak::upgrade).collect()
     }
 
     /// The upstreams of one Service.
     pub fn of_service(&self, service: &ObjectKey) -> Vec<Arc<Upstream>> {
         let from =
             BackendKey::Service { service: service.clone(), port: "".into(), protocol: Protocol::Http1, tls: None };
-        let all = self.upstreams.lock();
-        all.range(from..)
+        let known = self.upstreams.lock();
+        known
+            .all
+            .range(from..)
             .take_while(|(k, _)| matches!(k, BackendKey::Service { service: s, .. } if s == service))
             .filter_map(|(_, u)| u.upgrade())
             .collect()
-    }
-
-    /// Forgets what is no longer used.
-    pub fn sweep(&self) {
-        self.upstreams.lock().retain(|_, u| u.strong_count() > 0);
     }
 }
 
@@ -277,11 +286,16 @@ mod tests {
             protocol: Protocol::Http1,
             tls: None,
         };
-        let (a, b, other) = (r.get(&key("a", "")), r.get(&key("a", "web")), r.get(&key("ab", "")));
-        assert!(Arc::ptr_eq(&a, &r.get(&key("a", ""))));
+        let (a, b, other) = (r.get(&key("a", "")).0, r.get(&key("a", "web")).0, r.get(&key("ab", "")).0);
+        let (again, new) = r.get(&key("a", ""));
+        assert!(Arc::ptr_eq(&a, &again) && !new);
         assert_eq!(r.of_service(&ObjectKey::new("ns", "a")).len(), 2);
-        drop((a, b, other));
-        r.sweep();
+        drop((a, b, other, again));
         assert!(r.live().is_empty());
+        assert!(r.get(&key("a", "")).1);
+        for n in 0..1000 {
+            r.get(&key(&n.to_string(), ""));
+        }
+        assert!(r.upstreams.lock().all.len() < 100);
     }
 }

@@ -3,11 +3,13 @@
 use bytes::Bytes;
 use causeway_proxy::Limits;
 use causeway_proxy::config::model::{Problem, Report, Settings};
+use causeway_proxy::config::outbox::Outbox;
 use causeway_proxy::config::view::{Update, View};
 use causeway_proxy::config::{Planner, Shared};
 use causeway_proxy::gateway::view::Update as GatewayUpdate;
 use causeway_proxy::route::front::FrontKey;
 use causeway_proxy::traffic::listen;
+use futures::FutureExt;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -17,13 +19,13 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -38,7 +40,8 @@ pub struct Lab {
     pub serving: JoinHandle<()>,
     view: View,
     planner: Planner,
-    reports: watch::Receiver<Arc<Vec<Report>>>,
+    reports: Arc<Outbox<Option<Report>>>,
+    told: HashMap<String, Vec<Problem>>,
 }
 
 impl Lab {
@@ -83,6 +86,7 @@ impl Lab {
             view: View::default(),
             planner,
             reports,
+            told: HashMap::new(),
         }
     }
 
@@ -118,13 +122,14 @@ impl Lab {
             }));
         }
         self.planner.apply(&self.view, &dirt);
+        for (key, report) in self.reports.take().now_or_never().into_iter().flatten() {
+            self.told.insert(key.name.to_string(), report.map(|r| r.problems).unwrap_or_default());
+        }
     }
 
     /// Problems reported for an Ingress.
     pub fn problems(&self, ingress: &str) -> Vec<Problem> {
-        let reports = self.reports.borrow();
-        let found = reports.iter().find(|r| r.ingress.metadata.name.as_deref() == Some(ingress));
-        found.map(|r| r.problems.clone()).unwrap_or_default()
+        self.told.get(ingress).cloned().unwrap_or_default()
     }
 
     /// The socket of a Gateway's port, once it is open.
