@@ -14,6 +14,7 @@ pub mod model;
 pub mod names;
 pub mod outbox;
 pub mod reading;
+pub mod staple;
 pub mod view;
 pub mod watch;
 

@@ -8,6 +8,7 @@ pub mod access;
 pub mod announced;
 pub mod checks;
 pub mod conn;
+mod connect;
 mod filters;
 mod find;
 mod forwarded;
@@ -23,7 +24,7 @@ pub mod sni;
 pub mod tls;
 mod tries;
 pub mod udp;
-pub mod upstream_tls;
+mod upstream_tls;
 
 use causeway_api::ingress::{AccessLog, IngressSettings};
 use ipnet::IpNet;

@@ -1,5 +1,6 @@
 //! Certificates: from TLS Secrets to keys that rustls can sign with, found by server name.
 
+use super::staple;
 use crate::route::{HostPattern, ObjectKey};
 use k8s_openapi::api::core::v1::Secret;
 use rpds::HashTrieMapSync;
@@ -139,7 +140,10 @@ pub fn read(secret: &Secret) -> Result<CertifiedKey, CertError> {
         return Err(CertError::NoCertificate);
     }
     let key = rustls_pemfile::private_key(&mut part(KEY)?).ok().flatten().ok_or(CertError::NoKey)?;
-    CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(|e| CertError::Unusable(e.to_string()))
+    let mut pair = CertifiedKey::from_der(chain, key, &ring::default_provider())
+        .map_err(|e| CertError::Unusable(e.to_string()))?;
+    pair.ocsp = part(staple::STAPLE).ok().filter(|bytes| staple::is_one(bytes)).map(<[u8]>::to_vec);
+    Ok(pair)
 }
 
 /// A self-signed certificate for connections that no Secret has one for.

@@ -4,6 +4,7 @@
 use super::asked::{self, Known};
 use super::certs::CertCache;
 use super::model::{Problem, Target};
+use super::staple;
 use super::view::View;
 use crate::route::path::BadPath;
 use crate::route::policy::Rewrite;
@@ -267,7 +268,15 @@ impl Reader<'_> {
         self.reading.secrets.insert(secret.clone());
         let key = match self.view.secrets.get(&secret) {
             Some(object) => match certificates.get(&secret, object) {
-                Ok(key) => key,
+                Ok(key) => {
+                    let given = object.data.as_ref().is_some_and(|d| d.contains_key(staple::STAPLE));
+                    if given && key.ocsp.is_none() {
+                        let message =
+                            format!("Secret {secret}: its {} is no successful OCSP response in DER", staple::STAPLE);
+                        self.problem("InvalidStaple", message);
+                    }
+                    key
+                }
                 Err(error) => {
                     let message =
                         format!("Secret {secret}: {error}; its hosts get the default certificate until it is mended");

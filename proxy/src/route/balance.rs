@@ -69,7 +69,7 @@ pub struct Check {
 }
 
 /// Versions of the PROXY protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ProxyVersion {
     /// A line of text.
     V1,
@@ -170,6 +170,11 @@ impl Upstream {
     /// What its Service asks for.
     pub fn balance(&self) -> Arc<Balance> {
         Arc::clone(&self.tuned.load().balance)
+    }
+
+    /// How its endpoints are told who the client is.
+    pub fn announce(&self) -> Option<ProxyVersion> {
+        self.tuned.load().balance.announce
     }
 
     /// Whether the time to an answer counts.

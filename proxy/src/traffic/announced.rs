@@ -57,6 +57,18 @@ pub fn header(version: ProxyVersion, client: SocketAddr, to: SocketAddr) -> io::
     }
 }
 
+/// The header of a connection that we make for ourselves, such as a health check.
+pub fn own(version: ProxyVersion) -> io::Result<Vec<u8>> {
+    match version {
+        ProxyVersion::V1 => Ok(v1::Addresses::Unknown.to_string().into_bytes()),
+        ProxyVersion::V2 => v2::Builder::new(
+            v2::Version::Two | v2::Command::Local,
+            v2::AddressFamily::Unspecified | v2::Protocol::Unspecified,
+        )
+        .build(),
+    }
+}
+
 /// What a header of version 1 begins with.
 const V1: &[u8] = b"PROXY ";
 
@@ -121,6 +133,15 @@ mod tests {
                 .unwrap();
         assert_eq!(told(&header).await.unwrap().0, Some(client));
         assert_eq!(told(b"PROXY UNKNOWN\r\n").await.unwrap().0, None);
+    }
+
+    #[tokio::test]
+    async fn our_own_headers_are_read_as_they_are_meant() {
+        let (client, to) = ("192.0.2.7:5555".parse().unwrap(), "192.0.2.1:80".parse().unwrap());
+        for version in [ProxyVersion::V1, ProxyVersion::V2] {
+            assert_eq!(told(&own(version).unwrap()).await.unwrap().0, None);
+            assert_eq!(told(&header(version, client, to).unwrap()).await.unwrap().0, Some(client));
+        }
     }
 
     #[tokio::test]

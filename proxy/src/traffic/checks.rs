@@ -1,8 +1,9 @@
 //! Active health checks, for Services that ask for them. In: the upstreams in use, with their settings. Out: endpoints
 //! that are marked unhealthy, or well again.
 
+use super::connect;
 use crate::config::Shared;
-use crate::route::balance::Check;
+use crate::route::balance::{Check, ProxyVersion};
 use crate::route::upstream::Protocol;
 use crate::route::{Endpoint, Upstream};
 use bytes::Bytes;
@@ -11,7 +12,6 @@ use hyper_util::rt::TokioIo;
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -64,10 +64,10 @@ pub async fn run(shared: Arc<Shared>, shutdown: CancellationToken) {
                 entry.due = now + check.interval;
                 let (shared, endpoint, against) =
                     (Arc::clone(&shared), Arc::clone(endpoint), Arc::clone(&entry.against));
-                let (check, protocol) = (check.clone(), upstream.key.protocol());
+                let (check, protocol, announce) = (check.clone(), upstream.key.protocol(), balance.announce);
                 tokio::spawn(async move {
                     let _slot = slot;
-                    let asked = tokio::time::timeout(check.interval, ask(&endpoint, &check, protocol)).await;
+                    let asked = tokio::time::timeout(check.interval, ask(&endpoint, &check, protocol, announce)).await;
                     let well = matches!(asked, Ok(Ok(())));
                     if !well {
                         shared.metrics.check_failures.inc();
@@ -104,8 +104,13 @@ fn believe(endpoint: &Endpoint, well: bool, against: &mut u32) {
     }
 }
 
-async fn ask(endpoint: &Endpoint, check: &Check, protocol: Protocol) -> anyhow::Result<()> {
-    let stream = TcpStream::connect(endpoint.address).await?;
+async fn ask(
+    endpoint: &Endpoint,
+    check: &Check,
+    protocol: Protocol,
+    announce: Option<ProxyVersion>,
+) -> anyhow::Result<()> {
+    let stream = connect::own(endpoint.address, announce).await?;
     if protocol != Protocol::Http1 {
         return Ok(());
     }

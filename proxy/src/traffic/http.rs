@@ -6,15 +6,16 @@
 
 use super::access::Log;
 use super::conn::Conn;
+use super::connect::{Announced, Connector};
 use super::find::Verdict;
 use super::mirror::Copies;
-use super::{Limits, filters, pages, policy, rule, upstream_tls};
+use super::{Limits, filters, pages, policy, rule};
 use crate::config::Shared;
 use crate::route::filter::Filters;
 use crate::route::front::FrontKey;
 use crate::route::policy::Policy;
 use crate::route::upstream::{BackendTls, InFlight, Protocol};
-use crate::route::{Action, Route, Upstream};
+use crate::route::{Action, Endpoint, Route, Upstream};
 use async_trait::async_trait;
 use http::{HeaderValue, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -82,24 +83,25 @@ impl HttpApp {
 
     fn peer(
         &self,
-        address: std::net::SocketAddr,
-        id: u64,
+        endpoint: &Endpoint,
         protocol: Protocol,
         upgrade: bool,
         policy: Option<&Policy>,
         terms: Option<&Arc<BackendTls>>,
+        announced: Option<Announced>,
     ) -> HttpPeer {
         // Without terms, whoever has the pod's address is believed in TLS, as with clear text. An address as the name is
         // not sent. With terms TLS is done below Pingora.
         let pingoras = protocol.is_tls() && terms.is_none();
+        let (address, id) = (endpoint.address, endpoint.id);
         let name = if pingoras { address.ip().to_string() } else { String::new() };
         let mut peer = HttpPeer::new(address, pingoras, name);
-        if let Some(terms) = terms {
-            let connector = upstream_tls::Connector { terms: Arc::clone(terms), h2: protocol.is_h2() };
-            peer.options.custom_l4 = Some(Arc::new(connector));
+        if terms.is_some() || announced.is_some() {
+            let terms = terms.map(|terms| (Arc::clone(terms), protocol.is_h2()));
+            peer.options.custom_l4 = Some(Arc::new(Connector { announced, terms }));
         }
         // An address that went and came back is another endpoint: it gets no connection of the former one.
-        peer.group_key = id;
+        peer.group_key = announced.map_or(id, |announced| announced.pool(id));
         let silence = if upgrade { self.limits.upgraded_timeout } else { self.limits.upstream_timeout };
         let connect = policy.and_then(|p| p.connect_timeout).unwrap_or(self.limits.connect_timeout);
         let options = &mut peer.options;
@@ -251,7 +253,8 @@ impl ProxyHttp for HttpApp {
             return Error::e_explain(ErrorType::HTTPStatus(503), format!("{} has no ready endpoint", upstream.key));
         };
         let terms = upstream.key.tls();
-        let mut peer = self.peer(endpoint.address, endpoint.id, protocol, ctx.upgrade, ctx.policy(), terms);
+        let announced = upstream.announce().and_then(|version| Announced::of(session, version));
+        let mut peer = self.peer(&endpoint, protocol, ctx.upgrade, ctx.policy(), terms, announced);
         if let Some(limit) = [timeouts.backend, left].into_iter().flatten().min() {
             peer.options.read_timeout = Some(peer.options.read_timeout.map_or(limit, |own| own.min(limit)));
         }

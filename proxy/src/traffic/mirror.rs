@@ -3,6 +3,7 @@
 //! A copy has the request's head as it goes to the backend, and its body up to [`MAX_BODY`]; of a request with a longer
 //! body no copy is sent. Copies never hold a request up, and no more than [`MAX_COPIES`] are under way.
 
+use super::connect;
 use crate::route::Upstream;
 use crate::route::filter::Mirror;
 use bytes::{Bytes, BytesMut};
@@ -13,7 +14,6 @@ use pingora::http::RequestHeader;
 use rand::Rng as _;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 /// The longest body of a copy, in bytes.
@@ -75,7 +75,7 @@ impl Copies {
 
 async fn copy(upstream: &Upstream, mut head: http::request::Parts, body: Bytes) -> anyhow::Result<()> {
     let endpoint = upstream.pick(&[], None).ok_or_else(|| anyhow::anyhow!("no endpoint"))?;
-    let stream = TokioIo::new(TcpStream::connect(endpoint.address).await?);
+    let stream = TokioIo::new(connect::own(endpoint.address, upstream.announce()).await?);
     // What is about the client's connection is not about this one.
     for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE, header::EXPECT] {
         head.headers.remove(name);

@@ -73,7 +73,7 @@ async fn connect(
         match tokio::time::timeout(limits.connect_timeout, connecting).await {
             Ok(Ok(stream)) => {
                 endpoint.succeeded();
-                return Ok((stream, InFlight::start(endpoint), upstream.balance().announce));
+                return Ok((stream, InFlight::start(endpoint), upstream.announce()));
             }
             Ok(Err(_)) | Err(_) => failed(&endpoint, &mut tried),
         }

@@ -5,6 +5,7 @@
 use super::Limits;
 use super::tls::{TlsError, provider};
 use crate::config::certs::{self, Certificates};
+use crate::config::staple;
 use crate::route::front::{ClientValidation, TlsListener, TlsMode, TlsServer, most_specific};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -169,7 +170,7 @@ struct ByName {
 impl ResolvesServerCert for ByName {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name().map(str::to_ascii_lowercase);
-        Some(Arc::clone(self.certificates.find(name.as_deref()).unwrap_or(&self.fallback)))
+        Some(staple::current(self.certificates.find(name.as_deref()).unwrap_or(&self.fallback)))
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::acme::challenge;
 use crate::config::Shared;
 use crate::config::certs::{self, CertError};
+use crate::config::staple;
 use crate::route::front::{FrontService, TlsMode, most_specific};
 use pingora::protocols::tls::SslDigest;
 use rustls::ServerConfig;
@@ -42,7 +43,10 @@ impl ResolvesServerCert for Resolver {
         let name = hello.server_name().map(str::to_ascii_lowercase);
         let name = name.as_deref();
         let found = certificates.named(name).cloned().or_else(|| of_gateways(&self.shared, name));
-        Some(found.unwrap_or_else(|| Arc::clone(certificates.find(name).unwrap_or(&self.fallback))))
+        Some(match &found {
+            Some(found) => staple::current(found),
+            None => staple::current(certificates.find(name).unwrap_or(&self.fallback)),
+        })
     }
 }
 

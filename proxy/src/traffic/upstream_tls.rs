@@ -6,9 +6,6 @@
 
 use super::tls::provider;
 use crate::route::upstream::{BackendTls, SubjectName};
-use async_trait::async_trait;
-use pingora::connectors::L4Connect;
-use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::stream::Stream;
 use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketStream};
 use pingora::{Error, ErrorType, OrErr as _};
@@ -27,32 +24,15 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// Connects to the endpoints of one backend.
-#[derive(Debug)]
-pub struct Connector {
-    /// The backend's terms.
-    pub terms: Arc<BackendTls>,
-    /// HTTP/2, agreed on by ALPN.
-    pub h2: bool,
-}
-
-#[async_trait]
-impl L4Connect for Connector {
-    async fn connect(&self, address: &SocketAddr) -> pingora::Result<Stream> {
-        let Some(address) = address.as_inet() else {
-            return Error::e_explain(ErrorType::ConnectError, "no address to connect to");
-        };
-        let failed = |what: String| Error::explain(ErrorType::TLSHandshakeFailure, what);
-        let config =
-            config(&self.terms, self.h2).map_err(|e| failed(format!("configuring TLS to the backend: {e}")))?;
-        let name = ServerName::try_from(self.terms.sni.to_string())
-            .map_err(|_| failed(format!("{:?} is no server name", self.terms.sni)))?;
-        let tcp = TcpStream::connect(address).await.or_err(ErrorType::ConnectError, "connecting to the backend")?;
-        let _ = tcp.set_nodelay(true);
-        let stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
-        let stream = stream.or_err(ErrorType::TLSHandshakeFailure, "the backend did not prove itself")?;
-        Ok(Stream::from(VirtualSocketStream::new(Box::new(Decrypted(stream)))))
-    }
+/// Makes a connection one that has kept a backend's terms; with HTTP/2 agreed on by ALPN, or HTTP/1.1.
+pub async fn secure(tcp: TcpStream, terms: &BackendTls, h2: bool) -> pingora::Result<Stream> {
+    let failed = |what: String| Error::explain(ErrorType::TLSHandshakeFailure, what);
+    let config = config(terms, h2).map_err(|e| failed(format!("configuring TLS to the backend: {e}")))?;
+    let name = ServerName::try_from(terms.sni.to_string())
+        .map_err(|_| failed(format!("{:?} is no server name", terms.sni)))?;
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
+    let stream = stream.or_err(ErrorType::TLSHandshakeFailure, "the backend did not prove itself")?;
+    Ok(Stream::from(VirtualSocketStream::new(Box::new(Decrypted(stream)))))
 }
 
 fn config(terms: &BackendTls, h2: bool) -> Result<ClientConfig, String> {

@@ -7,8 +7,10 @@ use causeway_proxy::traffic::checks;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 use tokio::io::AsyncReadExt;
 
 /// A Service `a` with annotations under our prefix.
@@ -177,5 +179,69 @@ async fn a_tcp_backend_is_told_who_the_client_is() {
             let ports = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
             assert_eq!(head[24..], ports);
         }
+    }
+}
+
+/// A backend that wants to be told who the client is: it answers with the clients of its connections so far, in order.
+async fn told(version: &'static str) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, connections) = (listener.local_addr().unwrap(), Arc::<AtomicUsize>::default());
+    let counted = Arc::clone(&connections);
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let counted = Arc::clone(&counted);
+            tokio::spawn(async move {
+                let mut client = String::new();
+                if version == "v1" {
+                    while !client.ends_with("\r\n") {
+                        client.push(stream.read_u8().await.unwrap().into());
+                    }
+                    assert!(client.starts_with("PROXY "), "{client:?}");
+                    client = client.split(' ').nth(4).unwrap_or("ours").to_owned();
+                } else {
+                    let mut head = [0; 16];
+                    stream.read_exact(&mut head).await.unwrap();
+                    let mut rest = vec![0; usize::from(head[15])];
+                    stream.read_exact(&mut rest).await.unwrap();
+                    let port = rest.get(8..10).map(|p| u16::from_be_bytes([p[0], p[1]]));
+                    client = port.map_or("ours".to_owned(), |p| p.to_string());
+                }
+                counted.fetch_add(usize::from(client != "ours"), Ordering::Relaxed);
+                let service = hyper::service::service_fn(|_| {
+                    let text = client.clone();
+                    async move { Ok::<_, std::convert::Infallible>(http::Response::new(text)) }
+                });
+                let io = hyper_util::rt::TokioIo::new(stream);
+                let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).await;
+            });
+        }
+    });
+    (address, connections)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_http_backend_is_told_who_the_client_is() {
+    for version in ["v1", "v2"] {
+        let (address, connections) = told(version).await;
+        let asked = json!({"proxy-protocol": version, "health-check-path": "/", "health-check-interval": "100ms"});
+        let mut lab = lab(annotated(asked), &[]);
+        lab.apply([slice("a", address)]);
+        tokio::spawn(checks::run(Arc::clone(&lab.shared), lab.shutdown.clone()));
+        let mut clients = Vec::new();
+        for _ in 0..3 {
+            clients.push(Client::connect(lab.http).await);
+        }
+        // A connection to the backend is of one client, however often that asks, and in whatever order they do.
+        for _ in 0..4 {
+            for client in &mut clients {
+                let (status, text) = ask(client, &[]).await;
+                assert_eq!((status, text), (StatusCode::OK, client.local.port().to_string()));
+            }
+        }
+        assert_eq!(connections.load(Ordering::Relaxed), 3);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let down = || lab.shared.registry.live().iter().any(|u| u.endpoints().iter().any(|e| e.is_down()));
+        assert!(!down() && lab.shared.metrics.check_failures.get() == 0, "checks are told as ours");
     }
 }

@@ -283,14 +283,17 @@ async fn echo(name: &str, request: Request<Incoming>) -> Result<Response<Full<By
 /// One HTTP/1.1 connection.
 pub struct Client {
     sender: SendRequest<Full<Bytes>>,
+    /// Where it comes from.
+    pub local: SocketAddr,
 }
 
 impl Client {
     pub async fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
+        let local = stream.local_addr().unwrap();
         let (sender, connection) = handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
-        Self { sender }
+        Self { sender, local }
     }
 
     pub async fn get(&mut self, host: &str, path: &str) -> Result<(StatusCode, String), String> {

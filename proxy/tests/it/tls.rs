@@ -106,3 +106,56 @@ async fn clear_text_on_the_tls_port_is_no_harm() {
     assert!(ok, "serves on after a failed handshake");
     assert_eq!(lab.shared.metrics.handshake_failures.get(), 1);
 }
+
+/// An answer about a certificate that has signed itself, good for an hour.
+fn staple(pair: &Pair) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("crt"), &pair.crt).unwrap();
+    std::fs::write(folder.path().join("key"), &pair.key).unwrap();
+    let openssl = |arguments: &[&str]| {
+        let mut openssl = std::process::Command::new("openssl");
+        let out = openssl.current_dir(folder.path()).args(arguments).output().unwrap();
+        assert!(out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let serial = openssl(&["x509", "-in", "crt", "-noout", "-serial"]);
+    let serial = serial.trim().trim_start_matches("serial=");
+    std::fs::write(folder.path().join("index"), format!("V\t401231235959Z\t\t{serial}\tunknown\t/CN=x\n")).unwrap();
+    openssl(&["ocsp", "-issuer", "crt", "-cert", "crt", "-no_nonce", "-reqout", "request"]);
+    let signer = ["-index", "index", "-CA", "crt", "-rsigner", "crt", "-rkey", "key"];
+    openssl(&[&["ocsp"], &signer[..], &["-reqin", "request", "-respout", "answer", "-nmin", "60"]].concat());
+    std::fs::read(folder.path().join("answer")).unwrap()
+}
+
+/// What a client that asks for a staple is told.
+async fn stapled(lab: &Lab, host: &str) -> String {
+    let at = lab.https.to_string();
+    let mut client = tokio::process::Command::new("openssl");
+    client.args(["s_client", "-status", "-connect", &at, "-servername", host]).stdin(std::process::Stdio::null());
+    String::from_utf8_lossy(&client.output().await.unwrap().stdout).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_about_certificates_are_stapled_while_they_hold() {
+    let a = Backend::start("a");
+    let mut lab = Lab::start(Limits::default());
+    let shop = pair("shop.localhost");
+    let given = |staple: Option<Vec<u8>>| {
+        let mut secret = secret("shop", &shop.crt, &shop.key);
+        if let Some(bytes) = staple {
+            secret["data"]["tls.ocsp-staple"] = serde_json::to_value(ByteString(bytes)).unwrap();
+        }
+        secret
+    };
+    let rule = ingress("shop", &[("shop.localhost", "/", "Prefix", "a", 80)]);
+    let rule = with_tls(rule, json!([{"hosts": ["shop.localhost"], "secretName": "shop"}]));
+    lab.apply([service("a"), slice("a", a.address), rule, given(None)]);
+    assert!(stapled(&lab, "shop.localhost").await.contains("OCSP response: no response sent"));
+    lab.apply([given(Some(staple(&shop)))]);
+    let told = stapled(&lab, "shop.localhost").await;
+    assert!(told.contains("OCSP Response Status: successful") && told.contains("Cert Status: good"), "{told}");
+    assert!(lab.problems("shop").is_empty());
+    lab.apply([given(Some(b"nonsense".to_vec()))]);
+    assert_eq!(lab.problems("shop")[0].reason, "InvalidStaple");
+    assert!(ask(&lab, "shop.localhost", &shop.crt, &[]).await.0);
+}
