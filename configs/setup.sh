@@ -32,6 +32,8 @@ bench() {
   need wrk wrk
   need dnsperf dnsperf
   need strace strace
+  need nghttp2-client h2load
+  need python3-pip pip3
 }
 case "${1:-}" in
   demo) demo ;;

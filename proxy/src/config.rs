@@ -20,6 +20,7 @@ pub mod watch;
 
 use crate::acme::challenge::Challenges;
 use crate::acme::wanted::{self, Wanted};
+use crate::gateway::kept::{Kept, RouteKey};
 use crate::gateway::{self, expose};
 use crate::metrics::Metrics;
 use crate::route::front::{Front, FrontKey};
@@ -90,9 +91,11 @@ pub struct Dirt {
     pub secrets: BTreeSet<ObjectKey>,
     /// Only what is written back about these Ingresses.
     pub reports: BTreeSet<ObjectKey>,
-    /// Fronts of Gateways.
+    /// Fronts of Gateways, with all routes.
     pub fronts: bool,
-    /// Only what is written back about objects of the Gateway API, or what makes Gateways reachable.
+    /// These routes of Gateways.
+    pub gateway_routes: BTreeSet<RouteKey>,
+    /// Only what is written back about Gateways and others that are no routes, or what makes Gateways reachable.
     pub front_reports: bool,
     /// Endpoints of these Services, or how they are chosen.
     pub services: BTreeSet<ObjectKey>,
@@ -112,14 +115,15 @@ pub struct Planner {
 struct GatewayPlanner {
     settings: gateway::Settings,
     certificates: CertCache,
-    reports: watch_channel::Sender<Arc<Vec<gateway::report::Report>>>,
+    kept: Kept,
+    reports: watch_channel::Sender<Arc<Vec<Arc<gateway::report::Report>>>>,
     writes: watch_channel::Sender<Arc<Vec<expose::Write>>>,
 }
 
 /// What comes out of the planner for those who write to the API about Gateways.
 pub struct GatewayOutput {
     /// What objects are told.
-    pub reports: watch_channel::Receiver<Arc<Vec<gateway::report::Report>>>,
+    pub reports: watch_channel::Receiver<Arc<Vec<Arc<gateway::report::Report>>>>,
     /// What makes Gateways reachable.
     pub writes: watch_channel::Receiver<Arc<Vec<expose::Write>>>,
 }
@@ -151,7 +155,11 @@ impl Dirt {
 
     /// Nothing to do.
     pub fn is_empty(&self) -> bool {
-        !self.touches_ingresses() && !self.fronts && !self.front_reports && self.services.is_empty()
+        !self.touches_ingresses() && !self.touches_gateways() && self.services.is_empty()
+    }
+
+    fn touches_gateways(&self) -> bool {
+        self.fronts || self.front_reports || !self.gateway_routes.is_empty()
     }
 
     fn touches_ingresses(&self) -> bool {
@@ -168,6 +176,7 @@ impl Dirt {
         self.reports.extend(other.reports);
         self.fronts |= other.fronts;
         self.front_reports |= other.front_reports;
+        self.gateway_routes.extend(other.gateway_routes);
         self.services.extend(other.services);
     }
 }
@@ -184,7 +193,13 @@ impl Planner {
     pub fn with_gateways(&mut self, settings: gateway::Settings) -> GatewayOutput {
         let (reports, to_status) = watch_channel::channel(Arc::default());
         let (writes, to_expose) = watch_channel::channel(Arc::default());
-        self.gateways = Some(GatewayPlanner { settings, certificates: CertCache::default(), reports, writes });
+        self.gateways = Some(GatewayPlanner {
+            settings,
+            certificates: CertCache::default(),
+            kept: Kept::default(),
+            reports,
+            writes,
+        });
         GatewayOutput { reports: to_status, writes: to_expose }
     }
 
@@ -228,8 +243,8 @@ impl Planner {
                 changed
             });
         }
-        if dirt.fronts || dirt.front_reports {
-            self.apply_gateways(view, dirt.fronts);
+        if dirt.touches_gateways() {
+            self.apply_gateways(view, dirt);
         }
     }
 
@@ -254,12 +269,13 @@ impl Planner {
         upstream
     }
 
-    fn apply_gateways(&mut self, view: &View, fronts: bool) {
+    fn apply_gateways(&mut self, view: &View, dirt: &Dirt) {
         let Some(mut own) = self.gateways.take() else { return };
         let upstream = &mut |key: &BackendKey| self.upstream(view, key);
-        let model = gateway::model::build(view, &mut own.certificates, upstream);
+        own.kept.is_complete &= !dirt.fronts;
+        let model = gateway::model::build(view, &mut own.certificates, &mut own.kept, &dirt.gateway_routes, upstream);
         own.certificates.sweep();
-        if fronts {
+        if dirt.fronts || !dirt.gateway_routes.is_empty() {
             self.shared.local.store(Arc::new(model.local));
             self.shared.fronts.send_replace(Arc::new(model.fronts));
         }
@@ -323,5 +339,6 @@ impl Planner {
 }
 
 #[cfg(test)]
-#[path = "config/history_tests.rs"]
+mod history_gateways;
+#[cfg(test)]
 mod history_tests;

@@ -10,6 +10,7 @@ pub mod expose;
 pub mod features;
 pub mod filters;
 pub mod install;
+pub mod kept;
 pub mod listeners;
 pub mod model;
 pub mod refs;

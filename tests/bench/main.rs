@@ -1,30 +1,34 @@
 //! `make bench`: figures of the real things, next to those of peers where there are any.
 //!
-//! In: the built `causeway` (environment variable `CAUSEWAY`, or the one next to this program), nginx and HAProxy
-//! unpacked by `debian_peers.sh`, wrk. Out: a table on the terminal and `target/bench/results.json`. Parts that are not asked
-//! for keep their former results in that file. Run as `bench [--rounds N] [--seconds N] [PART…]` with the parts
-//! `startup`, `ingress`, `routes`, `programming` and `store`.
+//! In: the built `causeway` (environment variable `CAUSEWAY`, or the one next to this program), peers unpacked by
+//! `debian_peers.sh` and `wheels.sh`, wrk and h2load. Out: a table on the terminal, `target/bench/results.json`, and of some
+//! parts tables and plots in `docs/`. Parts that are not asked for keep their former results in that file. Run as
+//! `bench [--rounds N] [--seconds N] [PART…]` with the parts `startup`, `programming`, `ingress`, `websockets`, `routes` and
+//! `store`.
 
 mod ingress;
 mod load;
+mod pages;
 mod peers;
 mod programming;
 mod routes;
+mod scenario;
 mod servers;
 mod startup;
 mod store;
+mod websockets;
 
 use anyhow::{Context, Result, bail};
 use causeway_bench_net::{machine, process, report::Report, stats};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 /// The allocator of the program itself, so that the ingress is measured as it runs.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const PARTS: [&str; 5] = ["startup", "programming", "ingress", "routes", "store"];
+const PARTS: [&str; 6] = ["startup", "programming", "ingress", "websockets", "routes", "store"];
 
 /// What was asked for.
 struct Options {
@@ -79,6 +83,7 @@ fn run(args: &[String]) -> Result<()> {
             "startup" => startup::run(&options),
             "programming" => programming::run(&options),
             "ingress" => ingress::run(&options),
+            "websockets" => websockets::run(&options),
             "routes" => routes::run(&options),
             _ => store::run(&options),
         };
@@ -89,7 +94,7 @@ fn run(args: &[String]) -> Result<()> {
         report.save()?;
     }
     report.print();
-    Ok(())
+    pages::write(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs"), &report, &options.parts)
 }
 
 fn options(args: &[String]) -> Result<Options> {

@@ -13,12 +13,14 @@ use causeway_proxy::Limits;
 use causeway_proxy::config::model::Settings;
 use causeway_proxy::config::view::{Update, View};
 use causeway_proxy::config::{Dirt, Planner, Shared};
+use causeway_proxy::gateway::view::Update as GatewayUpdate;
 use causeway_proxy::traffic::listen;
 use causeway_tests::cluster::free_port;
+use kube::runtime::watcher::Event;
 use plotters::prelude::*;
 use serde_json::{Value, json};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -27,6 +29,8 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 const SIZES: [usize; 4] = [10, 1_000, 10_000, 100_000];
+/// The same with HTTPRoutes of one Gateway, of which only changes are measured.
+const HTTP_ROUTES: [usize; 2] = [1_000, 10_000];
 /// Changes that are timed at each size, and those under which no request may be lost.
 const CHANGES: usize = 200;
 const MANY_CHANGES: usize = 1_000;
@@ -34,8 +38,16 @@ const MANY_CHANGES: usize = 1_000;
 const MANY_AT: usize = 10_000;
 const WRK_CONNECTIONS: usize = 32;
 
+/// Which objects make the routes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Ingress,
+    HttpRoute,
+}
+
 /// A data plane with so many routes.
 struct Plane {
+    kind: Kind,
     size: usize,
     at: SocketAddr,
     view: View,
@@ -56,8 +68,32 @@ fn host(route: usize) -> String {
     format!("host-{route}.example.org")
 }
 
-fn ingress(route: usize, service: &str) -> Result<Update> {
-    servers::rule(&format!("route-{route}"), &host(route), service)
+fn object(kind: Kind, route: usize, service: &str) -> Result<Update> {
+    let name = format!("route-{route}");
+    if kind == Kind::Ingress {
+        return servers::rule(&name, &host(route), service);
+    }
+    let object = json!({
+        "metadata": {"name": name, "namespace": "bench", "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": {"parentRefs": [{"name": "g"}], "hostnames": [host(route)], "rules": [
+            {"backendRefs": [{"name": service, "port": 80}]}]}});
+    Ok(gateway(GatewayUpdate::Http(Event::Apply(serde_json::from_value(object)?))))
+}
+
+fn gateway(update: GatewayUpdate) -> Update {
+    Update::Gateway(Box::new(update))
+}
+
+/// The Gateway of all HTTPRoutes, and its class.
+fn parents() -> Result<[Update; 2]> {
+    let class = json!({"metadata": {"name": "causeway"},
+        "spec": {"controllerName": causeway_proxy::gateway::CONTROLLER}});
+    let of_routes = json!({"metadata": {"name": "g", "namespace": "bench"}, "spec": {
+        "gatewayClassName": "causeway", "listeners": [{"name": "http", "port": 80, "protocol": "HTTP"}]}});
+    Ok([
+        gateway(GatewayUpdate::Class(Event::Apply(serde_json::from_value(class)?))),
+        gateway(GatewayUpdate::Gateway(Box::new(Event::Apply(serde_json::from_value(of_routes)?)))),
+    ])
 }
 
 fn resident() -> Result<f64> {
@@ -65,36 +101,50 @@ fn resident() -> Result<f64> {
 }
 
 impl Plane {
-    fn new(size: usize, backends: [SocketAddr; 2]) -> Result<Self> {
+    fn new(kind: Kind, size: usize, backends: [SocketAddr; 2]) -> Result<Self> {
         let before = resident()?;
         let shared = Arc::new(Shared::new()?);
         let settings = Settings { class: "causeway".to_owned(), default_class: true };
-        let (planner, _reports) = Planner::new(Arc::clone(&shared), settings);
+        let (mut planner, _reports) = Planner::new(Arc::clone(&shared), settings);
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let socket = TcpListener::bind("127.0.0.1:0")?;
         let (at, stop) = (socket.local_addr()?, CancellationToken::new());
-        let mut this =
-            Self { size, at, view: View::default(), planner, weight: 0.0, stop: stop.clone(), _runtime: runtime };
+        let mut view = View::default();
         let mut dirt = Dirt::default();
         for (name, backend) in ["a", "b"].into_iter().zip(backends) {
             for update in servers::service(name, backend)? {
-                dirt.merge(this.view.handle(update));
+                dirt.merge(view.handle(update));
+            }
+        }
+        if kind == Kind::HttpRoute {
+            planner.with_gateways(causeway_proxy::gateway::Settings { node: "n".to_owned(), address: loopback });
+            for update in parents()? {
+                dirt.merge(view.handle(update));
             }
         }
         for route in 0..size {
-            dirt.merge(this.view.handle(ingress(route, "a")?));
+            dirt.merge(view.handle(object(kind, route, "a")?));
         }
-        this.planner.apply(&this.view, &dirt);
-        this.weight = (resident()? - before) / size as f64;
+        planner.apply(&view, &dirt);
+        let weight = (resident()? - before) / size as f64;
         let limits = Arc::new(Limits::default());
-        this._runtime.spawn(listen::serve(shared, limits, vec![socket], Vec::new(), None, stop));
+        let gateways = (kind == Kind::HttpRoute).then(|| (loopback, Arc::default()));
+        runtime.spawn(listen::serve(Arc::clone(&shared), limits, vec![socket], Vec::new(), gateways, stop.clone()));
+        let mut this = Self { kind, size, at, view, planner, weight, stop, _runtime: runtime };
+        if kind == Kind::HttpRoute {
+            let mut opened = shared.opened.subscribe();
+            let open = opened.wait_for(|all| !all.is_empty());
+            let open = this._runtime.block_on(async { tokio::time::timeout(Duration::from_secs(10), open).await });
+            this.at = *open.context("the Gateway's socket was not opened")??.values().next().context("no socket")?;
+        }
         Ok(this)
     }
 
     /// Moves a route; gives the time that the table took.
     fn change(&mut self, route: usize, service: &str) -> Result<Duration> {
         let begin = Instant::now();
-        let dirt = self.view.handle(ingress(route, service)?);
+        let dirt = self.view.handle(object(self.kind, route, service)?);
         self.planner.apply(&self.view, &dirt);
         Ok(begin.elapsed())
     }
@@ -194,7 +244,11 @@ fn many_changes(plane: &mut Plane) -> Result<(usize, usize)> {
             }
             Ok((asked, lost))
         });
-        let changed = (0..MANY_CHANGES).try_for_each(|n| plane.change(route, ["b", "a"][n % 2]).map(drop));
+        // Slow enough for requests between any two of them.
+        let changed = (0..MANY_CHANGES).try_for_each(|n| {
+            std::thread::sleep(Duration::from_millis(2));
+            plane.change(route, ["b", "a"][n % 2]).map(drop)
+        });
         stop.store(true, Ordering::Relaxed);
         let counted = asking.join().map_err(|_| anyhow::anyhow!("the client panicked"))?;
         changed.and(counted)
@@ -204,7 +258,7 @@ fn many_changes(plane: &mut Plane) -> Result<(usize, usize)> {
 /// Measures and draws.
 pub fn run(options: &Options) -> Result<Value> {
     let backends = [backend("a")?, backend("b")?];
-    let mut planes = SIZES.iter().map(|n| Plane::new(*n, backends)).collect::<Result<Vec<_>>>()?;
+    let mut planes = SIZES.iter().map(|n| Plane::new(Kind::Ingress, *n, backends)).collect::<Result<Vec<_>>>()?;
     let mut rates = vec![Vec::new(); SIZES.len()];
     for plane in &planes {
         plane.requests_per_second(1)?;
@@ -238,6 +292,13 @@ pub fn run(options: &Options) -> Result<Value> {
             "requestsPerSecond": spread(rates), "toFewest": round(ratio), "followedMilliseconds": latency(&followed),
             "tableMilliseconds": latency(&tables), "bytesARoute": plane.weight.round(),
         });
+    }
+    for size in HTTP_ROUTES {
+        let (followed, tables) = changes(&mut Plane::new(Kind::HttpRoute, size, backends)?)?;
+        let (p50, p99) = (median(&followed), crate::stats::percentile(&followed, 0.99));
+        println!("    {size:>7} HTTPRoutes: a change is followed in {p50:.2} ms (p99 {p99:.2})");
+        result["httpRoutes"][size.to_string()] =
+            json!({"followedMilliseconds": latency(&followed), "tableMilliseconds": latency(&tables)});
     }
     let plane = planes.iter_mut().find(|p| p.size == MANY_AT).context("no such size")?;
     let (asked, lost) = many_changes(plane)?;

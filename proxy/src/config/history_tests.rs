@@ -1,6 +1,7 @@
 //! Whatever way led there: what objects that came, changed and went one by one leave in the data plane is what a fresh
 //! start finds in the same objects.
 
+use super::history_gateways as gateways;
 use super::view::Update;
 use super::*;
 use kube::runtime::watcher::Event;
@@ -11,26 +12,29 @@ use std::sync::LazyLock;
 
 /// One event.
 #[derive(Debug, Clone)]
-struct Step {
-    kind: &'static str,
-    object: Value,
-    gone: bool,
-}
-
-fn of<K: DeserializeOwned>(step: &Step) -> Event<K> {
-    let object = serde_json::from_value(step.object.clone()).unwrap();
-    if step.gone { Event::Delete(object) } else { Event::Apply(object) }
+pub struct Step {
+    pub kind: &'static str,
+    pub object: Value,
+    pub gone: bool,
 }
 
 impl Step {
+    pub fn event<K: DeserializeOwned>(&self) -> Event<K> {
+        let object = serde_json::from_value(self.object.clone()).unwrap();
+        if self.gone { Event::Delete(object) } else { Event::Apply(object) }
+    }
+
     fn update(&self) -> Update {
+        if let Some(update) = gateways::update(self) {
+            return Update::Gateway(Box::new(update));
+        }
         match self.kind {
-            "Ingress" => Update::Ingress(of(self)),
-            "IngressClass" => Update::Class(of(self)),
-            "Service" => Update::Service(Box::new(of(self))),
-            "EndpointSlice" => Update::Slice(of(self)),
-            "Secret" => Update::Secret(of(self)),
-            _ => Update::AuthSecret(of(self)),
+            "Ingress" => Update::Ingress(self.event()),
+            "IngressClass" => Update::Class(self.event()),
+            "Service" => Update::Service(Box::new(self.event())),
+            "EndpointSlice" => Update::Slice(self.event()),
+            "Secret" => Update::Secret(self.event()),
+            _ => Update::AuthSecret(self.event()),
         }
     }
 }
@@ -43,12 +47,19 @@ static PAIRS: LazyLock<Vec<(String, String)>> = LazyLock::new(|| {
     (0..2).map(pair).collect()
 });
 
-fn one<T: Clone + std::fmt::Debug + 'static>(all: &'static [T]) -> impl Strategy<Value = T> {
+pub fn one<T: Clone + std::fmt::Debug + 'static>(all: &'static [T]) -> impl Strategy<Value = T> {
     prop::sample::select(all)
 }
 
 fn backend() -> impl Strategy<Value = Value> {
     (one(&["s", "t", "none"]), one(&[80, 81])).prop_map(|(s, p)| json!({"service": {"name": s, "port": {"number": p}}}))
+}
+
+/// A backend as routes of Gateways name it.
+pub fn backend_ref() -> impl Strategy<Value = Value> {
+    (one(&["s", "t", "none"]), one(&[80, 81]), 0..3, one(&[None, Some("n")])).prop_map(
+        |(name, port, weight, namespace)| json!({"name": name, "port": port, "weight": weight, "namespace": namespace}),
+    )
 }
 
 fn rule() -> impl Strategy<Value = Value> {
@@ -148,6 +159,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => secret().prop_map(|o| ("Secret", o)),
         1 => password().prop_map(|o| ("password", o)),
         1 => class().prop_map(|o| ("IngressClass", o)),
+        12 => gateways::object(),
     ];
     (object, prop::bool::weighted(0.25)).prop_map(|((kind, object), gone)| Step { kind, object, gone })
 }
@@ -158,14 +170,17 @@ struct Plane {
     planner: Planner,
     told: BTreeMap<ObjectKey, Vec<String>>,
     reports: Arc<Outbox<Option<Report>>>,
+    gateways: GatewayOutput,
 }
 
 impl Plane {
     fn new() -> Self {
         let shared = Arc::new(Shared::new().unwrap());
         let settings = Settings { class: "causeway".to_owned(), default_class: true };
-        let (planner, reports) = Planner::new(Arc::clone(&shared), settings);
-        Self { shared, planner, told: BTreeMap::new(), reports }
+        let (mut planner, reports) = Planner::new(Arc::clone(&shared), settings);
+        let address = std::net::IpAddr::from([10, 0, 0, 1]);
+        let gateways = planner.with_gateways(gateway::Settings { node: "node".to_owned(), address });
+        Self { shared, planner, told: BTreeMap::new(), reports, gateways }
     }
 
     fn apply(&mut self, view: &View, dirt: &Dirt) {
@@ -203,19 +218,21 @@ impl Plane {
             let found = self.shared.certificates.load();
             lines.push(format!("{name:?} {:?}", found.find(name).map(|key| key.cert[0].as_ref().to_vec())));
         }
+        lines.extend(gateways::lines(&self.shared, &self.gateways));
         lines.extend(self.told.iter().map(|(key, problems)| format!("{key} {problems:#?}")));
         lines
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(192))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
     #[test]
     fn any_history_ends_where_a_fresh_start_does(
-        steps in prop::collection::vec((step(), any::<bool>()), 1..60),
+        steps in prop::collection::vec((step(), any::<bool>()), 1..80),
         relist in prop::option::weighted(0.3, 0..60usize),
     ) {
         let (mut view, mut plane, mut dirt) = (View::default(), Plane::new(), Dirt::default());
+        dirt.merge(view.handle(gateways::class().update()));
         for (number, (step, apply)) in steps.iter().enumerate() {
             dirt.merge(view.handle(step.update()));
             if relist == Some(number) {
@@ -231,7 +248,12 @@ proptest! {
                 plane.apply(&view, &std::mem::take(&mut dirt));
                 let mut fresh = Plane::new();
                 fresh.apply(&view, &Dirt::all());
-                prop_assert_eq!(plane.lines(), fresh.lines());
+                let (lines, want) = (plane.lines(), fresh.lines());
+                let beyond = |of: &[String], other: &[String]| -> Vec<String> {
+                    of.iter().filter(|line| !other.contains(line)).cloned().collect()
+                };
+                prop_assert_eq!(beyond(&lines, &want), beyond(&want, &lines));
+                prop_assert_eq!(lines, want);
             }
         }
     }

@@ -1,22 +1,23 @@
 //! The pure middle for the Gateway API: from the view to fronts (what the data plane serves), exposures (the Service
 //! each Gateway gets) and reports (what every object is told).
 //!
-//! Objects are taken in the order of their age, then namespace and name: of two that claim the same the older one
-//! wins, as the API wants it.
+//! Of two objects that claim the same the older one wins, as the API wants it, then by namespace and name. What came of
+//! HTTPRoutes and GRPCRoutes is kept ([`super::kept`]), so that a change of one costs that one.
 
 use super::attach::{Asking, Attached, Parents, follow};
+use super::kept::{Kept, Outcome, RouteKey, RouteKind, Routes};
 use super::listeners::{Entry, Parent, SetState, Speaks, merged, sets_of};
 use super::refs::{From, Problem, Refs};
 use super::report::{self, Report};
-use super::rules::{Reader, enter};
-use super::types::{BackendRef, Gateway, GatewayClass, Object, Reference, Spec};
+use super::rules::Reader;
+use super::types::{BackendRef, Gateway, GatewayClass, GrpcRoute, HttpRoute, Object, Reference, Spec};
 use super::{CONTROLLER, LOCAL_ANNOTATION, expose};
 use crate::config::Fronts;
 use crate::config::certs::CertCache;
 use crate::config::view::View;
 use crate::route::front::{Front, FrontKey, FrontService, HttpListener, SniTable, TlsListener, TlsMode, TlsServer};
 use crate::route::path::PathPattern;
-use crate::route::rule::{RuleTable, Split};
+use crate::route::rule::{Order, RuleTable, Split};
 use crate::route::upstream::{BackendKey, Protocol};
 use crate::route::{ObjectKey, Upstream};
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,7 +32,7 @@ pub struct Model {
     /// Those of Gateways that are served at the ingress' own sockets too, oldest first.
     pub local: Vec<Arc<Front>>,
     /// What every object is told.
-    pub reports: Vec<Report>,
+    pub reports: Vec<Arc<Report>>,
     /// The Services of the Gateways.
     pub exposures: Vec<expose::Exposure>,
 }
@@ -49,30 +50,19 @@ pub(super) struct State<'a> {
     pub client: Option<(String, String)>,
 }
 
-/// What is attached to a listener.
-#[derive(Default)]
-struct Routes {
-    http: Option<RuleTable>,
-    sni: Option<SniTable>,
-    plain: Option<Split>,
-}
-
 /// The work under way.
 struct Builder<'a, 'u> {
     view: &'a View,
     refs: &'a Refs<'a>,
     states: Vec<State<'a>>,
     entries: Vec<Vec<Entry<'a>>>,
-    routes: Vec<Vec<Routes>>,
     parents: Parents,
-    reports: Vec<Report>,
-    /// Which Gateways send to a Service.
-    users: BTreeMap<ObjectKey, BTreeSet<usize>>,
+    kept: &'u mut Kept,
     upstream: &'u mut dyn FnMut(&BackendKey) -> Arc<Upstream>,
 }
 
-/// Enters a route into the listeners of one Gateway that it is attached to.
-type Serve<'s> = &'s mut dyn FnMut(&mut Reader<'_, '_>, &mut [Routes], &[Attached]);
+/// Takes what a route comes to for one Gateway, and the listeners of it that the route is attached to.
+type Serve<'s> = &'s mut dyn FnMut(&mut Reader<'_, '_>, &[Attached]);
 
 /// Objects by age, then namespace and name.
 pub fn by_age<'a, S: Spec>(all: impl Iterator<Item = &'a Arc<Object<S>>>) -> Vec<&'a Arc<Object<S>>> {
@@ -81,15 +71,22 @@ pub fn by_age<'a, S: Spec>(all: impl Iterator<Item = &'a Arc<Object<S>>>) -> Vec
     sorted
 }
 
-/// Builds the model. `upstream` gives the upstream of a key with its endpoints.
-pub fn build(view: &View, cache: &mut CertCache, upstream: &mut dyn FnMut(&BackendKey) -> Arc<Upstream>) -> Model {
+/// Builds the model. `upstream` gives the upstream of a key with its endpoints. Of routes only the `changed` ones are looked
+/// at where the others are `kept`.
+pub fn build(
+    view: &View,
+    cache: &mut CertCache,
+    kept: &mut Kept,
+    changed: &BTreeSet<RouteKey>,
+    upstream: &mut dyn FnMut(&BackendKey) -> Arc<Upstream>,
+) -> Model {
     let all = &view.gateways;
     let refs = Refs::new(view);
     let mut reports = Vec::new();
     let classes: Vec<&Arc<GatewayClass>> =
         all.classes.values().filter(|c| c.spec.controller_name == CONTROLLER).collect();
     for class in &classes {
-        reports.push(report::class(class));
+        reports.push(Arc::new(report::class(class)));
     }
     let ours = |g: &Gateway| {
         classes.iter().any(|c| c.metadata.name.as_deref() == Some(&g.spec.gateway_class_name) && report::usable(c))
@@ -100,18 +97,21 @@ pub fn build(view: &View, cache: &mut CertCache, upstream: &mut dyn FnMut(&Backe
     let mut builder = Builder {
         view,
         refs: &refs,
-        routes: entries.iter().map(|e| e.iter().map(|_| Routes::default()).collect()).collect(),
         parents: parents(&states),
         states: Vec::new(),
         entries: Vec::new(),
-        reports,
-        users: BTreeMap::new(),
+        kept,
         upstream,
     };
     (builder.states, builder.entries) = (states, entries);
-    builder.all_routes();
-    builder.policies();
-    builder.finish()
+    if builder.kept.is_complete {
+        for key in changed {
+            builder.again(key);
+        }
+    } else {
+        builder.all_routes();
+    }
+    builder.finish(reports)
 }
 
 fn state<'a>(view: &'a View, refs: &Refs<'_>, object: &'a Arc<Gateway>, cache: &mut CertCache) -> State<'a> {
@@ -154,73 +154,93 @@ fn parents(states: &[State<'_>]) -> Parents {
 
 impl Builder<'_, '_> {
     fn all_routes(&mut self) {
+        self.kept.reset(self.entries.iter().map(Vec::len));
         let all = &self.view.gateways;
-        for route in by_age(all.http_routes.values()) {
-            let hosts = Some(route.spec.hostnames.as_slice());
-            let rules = route.spec.rules.as_deref().unwrap_or_default();
-            let users = self.route(route, &route.spec.parent_refs, hosts, &mut |reader, routes, attached| {
-                let rows: Vec<_> = rules.iter().flat_map(|rule| reader.http(rule)).collect();
-                for one in attached {
-                    let table = routes[one.entry].http.get_or_insert_with(RuleTable::with_wide_wildcards);
-                    enter(table, &one.hosts, &rows);
-                }
-            });
-            for rule in rules {
-                self.note_users(route, &rule.backend_refs, &users);
-            }
-        }
-        for route in by_age(all.grpc_routes.values()) {
-            let hosts = Some(route.spec.hostnames.as_slice());
-            let users = self.route(route, &route.spec.parent_refs, hosts, &mut |reader, routes, attached| {
-                let rows: Vec<_> = route.spec.rules.iter().flat_map(|rule| reader.grpc(rule)).collect();
-                for one in attached {
-                    let table = routes[one.entry].http.get_or_insert_with(RuleTable::with_wide_wildcards);
-                    enter(table, &one.hosts, &rows);
-                }
-            });
-            for rule in &route.spec.rules {
-                self.note_users(route, &rule.backend_refs, &users);
-            }
-        }
+        all.http_routes.values().for_each(|route| self.http(route));
+        all.grpc_routes.values().for_each(|route| self.grpc(route));
         for route in by_age(all.tls_routes.values()) {
             let hosts = Some(route.spec.hostnames.as_slice());
-            self.route(route, &route.spec.parent_refs, hosts, &mut |reader, routes, attached| {
-                let split = Arc::new(plain(reader, route.spec.rules.iter().map(|r| r.backend_refs.as_slice())));
-                for one in attached {
-                    let table = routes[one.entry].sni.get_or_insert_with(SniTable::with_wide_wildcards);
-                    for host in &one.hosts {
-                        // Of two routes for one name the older one counts.
-                        table.join(host, &PathPattern::Prefix([].into()), Arc::clone(&split), |_, _| {});
-                    }
-                }
+            let mut found = Vec::new();
+            let outcome = self.route(route, &route.spec.parent_refs, hosts, &mut |reader, attached| {
+                let split = plain(reader, route.spec.rules.iter().map(|r| r.backend_refs.as_slice()));
+                found.extend(attached.iter().map(|one| (one.clone(), Arc::new(split.clone()))));
             });
+            self.kept.other(outcome);
+            for (one, split) in found {
+                let routes = &mut self.kept.routes[one.gateway][one.entry];
+                let table = routes.sni.get_or_insert_with(SniTable::with_wide_wildcards);
+                for host in &one.hosts {
+                    // Of two routes for one name the older one counts.
+                    table.join(host, &PathPattern::Prefix([].into()), Arc::clone(&split), |_, _| {});
+                }
+            }
         }
         for route in by_age(all.tcp_routes.values()) {
-            self.route(route, &route.spec.parent_refs, None, &mut |reader, routes, attached| {
-                let split = plain(reader, route.spec.rules.iter().map(|r| r.backend_refs.as_slice()));
-                for one in attached {
-                    routes[one.entry].plain.get_or_insert_with(|| split.clone());
-                }
-            });
+            self.bytes(route, &route.spec.parent_refs, route.spec.rules.iter().map(|r| r.backend_refs.as_slice()));
         }
         for route in by_age(all.udp_routes.values()) {
-            self.route(route, &route.spec.parent_refs, None, &mut |reader, routes, attached| {
-                let split = plain(reader, route.spec.rules.iter().map(|r| r.backend_refs.as_slice()));
-                for one in attached {
-                    routes[one.entry].plain.get_or_insert_with(|| split.clone());
-                }
-            });
+            self.bytes(route, &route.spec.parent_refs, route.spec.rules.iter().map(|r| r.backend_refs.as_slice()));
+        }
+        self.kept.is_complete = true;
+    }
+
+    /// One that has changed, come or gone.
+    fn again(&mut self, key: &RouteKey) {
+        self.kept.leave(key);
+        let all = &self.view.gateways;
+        match key.0 {
+            RouteKind::Http => all.http_routes.get(&key.1).into_iter().for_each(|route| self.http(route)),
+            RouteKind::Grpc => all.grpc_routes.get(&key.1).into_iter().for_each(|route| self.grpc(route)),
         }
     }
 
-    /// Attaches one route: `serve` enters it into the listeners of one Gateway. Gives the Gateways it is attached to.
+    fn http(&mut self, route: &Arc<HttpRoute>) {
+        let rules = route.spec.rules.as_deref().unwrap_or_default();
+        let hosts = Some(route.spec.hostnames.as_slice());
+        let mut entered = Vec::new();
+        let outcome = self.route(route, &route.spec.parent_refs, hosts, &mut |reader, attached| {
+            entered.push((attached.to_vec(), rules.iter().flat_map(|rule| reader.http(rule)).collect()));
+        });
+        let services = services(route, rules.iter().flat_map(|rule| &rule.backend_refs));
+        self.kept.enter((RouteKind::Http, ObjectKey::of(&**route)), Outcome { entered, services, ..outcome });
+    }
+
+    fn grpc(&mut self, route: &Arc<GrpcRoute>) {
+        let hosts = Some(route.spec.hostnames.as_slice());
+        let mut entered = Vec::new();
+        let outcome = self.route(route, &route.spec.parent_refs, hosts, &mut |reader, attached| {
+            entered.push((attached.to_vec(), route.spec.rules.iter().flat_map(|rule| reader.grpc(rule)).collect()));
+        });
+        let services = services(route, route.spec.rules.iter().flat_map(|rule| &rule.backend_refs));
+        self.kept.enter((RouteKind::Grpc, ObjectKey::of(&**route)), Outcome { entered, services, ..outcome });
+    }
+
+    /// A TCPRoute or UDPRoute: the oldest one of a listener counts.
+    fn bytes<'r, S: Spec>(
+        &mut self,
+        route: &Arc<Object<S>>,
+        parents: &[Reference],
+        rules: impl Iterator<Item = &'r [BackendRef]> + Clone,
+    ) {
+        let mut found = Vec::new();
+        let outcome = self.route(route, parents, None, &mut |reader, attached| {
+            let split = plain(reader, rules.clone());
+            found.extend(attached.iter().map(|one| ((one.gateway, one.entry), split.clone())));
+        });
+        self.kept.other(outcome);
+        for ((gateway, entry), split) in found {
+            self.kept.routes[gateway][entry].plain.get_or_insert(split);
+        }
+    }
+
+    /// Attaches one route: `serve` is given what it comes to for each of its Gateways.
     fn route<S: Spec>(
         &mut self,
         route: &Arc<Object<S>>,
         parents: &[Reference],
         hosts: Option<&[String]>,
         serve: Serve<'_>,
-    ) -> Vec<usize> {
+    ) -> Outcome {
         let owner = ObjectKey::of(&**route);
         let asking = Asking { kind: S::KIND, namespace: &owner.namespace, parents, hosts };
         let mut said = Vec::new();
@@ -236,14 +256,15 @@ impl Builder<'_, '_> {
             said.push((to, result));
         }
         if said.is_empty() {
-            self.reports.extend(report::route(route, &[], None, None, true));
-            return Vec::new();
+            let reports = report::route(route, &[], None, None, true).into_iter().map(Arc::new).collect();
+            return Outcome { reports, ..Outcome::default() };
         }
         let (mut unresolved, mut invalid, mut valid) = (None, None, 0);
         if by_gateway.is_empty() {
             // Attached nowhere: its references are looked at all the same.
             by_gateway.insert(usize::MAX, Vec::new());
         }
+        let since = route.metadata.creation_timestamp.as_ref().map(|t| t.0);
         for (gateway, attached) in &by_gateway {
             let mut reader = Reader {
                 refs: self.refs,
@@ -254,39 +275,28 @@ impl Builder<'_, '_> {
                 unresolved: None,
                 invalid: None,
                 valid: 0,
+                order: Order { is_grpc: S::KIND == "GRPCRoute", since, owner: owner.clone(), at: 0 },
             };
-            let mut nowhere = Vec::new();
-            let routes = self.routes.get_mut(*gateway).unwrap_or(&mut nowhere);
-            serve(&mut reader, routes, attached);
+            serve(&mut reader, attached);
             (unresolved, invalid, valid) = (reader.unresolved, reader.invalid, reader.valid);
         }
         // A route of which nothing can be served is not accepted, and so attached to nothing.
         let served = invalid.is_none() || valid > 0;
-        if served {
-            for (gateway, entry) in &seen {
-                self.entries[*gateway][*entry].attached += 1;
-            }
-        }
-        self.reports.extend(report::route(route, &said, unresolved.as_ref(), invalid.as_ref(), served));
-        by_gateway.into_keys().filter(|g| *g != usize::MAX).collect()
+        let counted = if served { seen.into_iter().collect() } else { Vec::new() };
+        let reports = report::route(route, &said, unresolved.as_ref(), invalid.as_ref(), served);
+        let gateways = by_gateway.into_keys().filter(|g| *g != usize::MAX).collect();
+        Outcome { reports: reports.into_iter().map(Arc::new).collect(), counted, gateways, ..Outcome::default() }
     }
 
-    /// Remembers which Gateways send to the Services of a route, for the policies of these Services.
-    fn note_users<S: Spec>(&mut self, route: &Object<S>, backends: &[BackendRef], gateways: &[usize]) {
-        let own = route.metadata.namespace.as_deref().unwrap_or_default();
-        for backend in backends {
-            let key = ObjectKey::new(backend.to.namespace_or(own), &backend.to.name);
-            self.users.entry(key).or_default().extend(gateways);
-        }
-    }
-
-    fn policies(&mut self) {
-        for policy in by_age(self.view.gateways.policies.values()) {
+    fn policies(&self, reports: &mut Vec<Arc<Report>>) {
+        let policies = by_age(self.view.gateways.policies.values());
+        let known = if policies.is_empty() { BTreeMap::new() } else { self.kept.users() };
+        for policy in policies {
             let own = policy.metadata.namespace.as_deref().unwrap_or_default();
             let (mut users, mut conflicted) = (BTreeSet::new(), None);
             for target in &policy.spec.target_refs {
                 let service = ObjectKey::new(own, &target.name);
-                users.extend(self.users.get(&service).into_iter().flatten().copied());
+                users.extend(known.get(&service).into_iter().flatten().copied());
                 if let Some(winner) = self.refs.winner(&service, target.section_name.as_deref())
                     && !Arc::ptr_eq(winner, policy)
                 {
@@ -297,16 +307,23 @@ impl Builder<'_, '_> {
             }
             let gateways: Vec<&ObjectKey> = users.iter().map(|u| &self.states[*u].key).collect();
             let problem = self.refs.policy_problem(policy);
-            self.reports.push(report::policy(policy, &gateways, conflicted.as_ref(), problem.as_ref()));
+            reports.push(Arc::new(report::policy(policy, &gateways, conflicted.as_ref(), problem.as_ref())));
         }
     }
 
-    fn finish(self) -> Model {
-        let Self { view, states, entries, routes, mut reports, .. } = self;
+    fn finish(mut self, mut reports: Vec<Arc<Report>>) -> Model {
+        reports.extend(self.kept.reports().map(Arc::clone));
+        self.policies(&mut reports);
+        for (gateway, entries) in self.entries.iter_mut().enumerate() {
+            for (number, entry) in entries.iter_mut().enumerate() {
+                entry.attached = self.kept.attached(gateway, number);
+            }
+        }
+        let Self { view, states, entries, kept, .. } = self;
         let mut fronts = Fronts::new();
         let mut exposures = Vec::new();
         let mut local = Vec::new();
-        for ((state, entries), routes) in states.iter().zip(&entries).zip(routes) {
+        for ((state, entries), routes) in states.iter().zip(&entries).zip(&kept.routes) {
             if state.refused.is_none() {
                 let own = fronts_of(&state.key, entries, routes);
                 if !own.is_empty() {
@@ -319,10 +336,16 @@ impl Builder<'_, '_> {
                 fronts.extend(own);
             }
             let address = expose::address(view, &state.key);
-            reports.extend(report::gateway(state, entries, &address));
+            reports.extend(report::gateway(state, entries, &address).into_iter().map(Arc::new));
         }
         Model { fronts, local, reports, exposures }
     }
+}
+
+/// The Services that a route's backends name.
+fn services<'r, S: Spec>(route: &Object<S>, backends: impl Iterator<Item = &'r BackendRef>) -> Vec<ObjectKey> {
+    let own = route.metadata.namespace.as_deref().unwrap_or_default();
+    backends.map(|backend| ObjectKey::new(backend.to.namespace_or(own), &backend.to.name)).collect()
 }
 
 /// The backends of rules that only name some: all rules of a TCPRoute, TLSRoute or UDPRoute count as one.
@@ -335,7 +358,7 @@ fn plain<'r>(reader: &mut Reader<'_, '_>, rules: impl Iterator<Item = &'r [Backe
     Split { backends }
 }
 
-fn fronts_of(gateway: &ObjectKey, entries: &[Entry<'_>], routes: Vec<Routes>) -> Fronts {
+fn fronts_of(gateway: &ObjectKey, entries: &[Entry<'_>], routes: &[Routes]) -> Fronts {
     let mut http: BTreeMap<u16, Vec<Arc<HttpListener>>> = BTreeMap::new();
     let mut tls: BTreeMap<u16, Vec<Arc<TlsListener>>> = BTreeMap::new();
     let mut fronts = Fronts::new();
@@ -343,6 +366,7 @@ fn fronts_of(gateway: &ObjectKey, entries: &[Entry<'_>], routes: Vec<Routes>) ->
     for (entry, routes) in entries.iter().zip(routes).filter(|(e, _)| e.usable()) {
         let (name, host, port): (Arc<str>, _, _) =
             (entry.spec.name.as_str().into(), entry.host.clone(), entry.spec.port);
+        let routes = routes.clone();
         let rules = routes.http.unwrap_or_else(RuleTable::with_wide_wildcards);
         let server = || TlsServer {
             certificates: entry.certificates.clone().unwrap_or_default(),

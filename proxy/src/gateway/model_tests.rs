@@ -55,7 +55,8 @@ impl Case {
     }
 
     fn build(&self) -> Model {
-        build(&self.0, &mut CertCache::default(), &mut |key| Arc::new(Upstream::new(key.clone())))
+        let upstream = &mut |key: &BackendKey| Arc::new(Upstream::new(key.clone()));
+        build(&self.0, &mut CertCache::default(), &mut Kept::default(), &BTreeSet::new(), upstream)
     }
 }
 

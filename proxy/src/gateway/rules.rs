@@ -6,7 +6,7 @@ use super::refs::{From, Problem, Refs};
 use super::types::{BackendRef, Filter, GrpcMatch, GrpcRule, HttpMatch, HttpRule, NamedMatch, SessionPersistence};
 use crate::route::path::PathPattern;
 use crate::route::policy::Policy;
-use crate::route::rule::{Candidate, Conditions, Retry, RuleTable, Session, Share, Split, TextMatch, Timeouts};
+use crate::route::rule::{Candidate, Conditions, Order, Retry, RuleTable, Session, Share, Split, TextMatch, Timeouts};
 use crate::route::upstream::{BackendKey, Protocol};
 use crate::route::{Action, HostPattern, ObjectKey, Route, Upstream};
 use http::{HeaderName, Method};
@@ -38,20 +38,23 @@ pub struct Reader<'a, 'v> {
     pub invalid: Option<Problem>,
     /// Rules that are served.
     pub valid: usize,
+    /// The place of the route's next row.
+    pub order: Order,
 }
 
 /// One row: goes into a table once for each host.
+#[derive(Debug)]
 pub struct Row {
     path: PathPattern,
     candidate: Candidate,
 }
 
-/// Enters rows for some hosts; of rows that fit a request alike the one that was entered first counts.
+/// Enters rows for some hosts. Of rows that fit a request alike the one with more conditions counts, then by their order.
 pub fn enter(table: &mut RuleTable, hosts: &[HostPattern], rows: &[Row]) {
-    let rank = |c: &Candidate| {
+    fn rank(c: &Candidate) -> (Reverse<(bool, usize, usize)>, &Order) {
         let conditions = &c.conditions;
-        Reverse((conditions.method.is_some(), conditions.headers.len(), conditions.query.len()))
-    };
+        (Reverse((conditions.method.is_some(), conditions.headers.len(), conditions.query.len())), &c.order)
+    }
     for host in hosts {
         for row in rows {
             table.join(host, &row.path, vec![row.candidate.clone()], |all, new| {
@@ -59,6 +62,18 @@ pub fn enter(table: &mut RuleTable, hosts: &[HostPattern], rows: &[Row]) {
                     let at = all.partition_point(|c| rank(c) <= rank(&candidate));
                     all.insert(at, candidate);
                 }
+            });
+        }
+    }
+}
+
+/// Takes rows out that were entered.
+pub fn leave(table: &mut RuleTable, hosts: &[HostPattern], rows: &[Row]) {
+    for host in hosts {
+        for row in rows {
+            table.update(host, &row.path, |all| {
+                all.retain(|c| !Arc::ptr_eq(&c.route, &row.candidate.route));
+                !all.is_empty()
             });
         }
     }
@@ -146,7 +161,9 @@ impl Reader<'_, '_> {
             route.timeouts = body.timeouts;
             route.retry = body.retry.clone();
             route.session = body.session.clone();
-            rows.push(Row { path, candidate: Candidate { conditions, route: Arc::new(route) } });
+            let order = self.order.clone();
+            self.order.at += 1;
+            rows.push(Row { path, candidate: Candidate { conditions, route: Arc::new(route), order } });
         }
         rows
     }
@@ -309,11 +326,19 @@ mod tests {
     #[test]
     fn the_more_conditions_the_earlier_then_the_older() {
         let mut table = RuleTable::with_wide_wildcards();
+        let mut at = 0;
         let mut add = |name: &str, asked: Value| {
             let (path, conditions) = http_match(&serde_json::from_value(asked).unwrap()).unwrap();
             let action = Action::Unavailable("x".into());
             let route = Arc::new(Route::plain(ObjectKey::new("ns", name), action));
-            enter(&mut table, &[HostPattern::Any], &[Row { path, candidate: Candidate { conditions, route } }]);
+            at += 1;
+            let order = Order { is_grpc: false, since: None, owner: ObjectKey::new("ns", "r"), at };
+            let rows = [Row { path, candidate: Candidate { conditions, route, order } }];
+            enter(&mut table, &[HostPattern::Any], &rows);
+            // Whatever comes and goes between.
+            enter(&mut table, &[HostPattern::Any], &rows);
+            leave(&mut table, &[HostPattern::Any], &rows);
+            enter(&mut table, &[HostPattern::Any], &rows);
         };
         let header = |name: &str| json!({ "name": name, "value": "1" });
         add("plain", json!({}));

@@ -4,11 +4,13 @@
 
 use super::report::{Report, Wanted, is_ours};
 use super::types::GROUP;
+use crate::route::ObjectKey;
 use causeway_api::events::{EventType, Recorder};
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use serde_json::{Map, Value, json};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -23,20 +25,34 @@ const PASSING: [&str; 3] = ["Pending", "AddressNotAssigned", "NoConflicts"];
 pub async fn run(
     client: Client,
     recorder: Recorder,
-    mut reports: watch::Receiver<Arc<Vec<Report>>>,
+    mut reports: watch::Receiver<Arc<Vec<Arc<Report>>>>,
     shutdown: CancellationToken,
 ) {
+    // Reports that have been dealt with: most are the same from one change to the next.
+    let mut done: HashMap<(&'static str, ObjectKey), Arc<Report>> = HashMap::new();
     loop {
         let current = Arc::clone(&reports.borrow_and_update());
         let mut failed = false;
+        let mut before = std::mem::take(&mut done);
         for report in current.iter() {
+            let id = (report.kind.kind, report.key.clone());
+            if before.remove(&id).is_some_and(|old| Arc::ptr_eq(&old, report)) {
+                done.insert(id, Arc::clone(report));
+                continue;
+            }
             // What has changed meanwhile is written from the newer reports.
             if shutdown.is_cancelled() {
                 return;
             }
-            let Some(status) = status(&report.current, &report.wanted, &now()) else { continue };
+            let Some(status) = status(&report.current, &report.wanted, &now()) else {
+                done.insert(id, Arc::clone(report));
+                continue;
+            };
             match write(&client, report, &status).await {
-                Ok(true) => announce(&recorder, report, &status),
+                Ok(true) => {
+                    announce(&recorder, report, &status);
+                    done.insert(id, Arc::clone(report));
+                }
                 // A newer version exists: its own report follows.
                 Ok(false) => {}
                 Err(error) => {

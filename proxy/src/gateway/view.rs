@@ -1,11 +1,13 @@
 //! The part of the view that is about the Gateway API: its objects as last seen, and which changes of them matter.
 
+use super::kept::RouteKind;
 use super::types::{
     BackendTlsPolicy, Gateway, GatewayClass, GrpcRoute, HttpRoute, ListenerSet, Object, ReferenceGrant, Spec, TcpRoute,
     TlsRoute, UdpRoute,
 };
 use crate::config::Dirt;
 use crate::config::view::{Store, Touch, differs};
+use crate::route::ObjectKey;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::runtime::watcher::Event;
 
@@ -95,11 +97,11 @@ impl Gateways {
                 Dirt { fronts: dirt.fronts || noted, ..dirt }
             }
             Update::ListenerSet(event) => of(&self.listener_sets.handle(event)),
-            Update::Http(event) => of(&self.http_routes.handle(event)),
-            Update::Grpc(event) => of(&self.grpc_routes.handle(event)),
-            Update::Tls(event) => of(&self.tls_routes.handle(event)),
-            Update::Tcp(event) => of(&self.tcp_routes.handle(event)),
-            Update::Udp(event) => of(&self.udp_routes.handle(event)),
+            Update::Http(event) => route(RouteKind::Http, &self.http_routes.handle(event)),
+            Update::Grpc(event) => route(RouteKind::Grpc, &self.grpc_routes.handle(event)),
+            Update::Tls(event) => whole(&self.tls_routes.handle(event)),
+            Update::Tcp(event) => whole(&self.tcp_routes.handle(event)),
+            Update::Udp(event) => whole(&self.udp_routes.handle(event)),
             Update::Grant(event) => of(&self.grants.handle(event)),
             Update::Policy(event) => of(&self.policies.handle(event)),
             Update::Namespace(event) => {
@@ -114,9 +116,30 @@ fn fronts(changed: bool) -> Dirt {
     Dirt { fronts: changed, ..Dirt::default() }
 }
 
-/// A new spec may change fronts; a new status or generation only what is to be said.
+/// A route that changes by itself.
+fn route<S: Spec + PartialEq>(kind: RouteKind, touch: &Touch<Object<S>>) -> Dirt {
+    let dirt = of(touch);
+    match touch {
+        Touch::One(old, new) if !dirt.is_empty() => {
+            let key = new.as_ref().or(old.as_ref()).map(|route| (kind, ObjectKey::of(&**route)));
+            Dirt { gateway_routes: key.into_iter().collect(), ..Dirt::default() }
+        }
+        _ => dirt,
+    }
+}
+
+/// A route that does not: what is said to it is kept with all others.
+fn whole<S: Spec + PartialEq>(touch: &Touch<Object<S>>) -> Dirt {
+    fronts(!of(touch).is_empty())
+}
+
+/// A new spec may change fronts; a new status or version only what is to be said.
 fn of<S: Spec + PartialEq>(touch: &Touch<Object<S>>) -> Dirt {
     let changed = differs(touch, |a, b| a.spec == b.spec && a.metadata.generation == b.metadata.generation);
-    let reports = differs(touch, |a, b| a.status == b.status && a.metadata.labels == b.metadata.labels);
+    let version = |object: &Object<S>| object.metadata.resource_version.clone();
+    // A status is written over the version that it was found out from: another version, another report.
+    let reports = differs(touch, |a, b| {
+        a.status == b.status && a.metadata.labels == b.metadata.labels && version(a) == version(b)
+    });
     Dirt { fronts: changed, front_reports: changed || reports, ..Dirt::default() }
 }

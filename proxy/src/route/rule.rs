@@ -5,8 +5,9 @@
 //! ([`Split::map`] leads from the one to the other).
 
 use super::filter::Filters;
-use super::{Route, Table, Upstream};
+use super::{ObjectKey, Route, Table, Upstream};
 use http::{HeaderName, Method};
+use k8s_openapi::jiff::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,22 @@ pub struct Candidate {
     pub conditions: Conditions,
     /// What happens to it then.
     pub route: Arc<Route>,
+    /// Its place among those with as many conditions.
+    pub order: Order,
+}
+
+/// The order of rules that fit a request alike: HTTPRoutes before GRPCRoutes, older before younger ones, then by namespace
+/// and name, and those of one route as they stand there.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Order {
+    /// Of a GRPCRoute.
+    pub is_grpc: bool,
+    /// When the route was made.
+    pub since: Option<Timestamp>,
+    /// The route.
+    pub owner: ObjectKey,
+    /// The place in it.
+    pub at: usize,
 }
 
 /// What a match asks for besides host and path; all of it must fit. The default takes every request.

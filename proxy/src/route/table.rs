@@ -124,17 +124,32 @@ impl<T: Clone> Table<T> {
 
     /// Takes a rule out.
     pub fn remove(&mut self, host: &HostPattern, path: &PathPattern) {
+        self.update(host, path, |_| false);
+    }
+
+    /// Changes what stands in a rule, if there is one; it is taken out where `keep` says so.
+    pub fn update(&mut self, host: &HostPattern, path: &PathPattern, mut keep: impl FnMut(&mut T) -> bool) {
         let removed = self.change(host, |tree| match path {
             PathPattern::Exact(path) => {
-                let removed = tree.exact.as_mut().is_some_and(|exact| exact.remove_mut(path));
+                let Some(exact) = &mut tree.exact else { return false };
+                let goes = exact.get_mut(path).is_some_and(|row| !keep(row));
+                if goes {
+                    exact.remove_mut(path);
+                }
                 tree.exact = tree.exact.take().filter(|exact| !exact.is_empty());
-                removed
+                goes
             }
-            PathPattern::Prefix(path) => tree.prefixes.change(&mut segments(path), &mut |row| row.take().is_some()),
+            PathPattern::Prefix(path) => tree.prefixes.change(&mut segments(path), &mut |row| {
+                let goes = row.as_mut().is_some_and(|row| !keep(row));
+                if goes {
+                    *row = None;
+                }
+                goes
+            }),
             PathPattern::Regex(text) => {
                 let expressions = Arc::make_mut(&mut tree.expressions);
                 let before = expressions.len();
-                expressions.retain(|(t, ..)| t != text);
+                expressions.retain_mut(|(t, _, row)| t != text || keep(row));
                 expressions.len() < before
             }
         });

@@ -6,6 +6,7 @@
 use crate::kubeproxy::CASES;
 use crate::plots::{Line, draw};
 use anyhow::{Context, Result};
+use causeway_bench_net::page::{group, replace, short};
 use causeway_bench_net::report::Report;
 use serde_json::Value;
 use std::fmt::Write;
@@ -20,26 +21,13 @@ pub fn write(docs: &Path, report: &Report) -> Result<()> {
     let (services, dns) = (report.part("services"), report.part("dns"));
     if !services.is_null() {
         plots(docs, services)?;
-        replace(&docs.join("BENCHMARKS.md"), "services", &services_page(services)?)?;
-        replace(&docs.join("SERVICES.md"), "services", &services_summary(services)?)?;
+        replace(&docs.join("BENCHMARKS.md"), "bench-net services", &services_page(services)?)?;
+        replace(&docs.join("SERVICES.md"), "bench-net services", &services_summary(services)?)?;
     }
     if !dns.is_null() {
-        replace(&docs.join("BENCHMARKS.md"), "dns", &dns_page(dns)?)?;
-        replace(&docs.join("SERVICES.md"), "dns", &dns_summary(dns)?)?;
+        replace(&docs.join("BENCHMARKS.md"), "bench-net dns", &dns_page(dns)?)?;
+        replace(&docs.join("SERVICES.md"), "bench-net dns", &dns_summary(dns)?)?;
     }
-    Ok(())
-}
-
-fn replace(file: &Path, name: &str, text: &str) -> Result<()> {
-    let page = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
-    let (begin, end) = (format!("<!-- bench-net {name} -->"), format!("<!-- end of {name} -->"));
-    let cut = page.split_once(&begin).and_then(|(before, rest)| Some((before, rest.split_once(&end)?.1)));
-    let Some((before, after)) = cut else {
-        println!("{} has no place for the figures of {name} ({begin}); left alone", file.display());
-        return Ok(());
-    };
-    std::fs::write(file, format!("{before}{begin}\n{text}{end}{after}"))?;
-    println!("wrote {}", file.display());
     Ok(())
 }
 
@@ -49,30 +37,6 @@ fn sizes(services: &Value) -> Vec<u64> {
 
 fn at<'a>(services: &'a Value, case: &str, size: u64) -> &'a Value {
     &services["cases"][case][size.to_string()]
-}
-
-/// As many digits as mean something.
-fn short(value: f64) -> String {
-    match value.abs() {
-        v if v >= 1000.0 => group(value),
-        v if v >= 100.0 => format!("{value:.0}"),
-        v if v >= 10.0 => format!("{value:.1}"),
-        v if v >= 0.1 || v == 0.0 => format!("{value:.2}"),
-        v if v >= 0.01 => format!("{value:.3}"),
-        _ => format!("{value:.4}"),
-    }
-}
-
-fn group(value: f64) -> String {
-    let digits = format!("{value:.0}");
-    let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// A table with a row for every case and a column for every size.

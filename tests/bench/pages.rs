@@ -1,0 +1,197 @@
+//! The tables and plots of `docs/BENCHMARKS.md` that come from here. In: results. Out: what is between the marks
+//! `<!-- bench NAME -->` and `<!-- end of NAME -->`, and `docs/bench/*.svg`.
+
+use crate::ingress::NAMES;
+use crate::scenario::ALL;
+use anyhow::{Result, anyhow};
+use causeway_bench_net::page::{replace, short};
+use causeway_bench_net::report::Report;
+use plotters::prelude::*;
+use serde_json::Value;
+use std::fmt::Write;
+use std::path::Path;
+
+/// Distinguishable also for those who see colours differently.
+const COLOURS: [RGBColor; 6] = [
+    RGBColor(120, 120, 120),
+    RGBColor(86, 180, 233),
+    RGBColor(230, 159, 0),
+    RGBColor(204, 121, 167),
+    RGBColor(0, 158, 115),
+    RGBColor(0, 114, 178),
+];
+
+/// Writes all of it, as far as there are results.
+pub fn write(docs: &Path, report: &Report, parts: &[String]) -> Result<()> {
+    let file = docs.join("BENCHMARKS.md");
+    std::fs::create_dir_all(docs.join("bench"))?;
+    for part in parts {
+        let result = report.part(part);
+        let text = match part.as_str() {
+            "ingress" => ingress(docs, result)?,
+            "websockets" => websockets(result)?,
+            "routes" => routes(result)?,
+            _ => continue,
+        };
+        replace(&file, &format!("bench {part}"), &format!("{}{text}", taken(report.part("machine"), result)))?;
+    }
+    Ok(())
+}
+
+fn taken(machine: &Value, result: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    format!(
+        "{} cores of {}, {} MiB, {}, kernel {}; release build of {}, {}; load average {} before and {} after.\n\n",
+        machine["cores"],
+        text(&machine["processor"]),
+        machine["memoryMiB"],
+        text(&machine["system"]),
+        text(&machine["kernel"]),
+        text(&machine["commit"]),
+        text(&machine["date"]),
+        text(&result["loadBefore"]),
+        text(&result["loadAfter"])
+    )
+}
+
+fn number(value: &Value) -> Option<f64> {
+    value.as_f64()
+}
+
+fn ingress(docs: &Path, result: &Value) -> Result<String> {
+    let mut page = String::new();
+    let versions = NAMES.iter().filter_map(|n| Some(format!("{n}: {}", result["versions"][n].as_str()?)));
+    writeln!(page, "{}. {} rounds.\n", versions.collect::<Vec<_>>().join(", "), result["rounds"])?;
+    let titles: Vec<_> = ALL.iter().map(|s| s.title()).collect();
+    let mut table = |title: &str, cell: &dyn Fn(&Value) -> Option<String>| -> Result<()> {
+        writeln!(page, "{title}\n\n| | {} |\n|---|{}", titles.join(" | "), "---|".repeat(titles.len()))?;
+        for name in NAMES {
+            let cells =
+                ALL.iter().map(|s| cell(&result["scenarios"][s.name()][name]).unwrap_or_else(|| "–".to_owned()));
+            let bold = if name == "causeway" { "**" } else { "" };
+            writeln!(page, "| {bold}{name}{bold} | {} |", cells.collect::<Vec<_>>().join(" | "))?;
+        }
+        writeln!(page)?;
+        Ok(())
+    };
+    table("CPU time of the proxy a request under as much load as goes, µs, and ratio to nginx", &|of| {
+        let cpu = &of["cpuMicroseconds"];
+        Some(format!("{} (**{}**)", short(number(&cpu["median"])?), short(number(&cpu["toNginx"])?)))
+    })?;
+    table("Requests a second, ratio to nginx", &|of| number(&of["requestsPerSecond"]["toNginx"]).map(short))?;
+    let rates: Vec<_> = ALL.iter().map(|s| format!("{:.0}", s.rate())).collect();
+    let title = format!("At a fixed rate ({} a second): p50 / p99 / p99.9, ms", rates.join(", "));
+    table(&title, &|of| {
+        let ms = |figure: &str| Some(short(number(&of[figure]["median"])? / 1e3));
+        Some(format!("{} / {} / {}", ms("p50Microseconds")?, ms("p99Microseconds")?, ms("p99.9Microseconds")?))
+    })?;
+    table("Memory (RSS) after it, MiB", &|of| number(&of["rssMiB"]["median"]).map(short))?;
+    writeln!(page, "![CPU time a request, ratio to nginx](bench/ingress.svg)")?;
+    bars(&docs.join("bench/ingress.svg"), result)?;
+    Ok(page)
+}
+
+fn websockets(result: &Value) -> Result<String> {
+    let mut page = String::from("| | idle, KiB each | active, KiB each |\n|---|---|---|\n");
+    for name in NAMES {
+        let of = &result["proxies"][name];
+        if let (Some(idle), Some(active)) = (number(&of["idleKiB"]), number(&of["activeKiB"])) {
+            writeln!(page, "| {name} | {} | {} |", short(idle), short(active))?;
+        }
+    }
+    Ok(page)
+}
+
+fn routes(result: &Value) -> Result<String> {
+    let mut page = String::from(
+        "| routes | requests/s, ratio to 10 routes (range of rounds) | a change is followed, ms: p50 / p99 | the table alone, ms: p50 / p99 | bytes a route, objects included |\n|---|---|---|---|---|\n",
+    );
+    for size in ["10", "1000", "10000", "100000"] {
+        let of = &result[size];
+        let rate = &of["requestsPerSecond"];
+        let cells = [&of["toFewest"], &rate["min"], &rate["max"], &of["followedMilliseconds"]["p50"]];
+        let more =
+            [&of["followedMilliseconds"]["p99"], &of["tableMilliseconds"]["p50"], &of["tableMilliseconds"]["p99"]];
+        let text: Vec<_> = cells.into_iter().chain(more).map(|v| number(v).map_or("–".to_owned(), short)).collect();
+        let bytes =
+            if size == "10" { "–".to_owned() } else { number(&of["bytesARoute"]).map_or("–".to_owned(), short) };
+        writeln!(
+            page,
+            "| {} | {} ({}–{}) | {} / {} | {} / {} | {bytes} |",
+            causeway_bench_net::page::group(size.parse()?),
+            text[0],
+            text[1],
+            text[2],
+            text[3],
+            text[4],
+            text[5],
+            text[6]
+        )?;
+    }
+    for size in ["1000", "10000"] {
+        let of = &result["httpRoutes"][size];
+        let ms = |what: &str, p: &str| number(&of[what][p]).map_or("–".to_owned(), short);
+        writeln!(
+            page,
+            "| {} HTTPRoutes of a Gateway | | {} / {} | {} / {} | |",
+            causeway_bench_net::page::group(size.parse()?),
+            ms("followedMilliseconds", "p50"),
+            ms("followedMilliseconds", "p99"),
+            ms("tableMilliseconds", "p50"),
+            ms("tableMilliseconds", "p99")
+        )?;
+    }
+    let many = &result["manyChanges"];
+    let count = |name: &str| short(number(&many[name]).unwrap_or_default());
+    writeln!(
+        page,
+        "\n{} consecutive changes with {} routes: {} of {} requests lost.\n\n![from a change of one route to traffic that follows it](bench/routes.svg)",
+        count("changes"),
+        count("routes"),
+        count("lost"),
+        count("requests")
+    )?;
+    Ok(page)
+}
+
+/// Bars of CPU time a request by kind of requests, ratio to nginx.
+fn bars(file: &Path, result: &Value) -> Result<()> {
+    let of = |scenario: &str, name: &str| number(&result["scenarios"][scenario][name]["cpuMicroseconds"]["toNginx"]);
+    let most = ALL.iter().flat_map(|s| NAMES.iter().filter_map(|n| of(s.name(), n))).fold(1.0, f64::max);
+    let failed = |error: &dyn std::fmt::Display| anyhow!("drawing {}: {error}", file.display());
+    let root = SVGBackend::new(file, (900, 420)).into_drawing_area();
+    root.fill(&WHITE).map_err(|e| failed(&e))?;
+    let mut chart = ChartBuilder::on(&root)
+        .caption("CPU time of the proxy a request, ratio to nginx", ("sans-serif", 18))
+        .margin(12)
+        .x_label_area_size(34)
+        .y_label_area_size(48)
+        .build_cartesian_2d(0.0..ALL.len() as f64, 0.0..most * 1.15)
+        .map_err(|e| failed(&e))?;
+    let title = |x: &f64| ALL.get(*x as usize).filter(|_| x.fract() == 0.5).map_or("", |s| s.title()).to_owned();
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .x_labels(ALL.len() * 2 + 1)
+        .x_label_formatter(&title)
+        .light_line_style(BLACK.mix(0.06))
+        .draw()
+        .map_err(|e| failed(&e))?;
+    for (place, name) in NAMES.iter().enumerate() {
+        let (colour, width) = (COLOURS[place], 0.8 / NAMES.len() as f64);
+        let drawn = ALL.iter().enumerate().filter_map(|(at, scenario)| {
+            let left = at as f64 + 0.1 + place as f64 * width;
+            Some(Rectangle::new([(left, 0.0), (left + width * 0.9, of(scenario.name(), name)?)], colour.filled()))
+        });
+        chart
+            .draw_series(drawn)
+            .map_err(|e| failed(&e))?
+            .label(*name)
+            .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 12, y + 5)], colour.filled()));
+    }
+    let nginx = LineSeries::new([(0.0, 1.0), (ALL.len() as f64, 1.0)], BLACK.mix(0.4));
+    chart.draw_series(nginx).map_err(|e| failed(&e))?;
+    let labels = chart.configure_series_labels().border_style(BLACK.mix(0.2)).background_style(WHITE.mix(0.8)).draw();
+    labels.map_err(|e| failed(&e))?;
+    root.present().map_err(|e| failed(&e))
+}
