@@ -5,7 +5,7 @@
 
 use crate::kubeproxy::CASES;
 use crate::plots::{Line, draw};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use causeway_bench_net::page::{group, replace, short};
 use causeway_bench_net::report::Report;
 use serde_json::Value;
