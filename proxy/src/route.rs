@@ -17,6 +17,7 @@ pub mod rule;
 pub mod table;
 pub mod upstream;
 
+use k8s_openapi::jiff::Timestamp;
 use std::fmt;
 use std::sync::Arc;
 
@@ -45,6 +46,15 @@ impl ObjectKey {
         let meta = object.meta();
         Self::new(meta.namespace.as_deref().unwrap_or(""), meta.name.as_deref().unwrap_or(""))
     }
+}
+
+/// An object's place among others of its kind that want the same: older ones come first, those of the same age by
+/// namespace and name.
+pub type Rank = (Option<Timestamp>, ObjectKey);
+
+/// Of an object.
+pub fn rank<K: kube::Resource>(object: &K) -> Rank {
+    (object.meta().creation_timestamp.as_ref().map(|t| t.0), ObjectKey::of(object))
 }
 
 impl fmt::Display for ObjectKey {

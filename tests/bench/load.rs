@@ -2,6 +2,7 @@
 //! is. The generator is that of `causeway bench`, which counts from when a request was due.
 
 use anyhow::{Result, bail};
+use bytes::Bytes;
 use causeway_load::Plan;
 use http::{HeaderName, HeaderValue, Method};
 use serde_json::json;
@@ -11,17 +12,11 @@ use std::time::Duration;
 pub const CONNECTIONS: usize = 64;
 /// Requests at a time on one connection of HTTP/2.
 pub const STREAMS: usize = 4;
+
 /// What a gRPC client sends: one message of 64 bytes.
-pub const MESSAGE: [u8; 69] = {
-    let mut message = [b'm'; 69];
-    let head = [0, 0, 0, 0, 64];
-    let mut at = 0;
-    while at < head.len() {
-        message[at] = head[at];
-        at += 1;
-    }
-    message
-};
+pub fn message() -> Bytes {
+    [&[0, 0, 0, 0, 64][..], &[b'm'; 64]].concat().into()
+}
 
 /// `load URL RATE SECONDS http1|fresh|http2|grpc`: prints percentiles in microseconds as JSON.
 pub fn run(args: &[String]) -> Result<()> {
@@ -35,7 +30,7 @@ pub fn run(args: &[String]) -> Result<()> {
     }
     if how == "grpc" {
         plan.method = Method::POST;
-        plan.body = bytes::Bytes::from_static(&MESSAGE);
+        plan.body = message();
         plan.headers.push((http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc")));
         plan.headers.push((HeaderName::from_static("te"), HeaderValue::from_static("trailers")));
     }

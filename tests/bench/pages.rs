@@ -3,23 +3,13 @@
 
 use crate::ingress::NAMES;
 use crate::scenario::ALL;
-use anyhow::{Result, anyhow};
-use causeway_bench_net::page::{replace, short};
+use anyhow::{Context, Result};
+use causeway_bench_net::page::{COLOURS, group, replace, short};
 use causeway_bench_net::report::Report;
 use plotters::prelude::*;
 use serde_json::Value;
 use std::fmt::Write;
 use std::path::Path;
-
-/// Distinguishable also for those who see colours differently.
-const COLOURS: [RGBColor; 6] = [
-    RGBColor(120, 120, 120),
-    RGBColor(86, 180, 233),
-    RGBColor(230, 159, 0),
-    RGBColor(204, 121, 167),
-    RGBColor(0, 158, 115),
-    RGBColor(0, 114, 178),
-];
 
 /// Writes all of it, as far as there are results.
 pub fn write(docs: &Path, report: &Report, parts: &[String]) -> Result<()> {
@@ -87,7 +77,7 @@ fn ingress(docs: &Path, result: &Value) -> Result<String> {
     })?;
     table("Memory (RSS) after it, MiB", &|of| number(&of["rssMiB"]["median"]).map(short))?;
     writeln!(page, "![CPU time a request, ratio to nginx](bench/ingress.svg)")?;
-    bars(&docs.join("bench/ingress.svg"), result)?;
+    bars(&docs.join("bench/ingress.svg"), result).context("drawing bench/ingress.svg")?;
     Ok(page)
 }
 
@@ -106,43 +96,21 @@ fn routes(result: &Value) -> Result<String> {
     let mut page = String::from(
         "| routes | requests/s, ratio to 10 routes (range of rounds) | a change is followed, ms: p50 / p99 | the table alone, ms: p50 / p99 | bytes a route, objects included |\n|---|---|---|---|---|\n",
     );
+    let cell = |value: &Value| number(value).map_or_else(|| "–".to_owned(), short);
+    let pair = |of: &Value| format!("{} / {}", cell(&of["p50"]), cell(&of["p99"]));
+    let times = |of: &Value| format!("{} | {}", pair(&of["followedMilliseconds"]), pair(&of["tableMilliseconds"]));
     for size in ["10", "1000", "10000", "100000"] {
-        let of = &result[size];
-        let rate = &of["requestsPerSecond"];
-        let cells = [&of["toFewest"], &rate["min"], &rate["max"], &of["followedMilliseconds"]["p50"]];
-        let more =
-            [&of["followedMilliseconds"]["p99"], &of["tableMilliseconds"]["p50"], &of["tableMilliseconds"]["p99"]];
-        let text: Vec<_> = cells.into_iter().chain(more).map(|v| number(v).map_or("–".to_owned(), short)).collect();
-        let bytes =
-            if size == "10" { "–".to_owned() } else { number(&of["bytesARoute"]).map_or("–".to_owned(), short) };
-        writeln!(
-            page,
-            "| {} | {} ({}–{}) | {} / {} | {} / {} | {bytes} |",
-            causeway_bench_net::page::group(size.parse()?),
-            text[0],
-            text[1],
-            text[2],
-            text[3],
-            text[4],
-            text[5],
-            text[6]
-        )?;
+        let (of, rate) = (&result[size], &result[size]["requestsPerSecond"]);
+        let rate = format!("{} ({}–{})", cell(&of["toFewest"]), cell(&rate["min"]), cell(&rate["max"]));
+        let bytes = if size == "10" { cell(&Value::Null) } else { cell(&of["bytesARoute"]) };
+        writeln!(page, "| {} | {rate} | {} | {bytes} |", group(size.parse()?), times(of))?;
     }
     for size in ["1000", "10000"] {
-        let of = &result["httpRoutes"][size];
-        let ms = |what: &str, p: &str| number(&of[what][p]).map_or("–".to_owned(), short);
-        writeln!(
-            page,
-            "| {} HTTPRoutes of a Gateway | | {} / {} | {} / {} | |",
-            causeway_bench_net::page::group(size.parse()?),
-            ms("followedMilliseconds", "p50"),
-            ms("followedMilliseconds", "p99"),
-            ms("tableMilliseconds", "p50"),
-            ms("tableMilliseconds", "p99")
-        )?;
+        let of = times(&result["httpRoutes"][size]);
+        writeln!(page, "| {} HTTPRoutes of a Gateway | | {of} | |", group(size.parse()?))?;
     }
     let many = &result["manyChanges"];
-    let count = |name: &str| short(number(&many[name]).unwrap_or_default());
+    let count = |name: &str| group(number(&many[name]).unwrap_or_default());
     writeln!(
         page,
         "\n{} consecutive changes with {} routes: {} of {} requests lost.\n\n![from a change of one route to traffic that follows it](bench/routes.svg)",
@@ -158,16 +126,14 @@ fn routes(result: &Value) -> Result<String> {
 fn bars(file: &Path, result: &Value) -> Result<()> {
     let of = |scenario: &str, name: &str| number(&result["scenarios"][scenario][name]["cpuMicroseconds"]["toNginx"]);
     let most = ALL.iter().flat_map(|s| NAMES.iter().filter_map(|n| of(s.name(), n))).fold(1.0, f64::max);
-    let failed = |error: &dyn std::fmt::Display| anyhow!("drawing {}: {error}", file.display());
     let root = SVGBackend::new(file, (900, 420)).into_drawing_area();
-    root.fill(&WHITE).map_err(|e| failed(&e))?;
+    root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root)
         .caption("CPU time of the proxy a request, ratio to nginx", ("sans-serif", 18))
         .margin(12)
         .x_label_area_size(34)
         .y_label_area_size(48)
-        .build_cartesian_2d(0.0..ALL.len() as f64, 0.0..most * 1.15)
-        .map_err(|e| failed(&e))?;
+        .build_cartesian_2d(0.0..ALL.len() as f64, 0.0..most * 1.15)?;
     let title = |x: &f64| ALL.get(*x as usize).filter(|_| x.fract() == 0.5).map_or("", |s| s.title()).to_owned();
     chart
         .configure_mesh()
@@ -175,8 +141,7 @@ fn bars(file: &Path, result: &Value) -> Result<()> {
         .x_labels(ALL.len() * 2 + 1)
         .x_label_formatter(&title)
         .light_line_style(BLACK.mix(0.06))
-        .draw()
-        .map_err(|e| failed(&e))?;
+        .draw()?;
     for (place, name) in NAMES.iter().enumerate() {
         let (colour, width) = (COLOURS[place], 0.8 / NAMES.len() as f64);
         let drawn = ALL.iter().enumerate().filter_map(|(at, scenario)| {
@@ -184,14 +149,14 @@ fn bars(file: &Path, result: &Value) -> Result<()> {
             Some(Rectangle::new([(left, 0.0), (left + width * 0.9, of(scenario.name(), name)?)], colour.filled()))
         });
         chart
-            .draw_series(drawn)
-            .map_err(|e| failed(&e))?
+            .draw_series(drawn)?
             .label(*name)
             .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 12, y + 5)], colour.filled()));
     }
     let nginx = LineSeries::new([(0.0, 1.0), (ALL.len() as f64, 1.0)], BLACK.mix(0.4));
-    chart.draw_series(nginx).map_err(|e| failed(&e))?;
+    chart.draw_series(nginx)?;
     let labels = chart.configure_series_labels().border_style(BLACK.mix(0.2)).background_style(WHITE.mix(0.8)).draw();
-    labels.map_err(|e| failed(&e))?;
-    root.present().map_err(|e| failed(&e))
+    labels?;
+    root.present()?;
+    Ok(())
 }

@@ -113,7 +113,7 @@ impl Plane {
         let mut view = View::default();
         let mut dirt = Dirt::default();
         for (name, backend) in ["a", "b"].into_iter().zip(backends) {
-            for update in servers::service(name, backend)? {
+            for update in servers::service(name, backend, None)? {
                 dirt.merge(view.handle(update));
             }
         }

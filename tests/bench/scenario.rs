@@ -1,6 +1,6 @@
 //! What clients do in the comparison of proxies: the kinds of requests, and the programs that send as many as go.
 
-use crate::load::{CONNECTIONS, MESSAGE, STREAMS};
+use crate::load::{self, CONNECTIONS, STREAMS};
 use crate::process::pin;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
@@ -129,7 +129,7 @@ impl Scenario {
         command.args([&format!("-D{seconds}"), "-H", ":authority: bench.localhost"]);
         if self == Self::Grpc {
             let message = dir.join("message");
-            std::fs::write(&message, MESSAGE)?;
+            std::fs::write(&message, load::message())?;
             command.args(["-H", "content-type: application/grpc", "-H", "te: trailers", "-d"]).arg(message);
         }
         let said = causeway_tests::run(&mut pin(core, command.arg(self.url(ports))))?.ok()?;

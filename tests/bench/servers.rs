@@ -3,7 +3,6 @@
 
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
-use bytes::Bytes;
 use causeway_proxy::Limits;
 use causeway_proxy::config::model::Settings;
 use causeway_proxy::config::view::{Update, View};
@@ -61,13 +60,6 @@ fn causeway(listen: [SocketAddr; 2], [backend, grpc]: [SocketAddr; 2], dir: &Pat
     let (mut planner, _reports) = Planner::new(Arc::clone(&shared), settings);
     let mut view = View::default();
     let mut dirt = Dirt::default();
-    let mut calls = service("grpc", grpc)?;
-    if let Update::Service(event) = &mut calls[0]
-        && let Event::Apply(service) = &mut **event
-    {
-        let ports = service.spec.iter_mut().flat_map(|s| s.ports.iter_mut().flatten());
-        ports.for_each(|port| port.app_protocol = Some("kubernetes.io/h2c".to_owned()));
-    }
     let bytes = |name: &str| Ok::<_, std::io::Error>(k8s_openapi::ByteString(std::fs::read(dir.join(name))?));
     let secret = json!({"metadata": {"name": "tls", "namespace": "bench"}, "type": "kubernetes.io/tls",
         "data": {"tls.crt": bytes("crt")?, "tls.key": bytes("key")?}});
@@ -81,7 +73,8 @@ fn causeway(listen: [SocketAddr; 2], [backend, grpc]: [SocketAddr; 2], dir: &Pat
         Update::Secret(Event::Apply(serde_json::from_value(secret)?)),
         Update::Ingress(Event::Apply(serde_json::from_value(ingress)?)),
     ];
-    for update in service("web", backend)?.into_iter().chain(calls).chain(others) {
+    let services = [service("web", backend, None)?, service("grpc", grpc, Some("kubernetes.io/h2c"))?];
+    for update in services.into_iter().flatten().chain(others) {
         dirt.merge(view.handle(update));
     }
     planner.apply(&view, &dirt);
@@ -103,7 +96,7 @@ fn grpc(listen: SocketAddr) -> Result<()> {
         // Who answers before the call is complete breaks it off.
         call.into_body().collect().await.map_err(std::io::Error::other)?;
         let trailers = HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);
-        let frames = [Frame::data(Bytes::from_static(&crate::load::MESSAGE)), Frame::trailers(trailers)];
+        let frames = [Frame::data(crate::load::message()), Frame::trailers(trailers)];
         let body = StreamBody::new(futures::stream::iter(frames.map(Ok::<_, Infallible>)));
         let answer = http::Response::builder().header("content-type", "application/grpc").body(body);
         answer.map_err(std::io::Error::other)
@@ -143,10 +136,10 @@ fn echo(listen: SocketAddr) -> Result<()> {
     })
 }
 
-/// A Service with one endpoint.
-pub fn service(name: &str, backend: SocketAddr) -> Result<[Update; 2]> {
+/// A Service with one endpoint, which speaks HTTP/1.1 or what `protocol` says.
+pub fn service(name: &str, backend: SocketAddr, protocol: Option<&str>) -> Result<[Update; 2]> {
     let at = json!({"name": name, "namespace": "bench", "labels": {"kubernetes.io/service-name": name}});
-    let service = json!({"metadata": at, "spec": {"ports": [{"name": "http", "port": 80}]}});
+    let service = json!({"metadata": at, "spec": {"ports": [{"name": "http", "port": 80, "appProtocol": protocol}]}});
     let slice = json!({"metadata": at, "addressType": "IPv4", "ports": [{"name": "http", "port": backend.port()}],
         "endpoints": [{"addresses": [backend.ip()], "conditions": {"ready": true}}]});
     Ok([

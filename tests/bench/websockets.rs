@@ -1,5 +1,5 @@
 //! What a WebSocket connection weighs in a proxy: ten thousand that say nothing, and a thousand that talk. In: ours, and
-//! nginx and HAProxy beside it. Out: memory (RSS) each, of the proxy's process.
+//! nginx beside it. Out: memory (RSS) each, of the proxy's process.
 
 use crate::Options;
 use crate::ingress::{LOAD_CORE, ports, serve, start};

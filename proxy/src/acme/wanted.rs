@@ -7,7 +7,7 @@ use crate::config::certs::CERTIFICATE;
 use crate::config::model::{self, Settings};
 use crate::config::view::View;
 use crate::gateway::CONTROLLER as GATEWAY_CONTROLLER;
-use crate::route::{HostPattern, ObjectKey};
+use crate::route::{HostPattern, ObjectKey, rank};
 use k8s_openapi::api::core::v1::{ObjectReference, Secret};
 use kube::Resource;
 use kube::api::ObjectMeta;
@@ -92,7 +92,7 @@ pub fn all(view: &View, settings: &Settings) -> Vec<Wanted> {
     let ours = model::ours(view, settings);
     let mut ingresses: Vec<_> = view.ingresses.values().filter(|i| asks(&i.metadata) && ours(i)).collect();
     // Of several that name one Secret the oldest is told.
-    ingresses.sort_by_cached_key(|i| (i.metadata.creation_timestamp.as_ref().map(|t| t.0), ObjectKey::of(&***i)));
+    ingresses.sort_by_cached_key(|i| rank(&***i));
     for ingress in ingresses {
         let namespace = ingress.metadata.namespace.as_deref().unwrap_or_default();
         for tls in ingress.spec.iter().flat_map(|s| s.tls.iter().flatten()) {

@@ -9,10 +9,9 @@ use super::view::View;
 use crate::route::path::BadPath;
 use crate::route::policy::Rewrite;
 use crate::route::upstream::{BackendKey, Protocol};
-use crate::route::{HostPattern, ObjectKey, PathPattern};
+use crate::route::{HostPattern, ObjectKey, PathPattern, Rank, rank};
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::networking::v1::{HTTPIngressPath, Ingress, IngressBackend, IngressServiceBackend, IngressTLS};
-use k8s_openapi::jiff::Timestamp;
 use rustls::sign::CertifiedKey;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -27,9 +26,6 @@ pub enum Slot {
     /// The certificate of these server names.
     Certificate(HostPattern),
 }
-
-/// Older Ingresses come first, those of the same age by namespace and name.
-pub type Rank = (Option<Timestamp>, ObjectKey);
 
 /// What an Ingress wants.
 #[derive(Debug)]
@@ -99,11 +95,10 @@ impl Reading {
 
 /// Reads an Ingress. `before` is what came of it the last time.
 pub fn read(view: &View, ingress: &Ingress, before: Option<&Reading>, certificates: &mut CertCache) -> Reading {
-    let owner = before.map_or_else(|| ObjectKey::of(ingress), |b| b.owner().clone());
-    let known = asked::read(view, &owner, ingress, before.map(|b| &b.known));
-    let since = ingress.metadata.creation_timestamp.as_ref().map(|t| t.0);
+    let rank = rank(ingress);
+    let known = asked::read(view, &rank.1, ingress, before.map(|b| &b.known));
     let reading = Reading {
-        rank: (since, owner),
+        rank,
         problems: known.problems.clone(),
         known,
         claims: Vec::new(),

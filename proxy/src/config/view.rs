@@ -10,7 +10,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::Resource;
 use kube::runtime::watcher::Event;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// Objects of one kind. A list that is under way is kept aside until it is complete.
@@ -164,16 +164,9 @@ impl View {
                 let said = differs(&touch, |a, b| a.status == b.status && a.metadata.labels == b.metadata.labels);
                 let same =
                     |a: &Service, b: &Service| a.spec == b.spec && a.metadata.annotations == b.metadata.annotations;
-                let changed = differs(&touch, same);
-                let mut dirt = Dirt { front_reports: said, fronts: changed, ..Dirt::default() };
-                match touched(&touch) {
-                    Some(service) if changed => {
-                        dirt.services.insert(service.clone());
-                        dirt.backends.insert(service);
-                    }
-                    _ => dirt.routes = changed,
-                }
-                dirt
+                let dirt = narrowed(&touch, same, |dirt| &mut dirt.backends);
+                let services = dirt.backends.clone();
+                Dirt { services, fronts: !dirt.is_empty(), front_reports: said, ..dirt }
             }
             Update::Gateway(update) => self.gateways.handle(*update),
             Update::Node(event) => {
@@ -189,13 +182,13 @@ impl View {
             }
             Update::Secret(event) => {
                 let touch = self.secrets.handle(event);
-                let changed = differs(&touch, |a, b| a.data == b.data && a.type_ == b.type_);
-                Dirt { fronts: changed, ..secret(&touch, changed) }
+                let same = |a: &Secret, b: &Secret| a.data == b.data && a.type_ == b.type_;
+                let dirt = narrowed(&touch, same, |dirt| &mut dirt.secrets);
+                Dirt { fronts: !dirt.is_empty(), ..dirt }
             }
             Update::AuthSecret(event) => {
                 let touch = self.auth_secrets.handle(event);
-                let changed = differs(&touch, |a, b| a.data == b.data);
-                secret(&touch, changed)
+                narrowed(&touch, |a, b| a.data == b.data, |dirt| &mut dirt.secrets)
             }
             Update::Ingress(event) => {
                 let touch = self.ingresses.handle(event);
@@ -203,12 +196,10 @@ impl View {
                 let same = |a: &Ingress, b: &Ingress| {
                     a.spec == b.spec && a.metadata.annotations == b.metadata.annotations && of(a) == of(b)
                 };
-                let mut dirt = Dirt::default();
-                match touched(&touch) {
-                    Some(ingress) if differs(&touch, same) => dirt.ingresses.insert(ingress),
-                    Some(ingress) => dirt.reports.insert(ingress),
-                    None => std::mem::replace(&mut dirt.routes, matches!(touch, Touch::All)),
-                };
+                let mut dirt = narrowed(&touch, same, |dirt| &mut dirt.ingresses);
+                if dirt.is_empty() {
+                    dirt.reports.extend(touched(&touch));
+                }
                 dirt
             }
             Update::Slice(event) => self.handle_slice(event),
@@ -262,18 +253,25 @@ pub fn differs<K>(touch: &Touch<K>, same: impl Fn(&K, &K) -> bool) -> bool {
 }
 
 /// The one object that an event touched.
-fn touched<K: Resource>(touch: &Touch<K>) -> Option<ObjectKey> {
+pub fn touched<K: Resource>(touch: &Touch<K>) -> Option<ObjectKey> {
     match touch {
         Touch::One(old, new) => new.as_ref().or(old.as_ref()).map(|object| ObjectKey::of(&**object)),
         Touch::Nothing | Touch::All => None,
     }
 }
 
-fn secret(touch: &Touch<Secret>, changed: bool) -> Dirt {
+/// What is stale for Ingresses: what depends on the one object, put into a `set`, or everything.
+fn narrowed<K: Resource>(
+    touch: &Touch<K>,
+    same: impl Fn(&K, &K) -> bool,
+    set: impl FnOnce(&mut Dirt) -> &mut BTreeSet<ObjectKey>,
+) -> Dirt {
     let mut dirt = Dirt::default();
-    match touched(touch) {
-        Some(secret) if changed => drop(dirt.secrets.insert(secret)),
-        _ => dirt.routes = changed,
+    if differs(touch, same) {
+        match touched(touch) {
+            Some(key) => drop(set(&mut dirt).insert(key)),
+            None => dirt.routes = true,
+        }
     }
     dirt
 }

@@ -19,7 +19,7 @@ use crate::route::front::{Front, FrontKey, FrontService, HttpListener, SniTable,
 use crate::route::path::PathPattern;
 use crate::route::rule::{Order, RuleTable, Split};
 use crate::route::upstream::{BackendKey, Protocol};
-use crate::route::{ObjectKey, Upstream};
+use crate::route::{ObjectKey, Upstream, rank};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -67,7 +67,7 @@ type Serve<'s> = &'s mut dyn FnMut(&mut Reader<'_, '_>, &[Attached]);
 /// Objects by age, then namespace and name.
 pub fn by_age<'a, S: Spec>(all: impl Iterator<Item = &'a Arc<Object<S>>>) -> Vec<&'a Arc<Object<S>>> {
     let mut sorted: Vec<_> = all.collect();
-    sorted.sort_by_cached_key(|o| (o.metadata.creation_timestamp.as_ref().map(|t| t.0), ObjectKey::of(&***o)));
+    sorted.sort_by_cached_key(|o| rank(&***o));
     sorted
 }
 
@@ -94,16 +94,8 @@ pub fn build(
     let states: Vec<State<'_>> =
         by_age(all.gateways.values()).into_iter().filter(|g| ours(g)).map(|g| state(view, &refs, g, cache)).collect();
     let entries: Vec<Vec<Entry<'_>>> = states.iter().map(|s| merged(&refs, s.object, &s.sets, cache)).collect();
-    let mut builder = Builder {
-        view,
-        refs: &refs,
-        parents: parents(&states),
-        states: Vec::new(),
-        entries: Vec::new(),
-        kept,
-        upstream,
-    };
-    (builder.states, builder.entries) = (states, entries);
+    let parents = parents(&states);
+    let mut builder = Builder { view, refs: &refs, states, entries, parents, kept, upstream };
     if builder.kept.is_complete {
         for key in changed {
             builder.again(key);
@@ -264,7 +256,6 @@ impl Builder<'_, '_> {
             // Attached nowhere: its references are looked at all the same.
             by_gateway.insert(usize::MAX, Vec::new());
         }
-        let since = route.metadata.creation_timestamp.as_ref().map(|t| t.0);
         for (gateway, attached) in &by_gateway {
             let mut reader = Reader {
                 refs: self.refs,
@@ -275,7 +266,7 @@ impl Builder<'_, '_> {
                 unresolved: None,
                 invalid: None,
                 valid: 0,
-                order: Order { is_grpc: S::KIND == "GRPCRoute", since, owner: owner.clone(), at: 0 },
+                order: Order { is_grpc: S::KIND == "GRPCRoute", rank: rank(&**route), at: 0 },
             };
             serve(&mut reader, attached);
             (unresolved, invalid, valid) = (reader.unresolved, reader.invalid, reader.valid);

@@ -332,7 +332,7 @@ mod tests {
             let action = Action::Unavailable("x".into());
             let route = Arc::new(Route::plain(ObjectKey::new("ns", name), action));
             at += 1;
-            let order = Order { is_grpc: false, since: None, owner: ObjectKey::new("ns", "r"), at };
+            let order = Order { is_grpc: false, rank: (None, ObjectKey::new("ns", "r")), at };
             let rows = [Row { path, candidate: Candidate { conditions, route, order } }];
             enter(&mut table, &[HostPattern::Any], &rows);
             // Whatever comes and goes between.

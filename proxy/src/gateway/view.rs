@@ -6,8 +6,7 @@ use super::types::{
     TlsRoute, UdpRoute,
 };
 use crate::config::Dirt;
-use crate::config::view::{Store, Touch, differs};
-use crate::route::ObjectKey;
+use crate::config::view::{Store, Touch, differs, touched};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::runtime::watcher::Event;
 
@@ -119,11 +118,8 @@ fn fronts(changed: bool) -> Dirt {
 /// A route that changes by itself.
 fn route<S: Spec + PartialEq>(kind: RouteKind, touch: &Touch<Object<S>>) -> Dirt {
     let dirt = of(touch);
-    match touch {
-        Touch::One(old, new) if !dirt.is_empty() => {
-            let key = new.as_ref().or(old.as_ref()).map(|route| (kind, ObjectKey::of(&**route)));
-            Dirt { gateway_routes: key.into_iter().collect(), ..Dirt::default() }
-        }
+    match touched(touch) {
+        Some(key) if !dirt.is_empty() => Dirt { gateway_routes: [(kind, key)].into(), ..Dirt::default() },
         _ => dirt,
     }
 }

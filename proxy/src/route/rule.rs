@@ -5,9 +5,8 @@
 //! ([`Split::map`] leads from the one to the other).
 
 use super::filter::Filters;
-use super::{ObjectKey, Route, Table, Upstream};
+use super::{Rank, Route, Table, Upstream};
 use http::{HeaderName, Method};
-use k8s_openapi::jiff::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,10 +30,8 @@ pub struct Candidate {
 pub struct Order {
     /// Of a GRPCRoute.
     pub is_grpc: bool,
-    /// When the route was made.
-    pub since: Option<Timestamp>,
-    /// The route.
-    pub owner: ObjectKey,
+    /// The route's place among others.
+    pub rank: Rank,
     /// The place in it.
     pub at: usize,
 }

@@ -56,9 +56,15 @@ impl Announced {
 
 /// Connects for something of our own, such as a health check, which is told to backends that want to be told.
 pub async fn own(address: SocketAddr, announce: Option<ProxyVersion>) -> io::Result<TcpStream> {
+    open(address, announce.map(announced::own).transpose()?).await
+}
+
+/// Connects, and says something first.
+async fn open(address: SocketAddr, first: Option<Vec<u8>>) -> io::Result<TcpStream> {
     let mut tcp = TcpStream::connect(address).await?;
-    if let Some(version) = announce {
-        tcp.write_all(&announced::own(version)?).await?;
+    let _ = tcp.set_nodelay(true);
+    if let Some(first) = first {
+        tcp.write_all(&first).await?;
     }
     Ok(tcp)
 }
@@ -69,14 +75,9 @@ impl L4Connect for Connector {
         let Some(address) = address.as_inet() else {
             return Error::e_explain(ErrorType::ConnectError, "no address to connect to");
         };
-        let connecting = "connecting to the backend";
-        let mut tcp = TcpStream::connect(address).await.or_err(ErrorType::ConnectError, connecting)?;
-        let _ = tcp.set_nodelay(true);
-        if let Some(announced) = &self.announced {
-            let header = announced::header(announced.version, announced.client, announced.to)
-                .or_err(ErrorType::InternalError, "telling the backend who the client is")?;
-            tcp.write_all(&header).await.or_err(ErrorType::ConnectError, connecting)?;
-        }
+        let header = self.announced.map(|a| announced::header(a.version, a.client, a.to)).transpose();
+        let header = header.or_err(ErrorType::InternalError, "telling the backend who the client is")?;
+        let tcp = open(*address, header).await.or_err(ErrorType::ConnectError, "connecting to the backend")?;
         match &self.terms {
             Some((terms, h2)) => upstream_tls::secure(tcp, terms, *h2).await,
             None => Ok(Stream::from(tcp)),

@@ -43,10 +43,7 @@ impl ResolvesServerCert for Resolver {
         let name = hello.server_name().map(str::to_ascii_lowercase);
         let name = name.as_deref();
         let found = certificates.named(name).cloned().or_else(|| of_gateways(&self.shared, name));
-        Some(match &found {
-            Some(found) => staple::current(found),
-            None => staple::current(certificates.find(name).unwrap_or(&self.fallback)),
-        })
+        Some(staple::current(found.as_ref().or_else(|| certificates.find(name)).unwrap_or(&self.fallback)))
     }
 }
 

@@ -182,7 +182,8 @@ async fn a_tcp_backend_is_told_who_the_client_is() {
     }
 }
 
-/// A backend that wants to be told who the client is: it answers with the clients of its connections so far, in order.
+/// A backend that wants to be told who the client is: it answers with the port of its connection's client. Beside it, how many
+/// such connections there were.
 async fn told(version: &'static str) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, connections) = (listener.local_addr().unwrap(), Arc::<AtomicUsize>::default());

@@ -1,7 +1,19 @@
-//! Pages in the sources that programs fill in: what is between two marks is theirs, the text around is people's.
+//! Pages in the sources that programs fill in: what is between two marks is theirs, the text around is people's. And how
+//! figures look there, in tables and plots.
 
 use anyhow::{Context, Result};
+use plotters::style::RGBColor;
 use std::path::Path;
+
+/// Colours of plots, distinguishable also for those who see colours differently.
+pub const COLOURS: [RGBColor; 6] = [
+    RGBColor(0, 114, 178),
+    RGBColor(86, 180, 233),
+    RGBColor(0, 158, 115),
+    RGBColor(213, 94, 0),
+    RGBColor(230, 159, 0),
+    RGBColor(204, 121, 167),
+];
 
 /// Replaces what is between `<!-- MARK -->` and `<!-- end of LAST-WORD-OF-MARK -->` of a file, where it has them.
 ///

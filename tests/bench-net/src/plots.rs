@@ -1,6 +1,7 @@
 //! Plots over the number of Services, both axes logarithmic, as SVG.
 
 use anyhow::{Result, anyhow};
+use causeway_bench_net::page::COLOURS;
 use plotters::prelude::*;
 use std::path::Path;
 
@@ -11,16 +12,6 @@ pub struct Line {
     /// Number of Services and value.
     pub points: Vec<(f64, f64)>,
 }
-
-/// Distinguishable also for those who see colours differently.
-const COLOURS: [RGBColor; 6] = [
-    RGBColor(0, 114, 178),
-    RGBColor(86, 180, 233),
-    RGBColor(0, 158, 115),
-    RGBColor(213, 94, 0),
-    RGBColor(230, 159, 0),
-    RGBColor(204, 121, 167),
-];
 
 /// Draws lines into a file.
 pub fn draw(file: &Path, title: &str, unit: &str, lines: &[Line]) -> Result<()> {
