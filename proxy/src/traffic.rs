@@ -5,15 +5,18 @@
 //! wrong, [`policy`] does what a route asks for besides. Nothing here waits for the control plane.
 
 pub mod access;
+pub mod alarm;
 pub mod announced;
 pub mod checks;
 pub mod conn;
 mod connect;
+mod direct;
 mod filters;
 mod find;
 mod forwarded;
 pub mod fronts;
 pub mod http;
+pub mod kept;
 pub mod listen;
 mod mirror;
 pub mod pages;

@@ -26,3 +26,5 @@ mod limits;
 mod requests;
 #[path = "it/tls.rs"]
 mod tls;
+#[path = "it/ways.rs"]
+mod ways;

@@ -1,6 +1,7 @@
 //! Endpoints: one address that requests can be sent to, and what is known of how it does. All of it is a few atomic
 //! numbers: a request that is counted waits for nobody.
 
+use crate::traffic::kept::Kept;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -44,6 +45,8 @@ pub struct Endpoint {
     /// A moving average of the time to an answer's head, in microseconds, as the bits of an `f64`; when it was set.
     latency: AtomicU64,
     measured: AtomicU64,
+    /// Connections to it that wait for the next request.
+    pub kept: Kept,
 }
 
 /// Counts a request at its endpoint while it lives.
@@ -75,6 +78,7 @@ impl Endpoint {
             down: AtomicBool::new(false),
             latency: AtomicU64::new(0),
             measured: AtomicU64::new(0),
+            kept: Kept::default(),
         }
     }
 

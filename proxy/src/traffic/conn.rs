@@ -3,6 +3,7 @@
 //! mebibyte).
 
 use super::Limits;
+use super::alarm::Alarm;
 use async_trait::async_trait;
 use futures::FutureExt as _;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
@@ -12,7 +13,6 @@ use pingora::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
     UniqueIDType,
 };
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
@@ -23,7 +23,6 @@ use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep};
 use tokio_rustls::server::TlsStream;
 
 /// What an HTTP/2 client says first.
@@ -33,8 +32,10 @@ const WRITE_BUFFER: usize = 4096;
 
 /// Waiting for the first byte of the first request.
 const FIRST: u8 = 0;
-/// Waiting for the first byte of a further request: Pingora's keep-alive time-out holds.
-const IDLE: u8 = 3;
+/// The first byte of a further request has not been asked for yet.
+const ANSWERED: u8 = 3;
+/// Waiting for it.
+const IDLE: u8 = 4;
 /// Inside a request's head.
 const HEAD: u8 = 1;
 /// Behind the head: Pingora's own time-outs hold.
@@ -52,8 +53,7 @@ pub struct Conn {
     established: SystemTime,
     phase: AtomicU8,
     head_bytes: usize,
-    deadline: Instant,
-    timer: Pin<Box<Sleep>>,
+    alarm: Alarm,
     limits: Arc<Limits>,
 }
 
@@ -149,7 +149,6 @@ impl Conn {
         let socket = SocketDigest::from_raw_fd(io.tcp().as_raw_fd());
         // A cell that is new is empty.
         let _ = socket.peer_addr.set(Some(PingoraAddr::Inet(peer)));
-        let deadline = Instant::now() + limits.head_timeout;
         Self {
             io: BufWriter::with_capacity(WRITE_BUFFER, io),
             ahead: Vec::new(),
@@ -159,8 +158,7 @@ impl Conn {
             established: SystemTime::now(),
             phase: AtomicU8::new(FIRST),
             head_bytes: 0,
-            deadline,
-            timer: Box::pin(tokio::time::sleep_until(deadline)),
+            alarm: Alarm::new(limits.head_timeout),
             limits,
         }
     }
@@ -207,15 +205,15 @@ impl Conn {
 
     /// Waits for the next request.
     pub fn wait_for_next(&self) {
-        self.phase.store(IDLE, Ordering::Relaxed);
+        self.phase.store(ANSWERED, Ordering::Relaxed);
     }
 
     /// Passes `n` bytes that were read, unless the head has become too long.
     fn account(&mut self, n: usize, cx: &mut Context<'_>) -> io::Result<()> {
-        if matches!(*self.phase.get_mut(), FIRST | IDLE) {
+        if *self.phase.get_mut() != HEAD {
             *self.phase.get_mut() = HEAD;
             self.head_bytes = 0;
-            self.deadline = Instant::now() + self.limits.head_timeout;
+            self.alarm.set(self.limits.head_timeout);
         }
         self.head_bytes += n;
         if self.head_bytes > self.limits.max_head {
@@ -226,20 +224,6 @@ impl Conn {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the request's head is too long"));
         }
         Ok(())
-    }
-
-    /// Whether the deadline is over. The timer is moved only when it has to be: most requests never touch it.
-    fn expired(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.timer.deadline() > self.deadline {
-            self.timer.as_mut().reset(self.deadline);
-        }
-        while self.timer.as_mut().poll(cx).is_ready() {
-            if Instant::now() >= self.deadline {
-                return true;
-            }
-            self.timer.as_mut().reset(self.deadline);
-        }
-        false
     }
 
     /// Answers without Pingora, as far as the socket takes it at once.
@@ -283,8 +267,14 @@ impl AsyncRead for Conn {
             },
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => {
-                if *this.phase.get_mut() == IDLE || !this.expired(cx) {
-                    return Poll::Pending;
+                if *this.phase.get_mut() == ANSWERED {
+                    *this.phase.get_mut() = IDLE;
+                    this.alarm.set(this.limits.idle_timeout);
+                }
+                ready!(this.alarm.poll(cx));
+                if *this.phase.get_mut() == IDLE {
+                    // As if the client had closed it.
+                    return Poll::Ready(Ok(()));
                 }
                 if *this.phase.get_mut() == HEAD && !this.h2 {
                     this.refuse(cx, b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");

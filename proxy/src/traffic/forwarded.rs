@@ -5,9 +5,9 @@ use super::http::{HttpApp, authority};
 use crate::route::front::FrontKey;
 use http::HeaderValue;
 use http::header::FORWARDED;
-use pingora::Result;
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
+use pingora::{ErrorType, OrErr as _, Result};
 use std::net::IpAddr;
 
 const X_FORWARDED_FOR: &str = "X-Forwarded-For";
@@ -42,12 +42,14 @@ impl HttpApp {
         if let Some(client) = client {
             let text = client.to_canonical().to_string();
             let chain = if trusted { request.headers.get(X_FORWARDED_FOR).and_then(|v| v.to_str().ok()) } else { None };
+            let own = HeaderValue::try_from(text.as_str());
+            let own = own.or_err(ErrorType::InternalError, "an address as a header's value")?;
             match chain {
                 Some(chain) => request.insert_header(X_FORWARDED_FOR, format!("{chain}, {text}"))?,
-                None => request.insert_header(X_FORWARDED_FOR, text.as_str())?,
+                None => request.insert_header(X_FORWARDED_FOR, own.clone())?,
             }
             if !trusted || !request.headers.contains_key(X_REAL_IP) {
-                request.insert_header(X_REAL_IP, text)?;
+                request.insert_header(X_REAL_IP, own)?;
             }
         }
         let mut set = |name: &'static str, value: HeaderValue| -> Result<()> {

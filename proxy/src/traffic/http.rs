@@ -14,7 +14,7 @@ use crate::config::Shared;
 use crate::route::filter::Filters;
 use crate::route::front::FrontKey;
 use crate::route::policy::Policy;
-use crate::route::upstream::{BackendTls, InFlight, Protocol};
+use crate::route::upstream::InFlight;
 use crate::route::{Action, Endpoint, Route, Upstream};
 use async_trait::async_trait;
 use http::{HeaderValue, StatusCode, Version, header};
@@ -24,14 +24,17 @@ use pingora::protocols::Digest;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{BError, Error, ErrorSource, ErrorType, Result};
+use pingora::{BError, Error, ErrorType, Result};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How hard answers are compressed: as quickly as gains most.
 const COMPRESSION: u32 = 3;
+
+/// A client's connection is kept for further requests, as far as Pingora is concerned without end: [`Conn`] ends it.
+pub(super) const KEPT: Option<u64> = Some(0);
 
 /// The proxy application that Pingora drives.
 pub struct HttpApp {
@@ -55,15 +58,15 @@ pub struct RequestState {
     /// Bytes that the body may still have.
     pub(super) body_left: Option<u64>,
     /// The endpoint that a client is to come back to, where it does not know yet.
-    new_tag: Option<u64>,
-    upgrade: bool,
+    pub(super) new_tag: Option<u64>,
+    pub(super) upgrade: bool,
     pub(super) at: Option<InFlight>,
     /// Ids of the endpoints that were tried.
     pub(super) tried: Vec<u64>,
     /// Answers that were thrown away for another try.
     pub(super) again: u32,
     /// Counted among its Service's requests, or refused because there were too many.
-    admitted: Option<bool>,
+    pub(super) admitted: Option<bool>,
 }
 
 impl HttpApp {
@@ -84,12 +87,11 @@ impl HttpApp {
     fn peer(
         &self,
         endpoint: &Endpoint,
-        protocol: Protocol,
-        upgrade: bool,
-        policy: Option<&Policy>,
-        terms: Option<&Arc<BackendTls>>,
+        upstream: &Upstream,
+        ctx: &RequestState,
         announced: Option<Announced>,
     ) -> HttpPeer {
+        let (protocol, terms) = (upstream.key.protocol(), upstream.key.tls());
         // Without terms, whoever has the pod's address is believed in TLS, as with clear text. An address as the name is
         // not sent. With terms TLS is done below Pingora.
         let pingoras = protocol.is_tls() && terms.is_none();
@@ -102,13 +104,12 @@ impl HttpApp {
         }
         // An address that went and came back is another endpoint: it gets no connection of the former one.
         peer.group_key = announced.map_or(id, |announced| announced.pool(id));
-        let silence = if upgrade { self.limits.upgraded_timeout } else { self.limits.upstream_timeout };
-        let connect = policy.and_then(|p| p.connect_timeout).unwrap_or(self.limits.connect_timeout);
+        let connect = self.connect_timeout(ctx);
         let options = &mut peer.options;
         options.connection_timeout = Some(connect);
         options.total_connection_timeout = Some(connect);
-        options.read_timeout = Some(policy.and_then(|p| p.read_timeout).unwrap_or(silence));
-        options.write_timeout = Some(policy.and_then(|p| p.send_timeout).unwrap_or(silence));
+        let (read, write) = self.silence(ctx);
+        (options.read_timeout, options.write_timeout) = (Some(read), Some(write));
         options.idle_timeout = Some(self.limits.upstream_idle);
         if pingoras {
             (options.verify_cert, options.verify_hostname) = (false, false);
@@ -120,6 +121,20 @@ impl HttpApp {
         peer
     }
 
+    /// How long a connection to a backend may take to come about.
+    pub(super) fn connect_timeout(&self, ctx: &RequestState) -> Duration {
+        ctx.policy().and_then(|p| p.connect_timeout).unwrap_or(self.limits.connect_timeout)
+    }
+
+    /// The longest pauses in reading from a backend, and in writing to it.
+    pub(super) fn silence(&self, ctx: &RequestState) -> (Duration, Duration) {
+        let usual = if ctx.upgrade { self.limits.upgraded_timeout } else { self.limits.upstream_timeout };
+        let policy = ctx.policy();
+        let read = policy.and_then(|p| p.read_timeout).unwrap_or(usual);
+        let write = policy.and_then(|p| p.send_timeout).unwrap_or(usual);
+        (read, write)
+    }
+
     pub(super) fn trusted(&self, peer: IpAddr) -> bool {
         let peer = peer.to_canonical();
         self.limits.trusted_proxies.iter().any(|net| net.contains(&peer))
@@ -127,7 +142,7 @@ impl HttpApp {
 }
 
 impl RequestState {
-    fn policy(&self) -> Option<&Policy> {
+    pub(super) fn policy(&self) -> Option<&Policy> {
         self.route.as_ref()?.policy.as_deref()
     }
 
@@ -186,7 +201,7 @@ impl ProxyHttp for HttpApp {
         ctx.upgrade = session.is_upgrade_req();
         // This also honours `Connection: close`.
         let keep = session.get_keepalive().is_some() && lasting && !self.shared.closing.load(Ordering::Relaxed);
-        session.set_keepalive(keep.then(|| self.limits.idle_timeout.as_secs().max(1)));
+        session.set_keepalive(KEPT.filter(|_| keep));
         let silence = if ctx.upgrade { self.limits.upgraded_timeout } else { self.limits.client_timeout };
         session.set_read_timeout(Some(silence));
         session.set_write_timeout(Some(silence));
@@ -221,6 +236,11 @@ impl ProxyHttp for HttpApp {
         }
     }
 
+    /// False: the request took the short way and has its answer.
+    async fn proxy_upstream_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<bool> {
+        Ok(!self.direct(session, ctx).await?)
+    }
+
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<Box<HttpPeer>> {
         ctx.at = None;
         if let Some(pause) = ctx.route.as_ref().and_then(|r| rule::pause(r, ctx.again)) {
@@ -231,36 +251,15 @@ impl ProxyHttp for HttpApp {
         if left.is_some_and(|l| l.is_zero()) {
             return Error::e_explain(ErrorType::HTTPStatus(504), "the route's time for the request is over");
         }
+        let endpoint = self.choose(session, ctx)?;
         let Some(upstream) = ctx.upstream() else {
             return Error::e_explain(ErrorType::InternalError, "a request without a route");
         };
-        let admitted = ctx.admitted.unwrap_or_else(|| upstream.admit());
-        if !admitted {
-            ctx.admitted = Some(false);
-            self.shared.metrics.overflows.inc();
-            return Error::e_explain(ErrorType::HTTPStatus(503), "the service has too many requests");
-        }
-        let protocol = upstream.key.protocol();
-        let affinity = ctx.policy().and_then(|p| p.affinity.as_ref());
-        let sent = affinity.and_then(|a| policy::cookie_of(session.req_header(), &a.cookie));
-        let known = sent.and_then(|tag| upstream.find(tag, &ctx.tried));
-        let session_token = ctx.route.as_ref().and_then(|r| rule::token(r.session.as_ref()?, session.req_header()));
-        let known = known.or_else(|| session_token.and_then(|tag| upstream.find(tag, &ctx.tried)));
-        let is_new = (affinity.is_some() || ctx.route.as_ref().is_some_and(|r| r.session.is_some())) && known.is_none();
-        let key = if known.is_some() { None } else { upstream.hash_by().map(|by| self.key_of(session, &by)) };
-        let Some(endpoint) = known.or_else(|| upstream.pick(&ctx.tried, key.as_deref())) else {
-            self.shared.metrics.no_endpoint.inc();
-            return Error::e_explain(ErrorType::HTTPStatus(503), format!("{} has no ready endpoint", upstream.key));
-        };
-        let terms = upstream.key.tls();
         let announced = upstream.announce().and_then(|version| Announced::of(session, version));
-        let mut peer = self.peer(&endpoint, protocol, ctx.upgrade, ctx.policy(), terms, announced);
+        let mut peer = self.peer(&endpoint, upstream, ctx, announced);
         if let Some(limit) = [timeouts.backend, left].into_iter().flatten().min() {
             peer.options.read_timeout = Some(peer.options.read_timeout.map_or(limit, |own| own.min(limit)));
         }
-        ctx.admitted = Some(true);
-        ctx.new_tag = is_new.then_some(endpoint.tag);
-        ctx.at = Some(InFlight::start(endpoint));
         Ok(Box::new(peer))
     }
 
@@ -286,6 +285,10 @@ impl ProxyHttp for HttpApp {
         ctx: &mut Self::CTX,
     ) -> Result<()> {
         self.forwarded_headers(session, request, ctx.front.as_ref())?;
+        if session.req_header().version == Version::HTTP_2 && !ctx.upstream().is_some_and(|u| u.key.protocol().is_h2())
+        {
+            policy::join_cookies(request)?;
+        }
         let Some(route) = &ctx.route else { return Ok(()) };
         policy::rewrite(route, request)?;
         if ctx.front.is_some() {
@@ -347,6 +350,10 @@ impl ProxyHttp for HttpApp {
         answer: &mut ResponseHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
+        if answer.status == StatusCode::SWITCHING_PROTOCOLS && !ctx.upgrade {
+            let error = Error::explain(ErrorType::InvalidHTTPHeader, "the protocol was changed unasked");
+            return Err(error.into_up());
+        }
         let (Some(route), Some(upstream)) = (&ctx.route, ctx.upstream()) else { return Ok(()) };
         if let Some(at) = ctx.at.as_ref().filter(|_| !answer.status.is_informational()) {
             self.answered(upstream, at, answer.status.is_server_error());
@@ -368,13 +375,7 @@ impl ProxyHttp for HttpApp {
         ctx: &mut Self::CTX,
         mut error: BError,
     ) -> BError {
-        self.shared.metrics.connect_failures.inc();
-        if let Some(at) = ctx.at.take() {
-            at.endpoint().failed();
-            ctx.tried.push(at.endpoint().id);
-        }
-        // Nothing was sent: any request may go elsewhere, or there again where the route asks for it.
-        let again = self.may_try_again(ctx) || self.once_more(ctx);
+        let again = self.not_connected(ctx);
         error.set_retry(again);
         error
     }
@@ -387,48 +388,7 @@ impl ProxyHttp for HttpApp {
         ctx: &mut Self::CTX,
         reused: bool,
     ) -> BError {
-        if *error.etype() == ErrorType::Custom(rule::AGAIN) {
-            return error;
-        }
-        let mut error = error.more_context(format!("endpoint {}", peer._address));
-        let session = session.as_downstream();
-        let begun = session.response_written().is_some();
-        let repeatable = session.req_header().method.is_idempotent() && !session.retry_buffer_truncated();
-        let broke_off = *error.esource() == ErrorSource::Upstream
-            && !matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
-        let slow = *error.etype() == ErrorType::ReadTimedout && !begun && !session.retry_buffer_truncated();
-        if slow && !ctx.upgrade && ctx.route.as_ref().is_some_and(|r| r.timeouts.backend.is_some()) {
-            // The route asks for another try itself, whatever the method is (GEP-1731).
-            self.unanswered(ctx);
-            ctx.at = None;
-            let again = ctx.upstream().is_some_and(|u| self.may_repeat(u)) && self.once_more(ctx);
-            error.set_retry(again);
-            return error;
-        }
-        if !(reused && broke_off) && *error.esource() == ErrorSource::Upstream {
-            self.unanswered(ctx);
-        }
-        if begun || !repeatable || ctx.upgrade {
-            error.set_retry(false);
-            return error;
-        }
-        if reused && broke_off {
-            // The endpoint closed a pooled connection as we took it: it may be asked again.
-            ctx.at = None;
-            error.set_retry(ctx.tried.len() < self.limits.attempts);
-            if error.retry() {
-                self.shared.metrics.retries.inc();
-                // Bounds the tries; the id is nobody's.
-                ctx.tried.push(0);
-            }
-            return error;
-        }
-        if let Some(at) = ctx.at.take() {
-            ctx.tried.push(at.endpoint().id);
-        }
-        let again = broke_off && ctx.upstream().is_some_and(|u| self.may_repeat(u)) && self.may_try_again(ctx);
-        error.set_retry(again);
-        error
+        self.broken(&peer._address, session, error, ctx, reused)
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Self::CTX) -> FailToProxy {

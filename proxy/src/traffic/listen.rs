@@ -1,7 +1,7 @@
 //! Accept loops, and the end of them: connections come in while the token lives, then drain within a deadline.
 
 use super::conn::{Conn, Rewind};
-use super::http::HttpApp;
+use super::http::{HttpApp, KEPT};
 use super::sni::Ready;
 use super::{Limits, announced, fronts, raw, sni, tls};
 use crate::config::{Shared, Socket};
@@ -370,7 +370,7 @@ async fn http1(server: &Server, mut stream: Stream, draining: &ShutdownWatch) {
     loop {
         let mut session = ServerSession::new_http1(stream);
         match kept.take() {
-            None => session.set_keepalive(Some(server.limits.idle_timeout.as_secs().max(1))),
+            None => session.set_keepalive(KEPT),
             Some(settings) => pingora::apps::HttpPersistentSettings::apply_to_session(settings, &mut session),
         }
         let Some(reused) = server.proxy.process_new_http(session, draining).await else { return };

@@ -6,7 +6,7 @@ use super::pages;
 use crate::route::Route;
 use crate::route::auth::BasicAuth;
 use crate::route::policy::{Affinity, Canary, Cors, Policy, cookie};
-use http::{HeaderName, Method, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, OrErr, Result};
@@ -178,6 +178,16 @@ fn takes(canary: &Canary, request: &RequestHeader) -> bool {
 pub(super) fn cookie_of<'a>(request: &'a RequestHeader, name: &str) -> Option<&'a str> {
     let all = request.headers.get_all(header::COOKIE);
     all.iter().filter_map(|v| v.to_str().ok()).find_map(|text| cookie(text, name))
+}
+
+/// Puts the cookies of several headers into one, as HTTP/1.1 has them (RFC 9113 section 8.2.3).
+pub(super) fn join_cookies(request: &mut RequestHeader) -> Result<()> {
+    let all: Vec<&[u8]> = request.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if all.len() < 2 {
+        return Ok(());
+    }
+    let joined = HeaderValue::from_bytes(&all.join(&b"; "[..])).or_err(ErrorType::InternalError, "joining cookies")?;
+    request.insert_header(header::COOKIE, joined)
 }
 
 /// Puts the path in that is to be sent on.

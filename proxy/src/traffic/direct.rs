@@ -1,0 +1,222 @@
+//! The short way of a request to a backend and of the answer back: for requests without a body to backends that speak
+//! HTTP/1.1 in clear text, which is most of what an ingress does. It reads and writes with Pingora's HTTP/1.1, but
+//! needs neither channels between two halves, as nothing goes up while the answer comes down, nor a task for each
+//! connection that waits.
+//!
+//! In: a request whose route has been found. Out: its answer has been sent, or it has to take Pingora's own way, which
+//! knows everything else. A request takes the short way only when nothing in its head is about the connection, so
+//! that nothing has to be taken out.
+
+use super::alarm::Alarm;
+use super::connect;
+use super::http::{HttpApp, RequestState, authority};
+use super::kept::{Connection, Kept};
+use crate::route::upstream::Protocol;
+use crate::route::{Endpoint, Route};
+use futures::FutureExt as _;
+use http::{HeaderName, HeaderValue, Method, Version, header};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::http::HttpTask;
+use pingora::protocols::http::v1::client::HttpSession;
+use pingora::protocols::l4::stream::Stream as Tcp;
+use pingora::proxy::{ProxyHttp, Session};
+use pingora::{Error, ErrorType, OrErr as _, Result};
+use std::future::poll_fn;
+use std::io::ErrorKind;
+
+impl HttpApp {
+    /// Answers a request by the short way, if it may take it: then `true`.
+    pub(super) async fn direct(&self, session: &mut Session, ctx: &mut RequestState) -> Result<bool> {
+        if !ctx.route.as_ref().is_some_and(|route| is_simple(route))
+            || !ctx.upstream().is_some_and(|u| u.key.protocol() == Protocol::Http1 && u.announce().is_none())
+            || ctx.copies.is_some()
+            || !session.is_body_empty()
+            || !is_plain(session.req_header())
+        {
+            return Ok(false);
+        }
+        loop {
+            match self.exchange(session, ctx).await {
+                Ok(()) => return Ok(true),
+                Err(error) if error.retry() => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// One try at one endpoint.
+    async fn exchange(&self, session: &mut Session, ctx: &mut RequestState) -> Result<()> {
+        let endpoint = self.choose(session, ctx)?;
+        let (Connection { stream, mut alarm }, reused) = match endpoint.kept.take() {
+            Some(connection) => (connection, true),
+            None => match self.connection(&endpoint, ctx).await {
+                Ok(connection) => (connection, false),
+                Err(mut error) => {
+                    let again = self.not_connected(ctx);
+                    error.set_retry(again);
+                    return Err(error);
+                }
+            },
+        };
+        endpoint.succeeded();
+        let mut backend = HttpSession::new(stream);
+        backend.write_timeout = Some(self.silence(ctx).1);
+        match self.relay(session, &mut backend, &mut alarm, ctx).await {
+            Ok(()) => {
+                backend.respect_keepalive();
+                if let Some(stream) = backend.reuse().await {
+                    let connection = Connection { stream, alarm };
+                    Kept::put(&endpoint, connection, self.limits().upstream_pool, self.limits().upstream_idle);
+                }
+                Ok(())
+            }
+            Err(error) => Err(self.broken(&endpoint.address, session, error, ctx, reused)),
+        }
+    }
+
+    async fn connection(&self, endpoint: &Endpoint, ctx: &RequestState) -> Result<Connection> {
+        let (address, time) = (endpoint.address, self.connect_timeout(ctx));
+        let failed = match tokio::time::timeout(time, connect::own(address, None)).await {
+            Ok(Ok(tcp)) => {
+                return Ok(Connection { stream: Box::new(Tcp::from(tcp)), alarm: Alarm::new(time) });
+            }
+            Ok(Err(error)) => {
+                let kind = match error.kind() {
+                    ErrorKind::ConnectionRefused => ErrorType::ConnectRefused,
+                    ErrorKind::TimedOut => ErrorType::ConnectTimedout,
+                    ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => ErrorType::ConnectNoRoute,
+                    _ => ErrorType::ConnectError,
+                };
+                Error::because(kind, format!("connecting to {address}"), error)
+            }
+            Err(_) => Error::explain(ErrorType::ConnectTimedout, format!("connecting to {address} within {time:?}")),
+        };
+        Err(failed.into_up())
+    }
+
+    /// Sends the request, and passes the answer on as it comes.
+    async fn relay(
+        &self,
+        session: &mut Session,
+        backend: &mut HttpSession,
+        alarm: &mut Alarm,
+        ctx: &mut RequestState,
+    ) -> Result<()> {
+        let mut request = session.req_header().clone();
+        if let Some(host) = session.req_header().uri.authority() {
+            // HTTP/2 says there what HTTP/1.1 says in a header.
+            let host = HeaderValue::from_str(host.as_str());
+            request
+                .insert_header(header::HOST, host.or_err(ErrorType::InvalidHTTPHeader, "the request's authority")?)?;
+        }
+        request.set_version(Version::HTTP_11);
+        request.remove_header(&header::CONNECTION);
+        self.upstream_request_filter(session, &mut request, ctx).await?;
+        backend.write_request_header(Box::new(request)).await.map_err(|e| e.into_up())?;
+        let silence = self.silence(ctx).0;
+        loop {
+            alarm.set(silence);
+            let task = tokio::select! {
+                biased;
+                task = backend.read_response_task() => task.map_err(|e| e.into_up())?,
+                () = poll_fn(|cx| alarm.poll(cx)) => {
+                    return Err(Error::explain(ErrorType::ReadTimedout, "waiting for the answer").into_up());
+                }
+                // A client that goes takes its request with it.
+                gone = session.as_downstream_mut().read_body_or_idle(true) => {
+                    gone.map_err(|e| e.into_down())?;
+                    return Err(Error::explain(ErrorType::ConnectionClosed, "more than the request came").into_down());
+                }
+            };
+            let is_head = matches!(task, HttpTask::Header(..));
+            let mut tasks = Vec::with_capacity(2);
+            let mut ended = self.passed(session, task, ctx, &mut tasks).await?;
+            // The beginning of a body usually comes with the head, and goes on with it.
+            if is_head
+                && !ended
+                && let Some(next) = tokio::task::unconstrained(backend.read_response_task()).now_or_never()
+            {
+                let next = next.unwrap_or_else(|error| HttpTask::Failed(error.into_up()));
+                ended = self.passed(session, next, ctx, &mut tasks).await?;
+            }
+            if session.write_response_tasks(tasks).await? || ended {
+                break;
+            }
+        }
+        session.as_downstream_mut().finish_body().await.map_err(|e| e.into_down())
+    }
+
+    /// Adds a part of the answer to those that go to the client; true for the last one.
+    async fn passed(
+        &self,
+        session: &mut Session,
+        mut task: HttpTask,
+        ctx: &mut RequestState,
+        tasks: &mut Vec<HttpTask>,
+    ) -> Result<bool> {
+        let ended = task.is_end();
+        if let HttpTask::Header(answer, _) = &mut task {
+            self.upstream_response_filter(session, answer, ctx).await?;
+            frame(answer, &session.req_header().method, ended)?;
+            self.response_filter(session, answer, ctx).await?;
+        }
+        tasks.push(task);
+        Ok(ended)
+    }
+}
+
+/// Nothing in the route is about time or further tries.
+fn is_simple(route: &Route) -> bool {
+    route.retry.is_none() && route.timeouts.request.is_none() && route.timeouts.backend.is_none()
+}
+
+/// A request that can be passed on as it is: twice is the same as once, its target is a path, and it says nothing about
+/// the connection (RFC 9110 section 7.6.1) or about a body.
+fn is_plain(request: &RequestHeader) -> bool {
+    let by_header = match request.version {
+        Version::HTTP_11 if request.uri.authority().is_none() && request.raw_path().starts_with(b"/") => true,
+        Version::HTTP_2 => request.uri.authority().is_none(),
+        _ => return false,
+    };
+    if !request.method.is_idempotent() {
+        return false;
+    }
+    let mut hosts = 0;
+    for (name, value) in &request.headers {
+        match *name {
+            header::HOST => hosts += 1,
+            header::CONNECTION if value.as_bytes().eq_ignore_ascii_case(b"keep-alive") => {}
+            header::CONNECTION
+            | header::CONTENT_LENGTH
+            | header::EXPECT
+            | header::PROXY_AUTHENTICATE
+            | header::PROXY_AUTHORIZATION
+            | header::TE
+            | header::TRAILER
+            | header::TRANSFER_ENCODING
+            | header::UPGRADE => return false,
+            _ if is_of_connection(name) => return false,
+            _ => {}
+        }
+    }
+    authority(request).is_some_and(|a| !a.contains(&b'@')) && hosts == usize::from(by_header)
+}
+
+/// Those without a name in the crate.
+fn is_of_connection(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings")
+}
+
+/// Makes an answer one whose end the client can tell while the connection stays open.
+fn frame(answer: &mut ResponseHeader, method: &Method, ended: bool) -> Result<()> {
+    let status = answer.status.as_u16();
+    let without_body = *method == Method::HEAD || matches!(status, 100..=199 | 204 | 304) || ended;
+    if !without_body
+        && !answer.headers.contains_key(header::TRANSFER_ENCODING)
+        && !answer.headers.contains_key(header::CONTENT_LENGTH)
+    {
+        answer.set_version(Version::HTTP_11);
+        answer.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+    }
+    Ok(())
+}
