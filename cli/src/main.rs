@@ -31,7 +31,7 @@ use clap::Parser;
 use std::process::ExitCode;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: causeway_allocator::Allocator = causeway_allocator::Allocator;
 
 fn main() -> ExitCode {
     let args = args::Args::parse();

@@ -26,7 +26,7 @@ use std::process::{Command, ExitCode};
 
 /// The allocator of the program itself, so that the ingress is measured as it runs.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: causeway_allocator::Allocator = causeway_allocator::Allocator;
 
 const PARTS: [&str; 6] = ["startup", "programming", "ingress", "websockets", "routes", "store"];
 

@@ -52,6 +52,7 @@ fn allowed(name: &str) -> Option<&'static [&'static str]> {
         | "causeway-schema"
         | "causeway-nft"
         | "causeway-load"
+        | "causeway-allocator"
         | "causeway-gateway-crds"
         | "causeway-handover"
         | "shop-api" => &[],

@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 
 /// The allocator of the program itself, so that our components are measured as they run.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: causeway_allocator::Allocator = causeway_allocator::Allocator;
 
 const PARTS: [&str; 2] = ["services", "dns"];
 /// Set in the process that has its priority.
