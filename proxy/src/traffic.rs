@@ -2,7 +2,8 @@
 //!
 //! [`listen`] accepts and hands connections to Pingora's HTTP application, [`conn`] is the byte stream below it with
 //! the limits Pingora lacks, [`tls`] terminates TLS, [`http`] decides for each request, [`pages`] says what went
-//! wrong, [`policy`] does what a route asks for besides. Nothing here waits for the control plane.
+//! wrong, [`policy`] does what a route asks for besides. Most requests are passed on by [`direct`], over connections that
+//! [`kept`] has; all others by Pingora's own way. Nothing here waits for the control plane.
 
 pub mod access;
 pub mod alarm;
@@ -54,7 +55,8 @@ pub struct Limits {
     pub upgraded_timeout: Duration,
     /// How long a connection to an endpoint is kept for reuse. Default 30 s.
     pub upstream_idle: Duration,
-    /// Connections to endpoints kept for reuse. Default 512.
+    /// Connections kept for reuse: to each endpoint by the short way, to all of them by Pingora's own, which has as many
+    /// a core. Default 512.
     pub upstream_pool: usize,
     /// Endpoints a request is tried at. Default 4.
     pub attempts: usize,

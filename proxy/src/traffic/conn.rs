@@ -6,6 +6,7 @@ use super::Limits;
 use super::alarm::Alarm;
 use async_trait::async_trait;
 use futures::FutureExt as _;
+use http::HeaderValue;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::SslDigest;
@@ -14,7 +15,7 @@ use pingora::protocols::{
     UniqueIDType,
 };
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -50,6 +51,8 @@ pub struct Conn {
     h2: bool,
     tls: Option<Arc<SslDigest>>,
     socket: Option<Arc<SocketDigest>>,
+    /// The client's address, as backends are told.
+    client: Option<HeaderValue>,
     established: SystemTime,
     phase: AtomicU8,
     head_bytes: usize,
@@ -155,6 +158,7 @@ impl Conn {
             h2: false,
             tls,
             socket: Some(Arc::new(socket)),
+            client: address(peer.ip()),
             established: SystemTime::now(),
             phase: AtomicU8::new(FIRST),
             head_bytes: 0,
@@ -198,6 +202,11 @@ impl Conn {
         self.h2
     }
 
+    /// The client's address, as backends are told.
+    pub fn client(&self) -> Option<&HeaderValue> {
+        self.client.as_ref()
+    }
+
     /// The head of the request has been read.
     pub fn head_done(&self) {
         self.phase.store(BODY, Ordering::Relaxed);
@@ -232,6 +241,11 @@ impl Conn {
             let _ = Pin::new(&mut self.io).poll_flush(cx);
         }
     }
+}
+
+/// An address as the value of a header.
+pub fn address(ip: IpAddr) -> Option<HeaderValue> {
+    HeaderValue::try_from(ip.to_canonical().to_string()).ok()
 }
 
 impl Io {

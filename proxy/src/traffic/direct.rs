@@ -185,7 +185,9 @@ fn is_plain(request: &RequestHeader) -> bool {
     for (name, value) in &request.headers {
         match *name {
             header::HOST => hosts += 1,
-            header::CONNECTION if value.as_bytes().eq_ignore_ascii_case(b"keep-alive") => {}
+            // Which of the two it is has been heeded, and is not passed on.
+            header::CONNECTION
+                if [&b"keep-alive"[..], b"close"].iter().any(|o| value.as_bytes().eq_ignore_ascii_case(o)) => {}
             header::CONNECTION
             | header::CONTENT_LENGTH
             | header::EXPECT

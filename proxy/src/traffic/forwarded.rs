@@ -1,13 +1,14 @@
 //! What a backend is told of the client: the `X-Forwarded-*` headers. What a client says of itself is believed only where
 //! it is a proxy that is trusted.
 
+use super::conn::{self, Conn};
 use super::http::{HttpApp, authority};
 use crate::route::front::FrontKey;
-use http::HeaderValue;
 use http::header::FORWARDED;
+use http::{HeaderName, HeaderValue};
+use pingora::Result;
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
-use pingora::{ErrorType, OrErr as _, Result};
 use std::net::IpAddr;
 
 const X_FORWARDED_FOR: &str = "X-Forwarded-For";
@@ -15,6 +16,7 @@ const X_FORWARDED_PROTO: &str = "X-Forwarded-Proto";
 const X_FORWARDED_HOST: &str = "X-Forwarded-Host";
 const X_FORWARDED_PORT: &str = "X-Forwarded-Port";
 const X_REAL_IP: &str = "X-Real-IP";
+const PROXY: HeaderName = HeaderName::from_static("proxy");
 
 /// Our part of the header `Forwarded` (RFC 7239 section 4).
 fn forwarded(client: Option<IpAddr>, host: Option<&str>, https: bool) -> String {
@@ -39,13 +41,14 @@ impl HttpApp {
         let client = session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip());
         let https = session.digest().is_some_and(|d| d.ssl_digest.is_some());
         let trusted = client.is_some_and(|ip| self.trusted(ip));
-        if let Some(client) = client {
-            let text = client.to_canonical().to_string();
-            let chain = if trusted { request.headers.get(X_FORWARDED_FOR).and_then(|v| v.to_str().ok()) } else { None };
-            let own = HeaderValue::try_from(text.as_str());
-            let own = own.or_err(ErrorType::InternalError, "an address as a header's value")?;
-            match chain {
-                Some(chain) => request.insert_header(X_FORWARDED_FOR, format!("{chain}, {text}"))?,
+        // A connection of HTTP/1.1 has written it down once for all its requests.
+        let conn = session.as_downstream().stream().and_then(|s| (**s).as_any().downcast_ref::<Conn>());
+        let own = conn.and_then(Conn::client).cloned().or_else(|| conn::address(client?));
+        if let Some(own) = own {
+            let chain = if trusted { request.headers.get(X_FORWARDED_FOR) } else { None };
+            let chain = chain.and_then(|v| Some((v.to_str().ok()?, own.to_str().ok()?)));
+            match chain.map(|(chain, own)| format!("{chain}, {own}")) {
+                Some(chain) => request.insert_header(X_FORWARDED_FOR, chain)?,
                 None => request.insert_header(X_FORWARDED_FOR, own.clone())?,
             }
             if !trusted || !request.headers.contains_key(X_REAL_IP) {
@@ -80,7 +83,7 @@ impl HttpApp {
             request.remove_header(&FORWARDED);
         }
         // Some servers turn it into the environment's HTTP_PROXY.
-        request.remove_header("Proxy");
+        request.remove_header(&PROXY);
         Ok(())
     }
 }

@@ -74,6 +74,7 @@ async fn a_backend_sees_the_same_by_both_ways() {
         "GET /a/%2f/b?c=d&e HTTP/1.1\r\nHOST: h.localhost:80\r\nUser-Agent: x\r\nx-Many: 1\r\nX-many: 2\r\n",
         "DELETE /a HTTP/1.1\r\nHost: h.localhost\r\nX-Forwarded-For: 1.2.3.4\r\nForwarded: for=x\r\nProxy: http://x\r\n",
         "GET / HTTP/1.1\r\nAccept: */*\r\nHost: h.localhost\r\nConnection: Keep-Alive\r\nCookie: a=1; b=2\r\n",
+        "GET / HTTP/1.1\r\nHost: h.localhost\r\nConnection: close\r\n",
         "OPTIONS /a HTTP/1.1\r\nHost: H.localhost\r\nX-Odd: \u{e9}\r\n",
     ] {
         let short = raw(lab.http, &format!("{head}\r\n")).await;
