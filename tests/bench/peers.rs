@@ -68,7 +68,7 @@ impl Peers {
         let nginx = said(asked(self.debian("usr/sbin/nginx"), "-v"), 3);
         let envoy = Command::new(self.wheels.join("envoy/_bin/envoy")).arg("--version").output();
         let envoy = envoy.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
-        let envoy = envoy.lines().find(|l| l.contains("version")).and_then(|l| l.split('/').nth(1).map(str::to_owned));
+        let envoy = envoy.split_once("version: ").and_then(|(_, l)| l.split('/').nth(1).map(str::to_owned));
         vec![
             ("nginx", nginx.trim_start_matches("nginx version: ").to_owned()),
             ("haproxy", said(asked(self.debian("usr/sbin/haproxy"), "-v"), 3)),
