@@ -3,7 +3,9 @@
 //! The crate `mimalloc` asks for every block by `mi_malloc_aligned`, which for blocks of more than 128 bytes takes more
 //! memory than is needed and a slower way, there and when they are freed. What is asked of it here is an alignment that
 //! `mi_malloc` gives anyway for nearly everything, so that is called instead: a proxied request, which takes eighty
-//! blocks, costs a tenth less. This is the only place with `unsafe` in it: the trait cannot be implemented without.
+//! blocks, costs a tenth less. Nor does it ask the kernel for huge pages (feature `no_thp`): the buffers of connections
+//! that wait, of which little is ever used, would be there in full. This is the only place with `unsafe` in it: the
+//! trait cannot be implemented without.
 #![allow(unsafe_code)]
 
 use libmimalloc_sys::{
