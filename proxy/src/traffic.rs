@@ -6,7 +6,7 @@
 //! [`kept`] has; all others by Pingora's own way. Nothing here waits for the control plane.
 
 pub mod access;
-pub mod alarm;
+mod alarm;
 pub mod announced;
 pub mod checks;
 pub mod conn;

@@ -21,9 +21,9 @@ const USUAL: usize = 16;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Allocator;
 
-/// Whether `mi_malloc` gives this alignment by itself.
-const fn is_usual(layout: Layout) -> bool {
-    layout.align() <= USUAL && layout.align() <= layout.size()
+/// Whether `mi_malloc` gives this alignment to blocks of this size by itself.
+const fn is_usual(align: usize, size: usize) -> bool {
+    align <= USUAL && align <= size
 }
 
 // SAFETY: all memory comes from mimalloc and goes back to it; `mi_free` and `mi_realloc` take blocks of either way. A
@@ -34,7 +34,7 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: any size may be asked for, and an alignment that is a power of two, as layouts have it.
         unsafe {
-            match is_usual(layout) {
+            match is_usual(layout.align(), layout.size()) {
                 true => mi_malloc(layout.size()).cast(),
                 false => mi_malloc_aligned(layout.size(), layout.align()).cast(),
             }
@@ -45,7 +45,7 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as above.
         unsafe {
-            match is_usual(layout) {
+            match is_usual(layout.align(), layout.size()) {
                 true => mi_zalloc(layout.size()).cast(),
                 false => mi_zalloc_aligned(layout.size(), layout.align()).cast(),
             }
@@ -63,7 +63,7 @@ unsafe impl GlobalAlloc for Allocator {
         // SAFETY: the caller promises that the block is one of ours. The new size decides, as the new block has to be
         // aligned.
         unsafe {
-            match layout.align() <= USUAL && layout.align() <= size {
+            match is_usual(layout.align(), size) {
                 true => mi_realloc(block.cast(), size).cast(),
                 false => mi_realloc_aligned(block.cast(), size, layout.align()).cast(),
             }

@@ -1,5 +1,5 @@
-//! Endpoints: one address that requests can be sent to, and what is known of how it does. All of it is a few atomic
-//! numbers: a request that is counted waits for nobody.
+//! Endpoints: one address that requests can be sent to, what is known of how it does, and the connections to it that wait.
+//! What is known is a few atomic numbers: a request that is counted waits for nobody.
 
 use crate::traffic::kept::Kept;
 use std::hash::{DefaultHasher, Hash, Hasher};

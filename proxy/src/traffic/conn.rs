@@ -11,8 +11,8 @@ use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
-    UniqueIDType,
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest,
+    UniqueID, UniqueIDType,
 };
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -195,6 +195,11 @@ impl Conn {
         }
         self.ahead = ahead;
         Ok(())
+    }
+
+    /// Of a stream of Pingora's, which has lost the type.
+    pub fn of(stream: &Stream) -> Option<&Self> {
+        (**stream).as_any().downcast_ref()
     }
 
     /// Speaks HTTP/2.

@@ -4,8 +4,8 @@
 //! connection that waits.
 //!
 //! In: a request whose route has been found. Out: its answer has been sent, or it has to take Pingora's own way, which
-//! knows everything else. A request takes the short way only when nothing in its head is about the connection, so
-//! that nothing has to be taken out.
+//! knows everything else. A request takes the short way only when its head says nothing about the connection but whether
+//! it is kept, so that nothing else has to be taken out.
 
 use super::alarm::Alarm;
 use super::connect;
@@ -76,22 +76,14 @@ impl HttpApp {
 
     async fn connection(&self, endpoint: &Endpoint, ctx: &RequestState) -> Result<Connection> {
         let (address, time) = (endpoint.address, self.connect_timeout(ctx));
-        let failed = match tokio::time::timeout(time, connect::own(address, None)).await {
-            Ok(Ok(tcp)) => {
-                return Ok(Connection { stream: Box::new(Tcp::from(tcp)), alarm: Alarm::new(time) });
-            }
-            Ok(Err(error)) => {
-                let kind = match error.kind() {
-                    ErrorKind::ConnectionRefused => ErrorType::ConnectRefused,
-                    ErrorKind::TimedOut => ErrorType::ConnectTimedout,
-                    ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => ErrorType::ConnectNoRoute,
-                    _ => ErrorType::ConnectError,
-                };
-                Error::because(kind, format!("connecting to {address}"), error)
-            }
-            Err(_) => Error::explain(ErrorType::ConnectTimedout, format!("connecting to {address} within {time:?}")),
-        };
-        Err(failed.into_up())
+        let opened = tokio::time::timeout(time, connect::own(address, None)).await;
+        let tcp = opened.unwrap_or_else(|late| Err(late.into())).map_err(|error| {
+            // Of what else it can be, a client is told the same.
+            let late = error.kind() == ErrorKind::TimedOut;
+            let kind = if late { ErrorType::ConnectTimedout } else { ErrorType::ConnectError };
+            Error::because(kind, format!("connecting to {address}"), error).into_up()
+        })?;
+        Ok(Connection { stream: Box::new(Tcp::from(tcp)), alarm: Alarm::new(time) })
     }
 
     /// Sends the request, and passes the answer on as it comes.
@@ -129,15 +121,17 @@ impl HttpApp {
                 }
             };
             let is_head = matches!(task, HttpTask::Header(..));
+            let mut ended = task.is_end();
             let mut tasks = Vec::with_capacity(2);
-            let mut ended = self.passed(session, task, ctx, &mut tasks).await?;
+            tasks.push(self.filtered(session, task, ctx).await?);
             // The beginning of a body usually comes with the head, and goes on with it.
             if is_head
                 && !ended
                 && let Some(next) = tokio::task::unconstrained(backend.read_response_task()).now_or_never()
             {
                 let next = next.unwrap_or_else(|error| HttpTask::Failed(error.into_up()));
-                ended = self.passed(session, next, ctx, &mut tasks).await?;
+                ended = next.is_end();
+                tasks.push(self.filtered(session, next, ctx).await?);
             }
             if session.write_response_tasks(tasks).await? || ended {
                 break;
@@ -146,22 +140,15 @@ impl HttpApp {
         session.as_downstream_mut().finish_body().await.map_err(|e| e.into_down())
     }
 
-    /// Adds a part of the answer to those that go to the client; true for the last one.
-    async fn passed(
-        &self,
-        session: &mut Session,
-        mut task: HttpTask,
-        ctx: &mut RequestState,
-        tasks: &mut Vec<HttpTask>,
-    ) -> Result<bool> {
+    /// A part of the answer as the client is to get it.
+    async fn filtered(&self, session: &mut Session, mut task: HttpTask, ctx: &mut RequestState) -> Result<HttpTask> {
         let ended = task.is_end();
         if let HttpTask::Header(answer, _) = &mut task {
             self.upstream_response_filter(session, answer, ctx).await?;
             frame(answer, &session.req_header().method, ended)?;
             self.response_filter(session, answer, ctx).await?;
         }
-        tasks.push(task);
-        Ok(ended)
+        Ok(task)
     }
 }
 

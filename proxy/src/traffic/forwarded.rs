@@ -42,7 +42,7 @@ impl HttpApp {
         let https = session.digest().is_some_and(|d| d.ssl_digest.is_some());
         let trusted = client.is_some_and(|ip| self.trusted(ip));
         // A connection of HTTP/1.1 has written it down once for all its requests.
-        let conn = session.as_downstream().stream().and_then(|s| (**s).as_any().downcast_ref::<Conn>());
+        let conn = session.as_downstream().stream().and_then(Conn::of);
         let own = conn.and_then(Conn::client).cloned().or_else(|| conn::address(client?));
         if let Some(own) = own {
             let chain = if trusted { request.headers.get(X_FORWARDED_FOR) } else { None };

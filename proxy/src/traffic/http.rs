@@ -1,6 +1,6 @@
 //! What happens to a request: find its route, choose an endpoint, pass it on; try another endpoint where that is safe.
 //!
-//! The hot path takes no lock and looks up no more than a host and a path. A request is sent again only when the
+//! The hot path looks up no more than a host and a path, and takes no lock but that of an endpoint's kept connections. A request is sent again only when the
 //! endpoint cannot have acted on it (no connection came about), or when doing it twice is the same as once (an
 //! idempotent method) and no answer has begun.
 
@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 const COMPRESSION: u32 = 3;
 
 /// A client's connection is kept for further requests, as far as Pingora is concerned without end: [`Conn`] ends it.
-pub(super) const KEPT: Option<u64> = Some(0);
+pub(super) const KEPT: u64 = 0;
 
 /// The proxy application that Pingora drives.
 pub struct HttpApp {
@@ -189,7 +189,7 @@ impl ProxyHttp for HttpApp {
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<()> {
         let session = session.as_downstream_mut();
-        if let Some(conn) = session.stream().and_then(|s| (**s).as_any().downcast_ref::<Conn>()) {
+        if let Some(conn) = session.stream().and_then(Conn::of) {
             conn.head_done();
         }
         let request = session.req_header();
@@ -201,7 +201,7 @@ impl ProxyHttp for HttpApp {
         ctx.upgrade = session.is_upgrade_req();
         // This also honours `Connection: close`.
         let keep = session.get_keepalive().is_some() && lasting && !self.shared.closing.load(Ordering::Relaxed);
-        session.set_keepalive(KEPT.filter(|_| keep));
+        session.set_keepalive(keep.then_some(KEPT));
         let silence = if ctx.upgrade { self.limits.upgraded_timeout } else { self.limits.client_timeout };
         session.set_read_timeout(Some(silence));
         session.set_write_timeout(Some(silence));

@@ -10,7 +10,7 @@ use futures::FutureExt as _;
 use parking_lot::Mutex;
 use pingora::protocols::Stream;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt as _;
 
@@ -57,19 +57,7 @@ impl Kept {
         }
         idle.connections.push((connection, Instant::now()));
         if !std::mem::replace(&mut idle.swept, true) {
-            let endpoint = Arc::downgrade(endpoint);
-            tokio::spawn(async move {
-                loop {
-                    tokio::time::sleep(SWEEP).await;
-                    let Some(endpoint) = endpoint.upgrade() else { return };
-                    let mut idle = endpoint.kept.0.lock();
-                    idle.connections.retain_mut(|(connection, since)| since.elapsed() < time && is_quiet(connection));
-                    if idle.connections.is_empty() {
-                        idle.swept = false;
-                        return;
-                    }
-                }
-            });
+            tokio::spawn(sweep(Arc::downgrade(endpoint), time));
         }
     }
 
@@ -82,6 +70,20 @@ impl Kept {
 impl fmt::Debug for Kept {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} connections", self.0.lock().connections.len())
+    }
+}
+
+/// Drops what is closed or was not needed for `time`, until nothing is left.
+async fn sweep(endpoint: Weak<Endpoint>, time: Duration) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let Some(endpoint) = endpoint.upgrade() else { return };
+        let mut idle = endpoint.kept.0.lock();
+        idle.connections.retain_mut(|(connection, since)| since.elapsed() < time && is_quiet(connection));
+        if idle.connections.is_empty() {
+            idle.swept = false;
+            return;
+        }
     }
 }
 

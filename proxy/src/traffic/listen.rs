@@ -370,12 +370,12 @@ async fn http1(server: &Server, mut stream: Stream, draining: &ShutdownWatch) {
     loop {
         let mut session = ServerSession::new_http1(stream);
         match kept.take() {
-            None => session.set_keepalive(KEPT),
+            None => session.set_keepalive(Some(KEPT)),
             Some(settings) => pingora::apps::HttpPersistentSettings::apply_to_session(settings, &mut session),
         }
         let Some(reused) = server.proxy.process_new_http(session, draining).await else { return };
         (stream, kept) = reused.consume();
-        if let Some(conn) = (*stream).as_any().downcast_ref::<Conn>() {
+        if let Some(conn) = Conn::of(&stream) {
             conn.wait_for_next();
         }
     }

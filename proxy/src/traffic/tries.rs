@@ -15,7 +15,6 @@ use std::sync::Arc;
 impl HttpApp {
     /// The endpoint for a request: the one its client knows, or one by the Service's own way to choose.
     pub(super) fn choose(&self, session: &Session, ctx: &mut RequestState) -> Result<Arc<Endpoint>> {
-        ctx.at = None;
         let Some(upstream) = ctx.upstream() else {
             return Error::e_explain(ErrorType::InternalError, "a request without a route");
         };

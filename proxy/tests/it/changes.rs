@@ -169,8 +169,7 @@ async fn refused_connections_go_elsewhere_and_are_avoided() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shutdown_lets_requests_finish() {
     let a = Backend::start("a");
-    let mut lab = Lab::start(Limits::default());
-    lab.apply([service("a"), slice("a", a.address), ingress("i", &[("h.localhost", "/", "Prefix", "a", 80)])]);
+    let mut lab = Lab::leading_to(a.address, Limits::default());
     let mut idle = Client::connect(lab.http).await;
     assert_eq!(idle.get("h.localhost", "/").await.unwrap().0, StatusCode::OK);
     let mut busy = Client::connect(lab.http).await;

@@ -49,6 +49,14 @@ impl Lab {
         Self::start_with(limits, None)
     }
 
+    /// With a Service of one backend: HTTP/1.1 by the host h.localhost, HTTP/2 by h2c.localhost.
+    pub fn leading_to(backend: SocketAddr, limits: Limits) -> Self {
+        let mut lab = Self::start(limits);
+        let rules = [("h.localhost", "/", "Prefix", "a", 80), ("h2c.localhost", "/", "Prefix", "a", 81)];
+        lab.apply([service("a"), slice("a", backend), ingress("i", &rules)]);
+        lab
+    }
+
     /// With Gateways, whose sockets are opened on loopback.
     pub fn with_gateways(limits: Limits) -> Self {
         let mut lab = Self::start_with(limits, Some(IpAddr::V4(Ipv4Addr::LOCALHOST)));

@@ -8,9 +8,7 @@ use tokio::net::TcpStream;
 
 async fn lab(limits: Limits) -> (Lab, Backend) {
     let a = Backend::start("a");
-    let mut lab = Lab::start(limits);
-    lab.apply([service("a"), slice("a", a.address), ingress("i", &[("h.localhost", "/", "Prefix", "a", 80)])]);
-    (lab, a)
+    (Lab::leading_to(a.address, limits), a)
 }
 
 async fn answer_to(lab: &Lab, request: &[u8]) -> String {

@@ -100,11 +100,7 @@ async fn default_backend_and_rules_without_host() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn backends_learn_who_asked() {
     let a = Backend::start("a");
-    let simple = |lab: &mut Lab| {
-        lab.apply([service("a"), slice("a", a.address), ingress("i", &[("h.localhost", "/", "Prefix", "a", 80)])]);
-    };
-    let mut lab = Lab::start(Limits::default());
-    simple(&mut lab);
+    let lab = Lab::leading_to(a.address, Limits::default());
     let forged = [
         ("x-forwarded-for", "6.6.6.6"),
         ("x-real-ip", "6.6.6.6"),
@@ -131,8 +127,7 @@ async fn backends_learn_who_asked() {
 
     // Behind another proxy that we were told to trust.
     let trusting = Limits { trusted_proxies: vec!["127.0.0.0/8".parse().unwrap()], ..Limits::default() };
-    let mut lab = Lab::start(trusting);
-    simple(&mut lab);
+    let lab = Lab::leading_to(a.address, trusting);
     let mut client = Client::connect(lab.http).await;
     let (_, body, _) = client.send(Method::GET, "h.localhost", "/", &forged, Bytes::new()).await.unwrap();
     let headers = said(std::str::from_utf8(&body).unwrap())["headers"].clone();
@@ -143,16 +138,11 @@ async fn backends_learn_who_asked() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn http2_in_the_clear_on_both_sides() {
     let a = Backend::start("a");
-    let mut lab = Lab::start(Limits::default());
-    lab.apply([
-        service("a"),
-        slice("a", a.address),
-        ingress("i", &[("one.localhost", "/", "Prefix", "a", 80), ("two.localhost", "/", "Prefix", "a", 81)]),
-    ]);
+    let lab = Lab::leading_to(a.address, Limits::default());
     for (host, prior, downstream, upstream) in [
-        ("one.localhost", "--http2-prior-knowledge", "2", "HTTP/1.1"),
-        ("two.localhost", "--http2-prior-knowledge", "2", "HTTP/2.0"),
-        ("two.localhost", "--http1.1", "1.1", "HTTP/2.0"),
+        ("h.localhost", "--http2-prior-knowledge", "2", "HTTP/1.1"),
+        ("h2c.localhost", "--http2-prior-knowledge", "2", "HTTP/2.0"),
+        ("h2c.localhost", "--http1.1", "1.1", "HTTP/2.0"),
     ] {
         let url = format!("http://{}/x", lab.http);
         let (ok, out) = curl(&[prior, "-H", &format!("Host: {host}"), "-w", " %{http_version}", &url]).await;
@@ -195,8 +185,7 @@ async fn websockets_pass() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_arrive_whole() {
     let a = Backend::start("a");
-    let mut lab = Lab::start(Limits::default());
-    lab.apply([service("a"), slice("a", a.address), ingress("i", &[("h.localhost", "/", "Prefix", "a", 80)])]);
+    let lab = Lab::leading_to(a.address, Limits::default());
     let mut client = Client::connect(lab.http).await;
     for size in [0, 1, 100, 4096, 65_536, 5_000_000] {
         let body: Vec<u8> = (0..size).map(|i: u32| (i * 31 % 251) as u8).collect();
@@ -267,8 +256,8 @@ async fn backends_are_told_by_forwarded_too() {
         (true, false, Some("for=x, for=127.0.0.1;host=\"h.localhost\";proto=http")),
     ] {
         let trusted_proxies = if trusted { vec!["127.0.0.0/8".parse().unwrap()] } else { Vec::new() };
-        let mut lab = Lab::start(Limits { forwarded_header: always, trusted_proxies, ..Limits::default() });
-        lab.apply([service("a"), slice("a", a.address), ingress("i", &[("h.localhost", "/", "Prefix", "a", 80)])]);
+        let limits = Limits { forwarded_header: always, trusted_proxies, ..Limits::default() };
+        let lab = Lab::leading_to(a.address, limits);
         let headers = [("forwarded", "for=x")];
         let mut client = Client::connect(lab.http).await;
         let (_, body, _) = client.send(Method::GET, "h.localhost", "/", &headers, Bytes::new()).await.unwrap();
