@@ -54,6 +54,8 @@ pub fn open_many() -> Result<u64> {
 }
 
 fn causeway(listen: [SocketAddr; 2], [backend, grpc]: [SocketAddr; 2], dir: &Path) -> Result<()> {
+    // As in the program: without it libraries would look for another way to tell what they do.
+    tracing_subscriber::fmt().with_env_filter("info,pingora=warn,h2=warn").with_writer(std::io::stderr).init();
     drop(rustls::crypto::ring::default_provider().install_default());
     let shared = Arc::new(Shared::new()?);
     let settings = Settings { class: "causeway".to_owned(), default_class: true };

@@ -4,6 +4,8 @@
 
 use super::Limits;
 use super::alarm::Alarm;
+use super::cork::Corked;
+use super::io::{Io, Rewind};
 use async_trait::async_trait;
 use futures::FutureExt as _;
 use http::HeaderValue;
@@ -14,6 +16,7 @@ use pingora::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest,
     UniqueID, UniqueIDType,
 };
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
@@ -22,14 +25,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_rustls::server::TlsStream;
 
 /// What an HTTP/2 client says first.
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Small writes (a head and a short body) leave together.
-const WRITE_BUFFER: usize = 4096;
 
 /// Waiting for the first byte of the first request.
 const FIRST: u8 = 0;
@@ -45,7 +45,7 @@ const BODY: u8 = 2;
 /// A client's connection.
 #[derive(Debug)]
 pub struct Conn {
-    io: BufWriter<Io>,
+    io: Corked<Io>,
     /// Bytes that were read ahead and come first.
     ahead: Vec<u8>,
     h2: bool,
@@ -58,77 +58,6 @@ pub struct Conn {
     head_bytes: usize,
     alarm: Alarm,
     limits: Arc<Limits>,
-}
-
-#[derive(Debug)]
-enum Io {
-    Plain(Rewind),
-    Tls(Box<TlsStream<Rewind>>),
-}
-
-/// A connection some bytes of which have been read already: they come again.
-#[derive(Debug)]
-pub struct Rewind {
-    ahead: Vec<u8>,
-    stream: TcpStream,
-}
-
-impl Rewind {
-    /// Nothing was read.
-    pub fn new(stream: TcpStream) -> Self {
-        Self::with(stream, Vec::new())
-    }
-
-    /// These bytes were.
-    pub fn with(stream: TcpStream, ahead: Vec<u8>) -> Self {
-        Self { ahead, stream }
-    }
-
-    /// These bytes have been read from it and come again.
-    pub fn again(mut self, mut bytes: Vec<u8>) -> Self {
-        bytes.append(&mut self.ahead);
-        self.ahead = bytes;
-        self
-    }
-}
-
-impl AsyncRead for Rewind {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.ahead.is_empty() {
-            return Pin::new(&mut this.stream).poll_read(cx, buf);
-        }
-        let n = this.ahead.len().min(buf.remaining());
-        buf.put_slice(&this.ahead[..n]);
-        this.ahead.drain(..n);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Rewind {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
 }
 
 impl Conn {
@@ -153,7 +82,7 @@ impl Conn {
         // A cell that is new is empty.
         let _ = socket.peer_addr.set(Some(PingoraAddr::Inet(peer)));
         Self {
-            io: BufWriter::with_capacity(WRITE_BUFFER, io),
+            io: Corked::new(io),
             ahead: Vec::new(),
             h2: false,
             tls,
@@ -189,6 +118,7 @@ impl Conn {
         if self.h2 {
             // From here on HTTP/2 has its own idle time-out and limits.
             self.phase.store(BODY, Ordering::Relaxed);
+            self.io.put_off();
         } else {
             // What is read again counts again.
             self.head_bytes = 0;
@@ -243,7 +173,7 @@ impl Conn {
     /// Answers without Pingora, as far as the socket takes it at once.
     fn refuse(&mut self, cx: &mut Context<'_>, answer: &[u8]) {
         if Pin::new(&mut self.io).poll_write(cx, answer).is_ready() {
-            let _ = Pin::new(&mut self.io).poll_flush(cx);
+            let _ = self.io.poll_send(cx);
         }
     }
 }
@@ -251,15 +181,6 @@ impl Conn {
 /// An address as the value of a header.
 pub fn address(ip: IpAddr) -> Option<HeaderValue> {
     HeaderValue::try_from(ip.to_canonical().to_string()).ok()
-}
-
-impl Io {
-    fn tcp(&self) -> &TcpStream {
-        match self {
-            Self::Plain(stream) => &stream.stream,
-            Self::Tls(stream) => &stream.get_ref().0.stream,
-        }
-    }
 }
 
 impl AsyncRead for Conn {
@@ -330,65 +251,11 @@ impl AsyncWrite for Conn {
     }
 }
 
-impl AsyncRead for Io {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Tls(stream) => match ready!(Pin::new(stream).poll_read(cx, buf)) {
-                // Many clients close without a TLS goodbye; HTTP has its own framing.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
-                other => Poll::Ready(other),
-            },
-        }
-    }
-}
-
-impl AsyncWrite for Io {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
-        }
-    }
-}
-
 impl Drop for Conn {
     fn drop(&mut self) {
         // What Pingora wrote last may still be in the buffer; the socket usually takes it at once.
-        if !self.io.buffer().is_empty() {
-            let _ = self.io.flush().now_or_never();
+        if !self.io.is_empty() {
+            let _ = poll_fn(|cx| self.io.poll_send(cx)).now_or_never();
         }
     }
 }

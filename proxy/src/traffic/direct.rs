@@ -1,28 +1,33 @@
-//! The short way of a request to a backend and of the answer back: for requests without a body to backends that speak
-//! HTTP/1.1 in clear text, which is most of what an ingress does. It reads and writes with Pingora's HTTP/1.1, but
-//! needs neither channels between two halves, as nothing goes up while the answer comes down, nor a task for each
-//! connection that waits.
+//! The short way of a request to a backend and of the answer back: for requests without a body, or with a small one, to
+//! backends that speak HTTP/1.1 in clear text, which is most of what an ingress does. It reads and writes with Pingora's
+//! HTTP/1.1, but needs neither channels between two halves, as nothing goes up while the answer comes down, nor a task for
+//! each connection that waits.
 //!
 //! In: a request whose route has been found. Out: its answer has been sent, or it has to take Pingora's own way, which
 //! knows everything else. A request takes the short way only when its head says nothing about the connection but whether
-//! it is kept, so that nothing else has to be taken out.
+//! it is kept, so that nothing else has to be taken out. Its body has been read as a whole before a backend hears of it.
 
 use super::alarm::Alarm;
 use super::connect;
 use super::http::{HttpApp, RequestState, authority};
 use super::kept::{Connection, Kept};
+use super::link::Link;
+use super::policy;
 use crate::route::upstream::Protocol;
 use crate::route::{Endpoint, Route};
+use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
 use http::{HeaderName, HeaderValue, Method, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::HttpTask;
 use pingora::protocols::http::v1::client::HttpSession;
-use pingora::protocols::l4::stream::Stream as Tcp;
 use pingora::proxy::{ProxyHttp, Session};
 use pingora::{Error, ErrorType, OrErr as _, Result};
 use std::future::poll_fn;
 use std::io::ErrorKind;
+
+/// Bodies of requests that are read as a whole, in bytes at most.
+const SMALL: usize = 64 * 1024;
 
 impl HttpApp {
     /// Answers a request by the short way, if it may take it: then `true`.
@@ -30,13 +35,18 @@ impl HttpApp {
         if !ctx.route.as_ref().is_some_and(|route| is_simple(route))
             || !ctx.upstream().is_some_and(|u| u.key.protocol() == Protocol::Http1 && u.announce().is_none())
             || ctx.copies.is_some()
-            || !session.is_body_empty()
             || !is_plain(session.req_header())
         {
             return Ok(false);
         }
+        let length = match body_length(session.req_header()) {
+            Some(length) if length <= SMALL => length,
+            None if session.is_body_empty() => 0,
+            _ => return Ok(false),
+        };
+        let body = if length == 0 { Bytes::new() } else { body(session, ctx, length).await? };
         loop {
-            match self.exchange(session, ctx).await {
+            match self.exchange(session, &body, ctx).await {
                 Ok(()) => return Ok(true),
                 Err(error) if error.retry() => {}
                 Err(error) => return Err(error),
@@ -45,9 +55,9 @@ impl HttpApp {
     }
 
     /// One try at one endpoint.
-    async fn exchange(&self, session: &mut Session, ctx: &mut RequestState) -> Result<()> {
+    async fn exchange(&self, session: &mut Session, body: &Bytes, ctx: &mut RequestState) -> Result<()> {
         let endpoint = self.choose(session, ctx)?;
-        let (Connection { stream, mut alarm }, reused) = match endpoint.kept.take() {
+        let (Connection { mut link, mut alarm }, reused) = match endpoint.kept.take() {
             Some(connection) => (connection, true),
             None => match self.connection(&endpoint, ctx).await {
                 Ok(connection) => (connection, false),
@@ -59,13 +69,16 @@ impl HttpApp {
             },
         };
         endpoint.succeeded();
-        let mut backend = HttpSession::new(stream);
+        if !body.is_empty() {
+            link.body_follows();
+        }
+        let mut backend = HttpSession::new(link);
         backend.write_timeout = Some(self.silence(ctx).1);
-        match self.relay(session, &mut backend, &mut alarm, ctx).await {
+        match self.relay(session, &mut backend, body, &mut alarm, ctx).await {
             Ok(()) => {
                 backend.respect_keepalive();
-                if let Some(stream) = backend.reuse().await {
-                    let connection = Connection { stream, alarm };
+                if let Some(link) = backend.reuse().await.and_then(Link::back) {
+                    let connection = Connection { link, alarm };
                     Kept::put(&endpoint, connection, self.limits().upstream_pool, self.limits().upstream_idle);
                 }
                 Ok(())
@@ -83,7 +96,7 @@ impl HttpApp {
             let kind = if late { ErrorType::ConnectTimedout } else { ErrorType::ConnectError };
             Error::because(kind, format!("connecting to {address}"), error).into_up()
         })?;
-        Ok(Connection { stream: Box::new(Tcp::from(tcp)), alarm: Alarm::new(time) })
+        Ok(Connection { link: Box::new(Link::new(tcp)), alarm: Alarm::new(time) })
     }
 
     /// Sends the request, and passes the answer on as it comes.
@@ -91,6 +104,7 @@ impl HttpApp {
         &self,
         session: &mut Session,
         backend: &mut HttpSession,
+        body: &Bytes,
         alarm: &mut Alarm,
         ctx: &mut RequestState,
     ) -> Result<()> {
@@ -105,6 +119,9 @@ impl HttpApp {
         request.remove_header(&header::CONNECTION);
         self.upstream_request_filter(session, &mut request, ctx).await?;
         backend.write_request_header(Box::new(request)).await.map_err(|e| e.into_up())?;
+        if !body.is_empty() {
+            backend.write_body(body).await.map_err(|e| e.into_up())?;
+        }
         let silence = self.silence(ctx).0;
         loop {
             alarm.set(silence);
@@ -152,31 +169,59 @@ impl HttpApp {
     }
 }
 
+/// How long the body is, in bytes, as the request's head says.
+fn body_length(request: &RequestHeader) -> Option<usize> {
+    request.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// All of the body.
+async fn body(session: &mut Session, ctx: &mut RequestState, length: usize) -> Result<Bytes> {
+    let client = session.as_downstream_mut();
+    let mut whole = BytesMut::new();
+    let mut only = None;
+    // To its very end: HTTP/2 may say behind the last byte that it was the last.
+    while let Some(part) = client.read_request_body().await.map_err(|e| e.into_down())? {
+        policy::count_body(ctx, part.len())?;
+        if part.len() == length {
+            only = Some(part);
+        } else {
+            whole.extend_from_slice(&part);
+        }
+    }
+    match only {
+        Some(only) if whole.is_empty() => Ok(only),
+        None if whole.len() == length => Ok(whole.freeze()),
+        _ => {
+            Err(Error::explain(ErrorType::ConnectionClosed, "the request's body is not as long as it says").into_down())
+        }
+    }
+}
+
 /// Nothing in the route is about time or further tries.
 fn is_simple(route: &Route) -> bool {
     route.retry.is_none() && route.timeouts.request.is_none() && route.timeouts.backend.is_none()
 }
 
-/// A request that can be passed on as it is: twice is the same as once, its target is a path, and it says nothing about
-/// the connection (RFC 9110 section 7.6.1) or about a body.
+/// A request that can be passed on as it is: its target is a path, and it says nothing about the connection (RFC 9110
+/// section 7.6.1) and of a body no more than its length.
 fn is_plain(request: &RequestHeader) -> bool {
     let by_header = match request.version {
         Version::HTTP_11 if request.uri.authority().is_none() && request.raw_path().starts_with(b"/") => true,
         Version::HTTP_2 => request.uri.authority().is_none(),
         _ => return false,
     };
-    if !request.method.is_idempotent() {
+    if request.method == Method::CONNECT {
         return false;
     }
-    let mut hosts = 0;
+    let (mut hosts, mut lengths) = (0, 0);
     for (name, value) in &request.headers {
         match *name {
             header::HOST => hosts += 1,
+            header::CONTENT_LENGTH => lengths += 1,
             // Which of the two it is has been heeded, and is not passed on.
             header::CONNECTION
                 if [&b"keep-alive"[..], b"close"].iter().any(|o| value.as_bytes().eq_ignore_ascii_case(o)) => {}
             header::CONNECTION
-            | header::CONTENT_LENGTH
             | header::EXPECT
             | header::PROXY_AUTHENTICATE
             | header::PROXY_AUTHORIZATION
@@ -188,7 +233,7 @@ fn is_plain(request: &RequestHeader) -> bool {
             _ => {}
         }
     }
-    authority(request).is_some_and(|a| !a.contains(&b'@')) && hosts == usize::from(by_header)
+    authority(request).is_some_and(|a| !a.contains(&b'@')) && hosts == usize::from(by_header) && lengths < 2
 }
 
 /// Those without a name in the crate.

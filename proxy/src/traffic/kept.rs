@@ -5,10 +5,10 @@
 //! endpoint closed, or what was not needed for too long, is dropped within about a second.
 
 use super::alarm::Alarm;
+use super::link::Link;
 use crate::route::Endpoint;
 use futures::FutureExt as _;
 use parking_lot::Mutex;
-use pingora::protocols::Stream;
 use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ const SWEEP: Duration = Duration::from_secs(1);
 
 /// A connection, and what ends a wait for its endpoint.
 pub(super) struct Connection {
-    pub(super) stream: Stream,
+    pub(super) link: Box<Link>,
     pub(super) alarm: Alarm,
 }
 
@@ -90,7 +90,7 @@ async fn sweep(endpoint: Weak<Endpoint>, time: Duration) {
 /// Whether a connection is open and says nothing. What speaks unasked is not to be trusted with a request.
 fn is_quiet(connection: &mut Connection) -> bool {
     // Without the budget of the task, which would make it seem quiet.
-    tokio::task::unconstrained(connection.stream.read(&mut [0])).now_or_never().is_none()
+    tokio::task::unconstrained(connection.link.read(&mut [0])).now_or_never().is_none()
 }
 
 #[cfg(test)]
@@ -105,8 +105,7 @@ mod tests {
     async fn pair(listener: &TcpListener) -> (Connection, TcpStream) {
         let ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let theirs = listener.accept().await.unwrap().0;
-        let stream = Box::new(pingora::protocols::l4::stream::Stream::from(ours));
-        (Connection { stream, alarm: Alarm::new(LONG) }, theirs)
+        (Connection { link: Box::new(Link::new(ours)), alarm: Alarm::new(LONG) }, theirs)
     }
 
     /// Until the runtime has been told by the kernel.

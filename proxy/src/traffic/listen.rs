@@ -1,7 +1,8 @@
 //! Accept loops, and the end of them: connections come in while the token lives, then drain within a deadline.
 
-use super::conn::{Conn, Rewind};
+use super::conn::Conn;
 use super::http::{HttpApp, KEPT};
+use super::io::Rewind;
 use super::sni::Ready;
 use super::{Limits, announced, fronts, raw, sni, tls};
 use crate::config::{Shared, Socket};

@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 const LONG_WAY: (&str, &str) = ("keep-alive", "timeout=5");
 
-/// The heads that a backend was sent, with the number of the connection.
+/// The requests that a backend was sent, with the number of the connection.
 type Heads = Arc<parking_lot::Mutex<Vec<(usize, String)>>>;
 
 /// A backend that answers with these bytes, by the path, and closes the connection after those that end with a stop.
@@ -35,9 +35,17 @@ fn backend(answer: fn(&str) -> (&'static str, bool)) -> (SocketAddr, Heads) {
                         let Ok(byte) = stream.read_u8().await else { return };
                         head.push(byte);
                     }
-                    let head = String::from_utf8(head).unwrap();
-                    let (bytes, closes) = answer(head.split(' ').nth(1).unwrap());
-                    all.lock().push((number, head));
+                    let mut request = String::from_utf8(head).unwrap();
+                    let (bytes, closes) = answer(request.split(' ').nth(1).unwrap());
+                    let lower = request.to_lowercase();
+                    if let Some(length) = lower.lines().find_map(|l| l.strip_prefix("content-length: ")) {
+                        let mut body = vec![0; length.parse().unwrap()];
+                        if stream.read_exact(&mut body).await.is_err() {
+                            request.push_str("half a body");
+                        }
+                        request.push_str(&String::from_utf8(body).unwrap());
+                    }
+                    all.lock().push((number, request));
                     if stream.write_all(bytes.as_bytes()).await.is_err() || closes {
                         return;
                     }
@@ -74,9 +82,16 @@ async fn a_backend_sees_the_same_by_both_ways() {
         "GET / HTTP/1.1\r\nAccept: */*\r\nHost: h.localhost\r\nConnection: Keep-Alive\r\nCookie: a=1; b=2\r\n",
         "GET / HTTP/1.1\r\nHost: h.localhost\r\nConnection: close\r\n",
         "OPTIONS /a HTTP/1.1\r\nHost: H.localhost\r\nX-Odd: \u{e9}\r\n",
+        "POST / HTTP/1.1\r\nHost: h.localhost\r\nContent-Length: 0\r\n",
+        "POST / HTTP/1.1\r\nHost: h.localhost\r\nContent-Length: 9\r\nContent-Type: text/plain\r\n",
+        "PATCH /a?b HTTP/1.1\r\nContent-Length: 65536\r\nHost: h.localhost\r\n",
+        "GET / HTTP/1.1\r\nHost: h.localhost\r\nContent-Length: 00020000\r\n",
+        "X-OWN / HTTP/1.1\r\nHost: h.localhost\r\nContent-Length: 1\r\n",
     ] {
-        let short = raw(lab.http, &format!("{head}\r\n")).await;
-        let long = raw(lab.http, &format!("{head}{}: {}\r\n\r\n", LONG_WAY.0, LONG_WAY.1)).await;
+        let length = head.split("Content-Length: ").nth(1).and_then(|l| l.lines().next()?.parse().ok());
+        let body: String = ('a'..='z').cycle().take(length.unwrap_or(0)).collect();
+        let short = raw(lab.http, &format!("{head}\r\n{body}")).await;
+        let long = raw(lab.http, &format!("{head}{}: {}\r\n\r\n{body}", LONG_WAY.0, LONG_WAY.1)).await;
         let without_date = |answer: &str| {
             answer.split("\r\n").filter(|l| !l.starts_with("Date:")).map(str::to_owned).collect::<Vec<_>>()
         };
@@ -86,10 +101,10 @@ async fn a_backend_sees_the_same_by_both_ways() {
         // Each way keeps connections of its own, and all requests use them.
         assert_eq!((sent[0].0, sent[1].0), (0, 1), "{head}");
         assert_eq!(sent[0].1, sent[1].1, "{head}");
+        assert!(sent[0].1.ends_with(&format!("\r\n\r\n{body}")), "{head}");
     }
-    // What may not be done twice, and what is not quite usual, goes the long way.
+    // What is not quite usual goes the long way.
     for head in [
-        "POST / HTTP/1.1\r\nHost: h.localhost\r\nContent-Length: 0\r\n",
         "GET http://h.localhost/a HTTP/1.1\r\nHost: h.localhost\r\n",
         "GET / HTTP/1.1\r\nHost: h.localhost\r\nTE: trailers\r\n",
         "GET / HTTP/1.1\r\nHost: h.localhost\r\nConnection: x-own\r\nX-Own: 1\r\n",
@@ -100,6 +115,49 @@ async fn a_backend_sees_the_same_by_both_ways() {
         assert_eq!(sent.iter().map(|s| s.0).collect::<Vec<_>>(), [1], "{head}");
         assert!(!sent[0].1.to_lowercase().contains("x-own"), "{head}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_come_as_a_whole_or_not_at_all() {
+    let (address, heads) = backend(|_| ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", false));
+    let limits = Limits { client_timeout: Duration::from_secs(1), ..Limits::default() };
+    let lab = Lab::leading_to(address, limits);
+    // In parts, and with the next request behind it.
+    let mut client = TcpStream::connect(lab.http).await.unwrap();
+    for part in ["POST /1 HTTP/1.1\r\nHost: h.localhost\r\nContent-Length: 6\r\n\r\nab", "c", "def"] {
+        client.write_all(part.as_bytes()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(heads.lock().len(), usize::from(part == "def"), "not before all of it is here");
+    }
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"ok") {
+        assert!(client.read_buf(&mut answer).await.unwrap() > 0);
+    }
+    assert!(heads.lock()[0].1.ends_with("\r\n\r\nabcdef"));
+    // The client says no more: it is told so, and nobody else.
+    client.write_all(b"PUT /2 HTTP/1.1\r\nHost: h.localhost\r\nContent-Length: 6\r\n\r\nab").await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(PATIENCE, client.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    let mut client = TcpStream::connect(lab.http).await.unwrap();
+    client.write_all(b"PUT /3 HTTP/1.1\r\nHost: h.localhost\r\nContent-Length: 6\r\n\r\nab").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(PATIENCE, client.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(!answer.contains(" 200 "), "{answer}");
+    assert_eq!(heads.lock().len(), 1);
+    // What is too large for it goes on as it comes, by the other way.
+    let large = "x".repeat(100_000);
+    let head = format!("POST /4 HTTP/1.1\r\nHost: h.localhost\r\nContent-Length: {}\r\n\r\n", large.len());
+    raw(lab.http, &format!("{head}{large}")).await;
+    let sent = heads.lock().clone();
+    assert_eq!(sent.iter().map(|s| s.0).collect::<Vec<_>>(), [0, 1]);
+    assert!(sent[1].1.ends_with(&large));
+    let url = format!("http://{}/5", lab.http);
+    let (ok, out) = curl(&["--http2-prior-knowledge", "-H", "Host: h.localhost", "-d", "body", &url]).await;
+    assert!(ok && out.ends_with("ok"), "{out}");
+    let sent = heads.lock().clone();
+    assert!(sent[2].0 == 0 && sent[2].1.ends_with("\r\n\r\nbody"), "{:?}", sent[2]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
