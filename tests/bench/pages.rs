@@ -21,6 +21,9 @@ pub fn write(docs: &Path, report: &Report, parts: &[String]) -> Result<()> {
             "ingress" => ingress(docs, result)?,
             "websockets" => websockets(result)?,
             "routes" => routes(result)?,
+            "programming" => programming(result)?,
+            "startup" => startup(result)?,
+            "store" => store(result)?,
             _ => continue,
         };
         replace(&file, &format!("bench {part}"), &format!("{}{text}", taken(report.part("machine"), result)))?;
@@ -78,6 +81,67 @@ fn ingress(docs: &Path, result: &Value) -> Result<String> {
     table("Memory (RSS) after it, MiB", &|of| number(&of["rssMiB"]["median"]).map(short))?;
     writeln!(page, "![CPU time a request, ratio to nginx](bench/ingress.svg)")?;
     bars(&docs.join("bench/ingress.svg"), result).context("drawing bench/ingress.svg")?;
+    Ok(page)
+}
+
+fn programming(result: &Value) -> Result<String> {
+    let mut page = String::from(
+        "| | sent: p50 | p99 | acknowledged: p50 | p99 | the write: p50 | p99 | probes without answer |\n|---|---|---|---|---|---|---|---|\n",
+    );
+    for (name, title) in [
+        ("serviceAddress", "service address (nftables), TCP from the node"),
+        ("dns", "cluster DNS, headless Service"),
+        ("ingress", "ingress"),
+        (
+            "podReadyToServiceAddress",
+            "pod's readiness gate → kubelet → EndpointSlice controller → service address: ready",
+        ),
+        ("podUnreadyToServiceAddress", "the same: not ready"),
+    ] {
+        let of = &result[name];
+        let times = ["sinceSentMilliseconds", "sinceAcknowledgedMilliseconds", "writeMilliseconds"]
+            .iter()
+            .flat_map(|kind| ["p50", "p99"].map(|figure| number(&of[kind][figure])))
+            .map(|cell| cell.map_or_else(|| "–".to_owned(), short));
+        let times = times.collect::<Vec<_>>().join(" | ");
+        writeln!(page, "| {title} | {times} | {} |", of["probesWithoutAnswer"])?;
+    }
+    Ok(page)
+}
+
+fn startup(result: &Value) -> Result<String> {
+    let mut page = format!("Median (range) of {} starts.\n\n| | |\n|---|---|\n", result["rounds"]);
+    for (name, title, unit) in [
+        ("secondsToApiReady", "`causeway up --detach` to the API ready", "s"),
+        ("secondsToEverythingReady", "to everything ready (1 node)", "s"),
+        ("secondsToLoadTheImage", "an image of 2 MB loaded", "s"),
+        ("secondsFromApplyToFirst200", "from the deployment applied to the first 200 through the ingress", "s"),
+        ("secondsFromUpToFirst200", "from `up` to the first 200", "s"),
+        ("idleMiB", "memory of the whole server process after 15 s idle", "MiB"),
+        ("idleAnonymousMiB", "of that, without files", "MiB"),
+        ("containerdIdleMiB", "its containerd", "MiB"),
+        ("shimsIdleMiB", "the pod's shim", "MiB"),
+    ] {
+        let figure = |which: &str| number(&result[name][which]).map_or_else(|| "–".to_owned(), short);
+        writeln!(page, "| {title} | {} {unit} ({}–{}) |", figure("median"), figure("min"), figure("max"))?;
+    }
+    Ok(page)
+}
+
+fn store(result: &Value) -> Result<String> {
+    let mut page = String::from(
+        "| records of 1 KiB, each synced before the next | a second (range) | to the file |\n|---|---|---|\n",
+    );
+    for (name, title, ratio) in [
+        ("appendAndFdatasyncPerSecond", "one file, appended to and synced", None),
+        ("oneWriterPerSecond", "the store, one writer", Some("oneWriterToAppend")),
+        ("sixteenWritersPerSecond", "the store, sixteen writers, who share syncs", Some("sixteenWritersToAppend")),
+    ] {
+        let of = &result[name];
+        let figure = |which: &str| number(&of[which]).map(group).unwrap_or_default();
+        let ratio = ratio.map_or(Some(1.0), |name| number(&result[name])).map(short).unwrap_or_default();
+        writeln!(page, "| {title} | {} ({}–{}) | {ratio} |", figure("median"), figure("min"), figure("max"))?;
+    }
     Ok(page)
 }
 

@@ -26,7 +26,7 @@ use pingora::{Error, ErrorType, OrErr as _, Result};
 use std::future::poll_fn;
 use std::io::ErrorKind;
 
-/// Bodies of requests that are read as a whole, in bytes at most.
+/// Bodies of requests that are read as a whole, in bytes at most: as much as Pingora remembers of one for another try.
 const SMALL: usize = 64 * 1024;
 
 impl HttpApp {
