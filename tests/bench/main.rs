@@ -4,7 +4,7 @@
 //! `debian_peers.sh` and `wheels.sh`, wrk and h2load. Out: a table on the terminal, `target/bench/results.json`, and of some
 //! parts tables and plots in `docs/`. Parts that are not asked for keep their former results in that file. Run as
 //! `bench [--rounds N] [--seconds N] [PART…]` with the parts `startup`, `programming`, `ingress`, `websockets`, `routes` and
-//! `store`.
+//! `store`; `bench pages [PART…]` writes the tables anew from `results.json`.
 
 mod ingress;
 mod load;
@@ -47,6 +47,7 @@ fn main() -> ExitCode {
         // Processes of the comparison, pinned to a core by whoever starts them.
         Some("serve") => servers::run(&args[1..]),
         Some("load") => load::run(&args[1..]),
+        Some("pages") => again(&args[1..]),
         _ => run(&args),
     };
     match outcome {
@@ -94,7 +95,17 @@ fn run(args: &[String]) -> Result<()> {
         report.save()?;
     }
     report.print();
-    pages::write(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs"), &report, &options.parts)
+    pages::write(&docs(), &report, &options.parts)
+}
+
+/// Writes the tables of these parts anew from the results that are there.
+fn again(args: &[String]) -> Result<()> {
+    let options = options(args)?;
+    pages::write(&docs(), &Report::open(&options.out.join("results.json"))?, &options.parts)
+}
+
+fn docs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs")
 }
 
 fn options(args: &[String]) -> Result<Options> {
