@@ -23,8 +23,7 @@ pub fn write(docs: &Path, report: &Report, parts: &[String]) -> Result<()> {
             "routes" => routes(result)?,
             "programming" => programming(result)?,
             "startup" => startup(result)?,
-            "store" => store(result)?,
-            _ => continue,
+            _ => store(result)?,
         };
         replace(&file, &format!("bench {part}"), &format!("{}{text}", taken(report.part("machine"), result)))?;
     }
@@ -49,6 +48,16 @@ fn taken(machine: &Value, result: &Value) -> String {
 
 fn number(value: &Value) -> Option<f64> {
     value.as_f64()
+}
+
+/// A figure, or that there is none.
+fn cell(value: &Value) -> String {
+    number(value).map_or_else(|| "–".to_owned(), short)
+}
+
+/// The middle one and the range of several.
+fn spread(of: &Value, unit: &str) -> String {
+    format!("{}{unit} ({}–{})", cell(&of["median"]), cell(&of["min"]), cell(&of["max"]))
 }
 
 fn ingress(docs: &Path, result: &Value) -> Result<String> {
@@ -104,8 +113,7 @@ fn programming(result: &Value) -> Result<String> {
         let of = &result[name];
         let times = ["sinceSentMilliseconds", "sinceAcknowledgedMilliseconds", "writeMilliseconds"]
             .iter()
-            .flat_map(|kind| ["p50", "p99"].map(|figure| number(&of[kind][figure])))
-            .map(|cell| cell.map_or_else(|| "–".to_owned(), short));
+            .flat_map(|kind| ["p50", "p99"].map(|figure| cell(&of[kind][figure])));
         let times = times.collect::<Vec<_>>().join(" | ");
         writeln!(page, "| {title} | {times} | {} |", of["probesWithoutAnswer"])?;
     }
@@ -115,18 +123,17 @@ fn programming(result: &Value) -> Result<String> {
 fn startup(result: &Value) -> Result<String> {
     let mut page = format!("Median (range) of {} starts.\n\n| | |\n|---|---|\n", result["rounds"]);
     for (name, title, unit) in [
-        ("secondsToApiReady", "`causeway up --detach` to the API ready", "s"),
-        ("secondsToEverythingReady", "to everything ready (1 node)", "s"),
-        ("secondsToLoadTheImage", "an image of 2 MB loaded", "s"),
-        ("secondsFromApplyToFirst200", "from the deployment applied to the first 200 through the ingress", "s"),
-        ("secondsFromUpToFirst200", "from `up` to the first 200", "s"),
-        ("idleMiB", "memory of the whole server process after 15 s idle", "MiB"),
-        ("idleAnonymousMiB", "of that, without files", "MiB"),
-        ("containerdIdleMiB", "its containerd", "MiB"),
-        ("shimsIdleMiB", "the pod's shim", "MiB"),
+        ("secondsToApiReady", "`causeway up --detach` to the API ready", " s"),
+        ("secondsToEverythingReady", "to everything ready (1 node)", " s"),
+        ("secondsToLoadTheImage", "an image of 2 MB loaded", " s"),
+        ("secondsFromApplyToFirst200", "from the deployment applied to the first 200 through the ingress", " s"),
+        ("secondsFromUpToFirst200", "from `up` to the first 200", " s"),
+        ("idleMiB", "memory of the whole server process after 15 s idle", " MiB"),
+        ("idleAnonymousMiB", "of that, without files", " MiB"),
+        ("containerdIdleMiB", "its containerd", " MiB"),
+        ("shimsIdleMiB", "the pod's shim", " MiB"),
     ] {
-        let figure = |which: &str| number(&result[name][which]).map_or_else(|| "–".to_owned(), short);
-        writeln!(page, "| {title} | {} {unit} ({}–{}) |", figure("median"), figure("min"), figure("max"))?;
+        writeln!(page, "| {title} | {} |", spread(&result[name], unit))?;
     }
     Ok(page)
 }
@@ -140,10 +147,8 @@ fn store(result: &Value) -> Result<String> {
         ("oneWriterPerSecond", "the store, one writer", Some("oneWriterToAppend")),
         ("sixteenWritersPerSecond", "the store, sixteen writers, who share syncs", Some("sixteenWritersToAppend")),
     ] {
-        let of = &result[name];
-        let figure = |which: &str| number(&of[which]).map(group).unwrap_or_default();
-        let ratio = ratio.map_or(Some(1.0), |name| number(&result[name])).map(short).unwrap_or_default();
-        writeln!(page, "| {title} | {} ({}–{}) | {ratio} |", figure("median"), figure("min"), figure("max"))?;
+        let ratio = ratio.map_or_else(|| short(1.0), |name| cell(&result[name]));
+        writeln!(page, "| {title} | {} | {ratio} |", spread(&result[name], ""))?;
     }
     Ok(page)
 }
@@ -163,7 +168,6 @@ fn routes(result: &Value) -> Result<String> {
     let mut page = String::from(
         "| routes | requests/s, ratio to 10 routes (range of rounds) | a change is followed, ms: p50 / p99 | the table alone, ms: p50 / p99 | bytes a route, objects included |\n|---|---|---|---|---|\n",
     );
-    let cell = |value: &Value| number(value).map_or_else(|| "–".to_owned(), short);
     let pair = |of: &Value| format!("{} / {}", cell(&of["p50"]), cell(&of["p99"]));
     let times = |of: &Value| format!("{} | {}", pair(&of["followedMilliseconds"]), pair(&of["tableMilliseconds"]));
     for size in ["10", "1000", "10000", "100000"] {

@@ -27,7 +27,7 @@ use std::future::poll_fn;
 use std::io::ErrorKind;
 
 /// Bodies of requests that are read as a whole, in bytes at most: as much as Pingora remembers of one for another try.
-const SMALL: usize = 64 * 1024;
+const SMALL: u64 = 64 * 1024;
 
 impl HttpApp {
     /// Answers a request by the short way, if it may take it: then `true`.
@@ -39,7 +39,7 @@ impl HttpApp {
         {
             return Ok(false);
         }
-        let length = match body_length(session.req_header()) {
+        let length = match policy::body_length(session.req_header()) {
             Some(length) if length <= SMALL => length,
             None if session.is_body_empty() => 0,
             _ => return Ok(false),
@@ -169,32 +169,20 @@ impl HttpApp {
     }
 }
 
-/// How long the body is, in bytes, as the request's head says.
-fn body_length(request: &RequestHeader) -> Option<usize> {
-    request.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
 /// All of the body.
-async fn body(session: &mut Session, ctx: &mut RequestState, length: usize) -> Result<Bytes> {
+async fn body(session: &mut Session, ctx: &mut RequestState, length: u64) -> Result<Bytes> {
     let client = session.as_downstream_mut();
     let mut whole = BytesMut::new();
-    let mut only = None;
     // To its very end: HTTP/2 may say behind the last byte that it was the last.
     while let Some(part) = client.read_request_body().await.map_err(|e| e.into_down())? {
         policy::count_body(ctx, part.len())?;
-        if part.len() == length {
-            only = Some(part);
-        } else {
-            whole.extend_from_slice(&part);
-        }
+        whole.extend_from_slice(&part);
     }
-    match only {
-        Some(only) if whole.is_empty() => Ok(only),
-        None if whole.len() == length => Ok(whole.freeze()),
-        _ => {
-            Err(Error::explain(ErrorType::ConnectionClosed, "the request's body is not as long as it says").into_down())
-        }
+    if whole.len() as u64 != length {
+        let error = Error::explain(ErrorType::ConnectionClosed, "the request's body is not as long as it says");
+        return Err(error.into_down());
     }
+    Ok(whole.freeze())
 }
 
 /// Nothing in the route is about time or further tries.

@@ -79,8 +79,7 @@ impl HttpApp {
             return Some(answer);
         }
         if let Some(most) = policy.max_body {
-            let length = request.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-            if length.is_some_and(|l| l > most) {
+            if body_length(request).is_some_and(|length| length > most) {
                 return Some(Answer::page(StatusCode::PAYLOAD_TOO_LARGE, pages::TOO_LARGE));
             }
             ctx.body_left = Some(most);
@@ -222,6 +221,11 @@ pub(super) fn answered(
         }
     }
     Ok(())
+}
+
+/// How long the body is, in bytes, as the request's head says.
+pub(super) fn body_length(request: &RequestHeader) -> Option<u64> {
+    header_text(request, &header::CONTENT_LENGTH)?.parse().ok()
 }
 
 /// Counts a part of a request's body; too many bytes end the request.
