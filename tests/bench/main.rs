@@ -76,7 +76,7 @@ fn run(args: &[String]) -> Result<()> {
     let program = causeway_tests::cluster::program()?;
     described["causeway"] = machine::said(Command::new(program).arg("--version")).into();
     described["containerd"] = machine::said(Command::new("containerd").arg("--version")).into();
-    report.set("machine", described);
+    report.set("machine", described.clone());
     for part in &options.parts {
         println!("==> {part}");
         let load = machine::load();
@@ -89,6 +89,10 @@ fn run(args: &[String]) -> Result<()> {
             _ => store::run(&options),
         };
         let mut result = result.with_context(|| format!("measuring {part}"))?;
+        // Other parts may have been measured another time.
+        for name in ["commit", "date"] {
+            result[name] = described[name].clone();
+        }
         result["loadBefore"] = load.into();
         result["loadAfter"] = machine::load().into();
         report.set(part, result);
