@@ -20,6 +20,7 @@ mod websockets;
 
 use anyhow::{Context, Result, bail};
 use causeway_bench_net::{machine, process, report::Report, stats};
+use serde_json::json;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -72,29 +73,23 @@ fn run(args: &[String]) -> Result<()> {
     std::fs::create_dir_all(&options.out)?;
     drop(rustls::crypto::ring::default_provider().install_default());
     let mut report = Report::open(&options.out.join("results.json"))?;
-    let mut described = machine::describe()?;
     let program = causeway_tests::cluster::program()?;
-    described["causeway"] = machine::said(Command::new(program).arg("--version")).into();
-    described["containerd"] = machine::said(Command::new("containerd").arg("--version")).into();
-    report.set("machine", described.clone());
+    let versions = json!({
+        "causeway": machine::said(Command::new(program).arg("--version")),
+        "containerd": machine::said(Command::new("containerd").arg("--version")),
+    });
     for part in &options.parts {
         println!("==> {part}");
-        let load = machine::load();
-        let result = match part.as_str() {
+        let result = machine::noting(|| match part.as_str() {
             "startup" => startup::run(&options),
             "programming" => programming::run(&options),
             "ingress" => ingress::run(&options),
             "websockets" => websockets::run(&options),
             "routes" => routes::run(&options),
             _ => store::run(&options),
-        };
+        });
         let mut result = result.with_context(|| format!("measuring {part}"))?;
-        // Other parts may have been measured another time.
-        for name in ["commit", "date"] {
-            result[name] = described[name].clone();
-        }
-        result["loadBefore"] = load.into();
-        result["loadAfter"] = machine::load().into();
+        result["programs"] = versions.clone();
         report.set(part, result);
         report.save()?;
     }

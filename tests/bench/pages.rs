@@ -4,7 +4,7 @@
 use crate::ingress::NAMES;
 use crate::scenario::ALL;
 use anyhow::{Context, Result};
-use causeway_bench_net::page::{COLOURS, group, replace, short};
+use causeway_bench_net::page::{COLOURS, group, replace, short, taken};
 use causeway_bench_net::report::Report;
 use plotters::prelude::*;
 use serde_json::Value;
@@ -29,25 +29,9 @@ pub fn write(docs: &Path, report: &Report, parts: &[String]) -> Result<()> {
             "startup" => startup(result)?,
             _ => store(result)?,
         };
-        replace(&file, &format!("bench {part}"), &format!("{}{text}", taken(report.part("machine"), result)))?;
+        replace(&file, &format!("bench {part}"), &format!("{}\n{text}", taken(result)))?;
     }
     Ok(())
-}
-
-fn taken(machine: &Value, result: &Value) -> String {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    format!(
-        "{} cores of {}, {} MiB, {}, kernel {}; release build of {}, {}; load average {} before and {} after.\n\n",
-        machine["cores"],
-        text(&machine["processor"]),
-        machine["memoryMiB"],
-        text(&machine["system"]),
-        text(&machine["kernel"]),
-        text(&result["commit"]),
-        text(&result["date"]),
-        text(&result["loadBefore"]),
-        text(&result["loadAfter"])
-    )
 }
 
 fn number(value: &Value) -> Option<f64> {

@@ -6,7 +6,7 @@
 use crate::kubeproxy::CASES;
 use crate::plots::{Line, draw};
 use anyhow::Result;
-use causeway_bench_net::page::{group, replace, short};
+use causeway_bench_net::page::{group, replace, short, taken};
 use causeway_bench_net::report::Report;
 use serde_json::Value;
 use std::fmt::Write;
@@ -72,27 +72,8 @@ fn pair(value: &Value, one: &str, other: &str) -> Option<String> {
     Some(format!("{} / {}", short(number(value, one)?), short(number(value, other)?)))
 }
 
-fn machine(part: &Value) -> String {
-    let m = &part["machine"];
-    let text = |name: &str| m[name].as_str().unwrap_or("?").to_owned();
-    format!(
-        "{} cores of {}, {} MiB, {}, kernel {}; {} build of {}, {}; load average {} before and {} after, {} s in all.\n",
-        m["cores"],
-        text("processor"),
-        m["memoryMiB"],
-        text("system"),
-        text("kernel"),
-        text("build"),
-        text("commit"),
-        text("date"),
-        part["loadBefore"].as_str().unwrap_or("?"),
-        part["loadAfter"].as_str().unwrap_or("?"),
-        part["tookSeconds"]
-    )
-}
-
 fn services_page(services: &Value) -> Result<String> {
-    let mut text = format!("{}Peer: {}.\n\n", machine(services), services["kubeProxy"].as_str().unwrap_or("none"));
+    let mut text = format!("{}Peer: {}.\n\n", taken(services), services["kubeProxy"].as_str().unwrap_or("none"));
     text +=
         "Full synchronisation: seconds from the start of the process to the first packet / CPU seconds until then\n\n";
     text += &table(services, "Services", |v| pair(v, "/secondsToFlow", "/cpuSecondsToFlow"))?;
@@ -127,7 +108,7 @@ fn services_page(services: &Value) -> Result<String> {
 
 fn services_summary(services: &Value) -> Result<String> {
     let sizes = sizes(services);
-    let mut text = format!("{}\n| nftables, Services of 10 endpoints |", machine(services));
+    let mut text = format!("{}\n| nftables, Services of 10 endpoints |", taken(services));
     for size in &sizes {
         write!(text, " {} |", group(*size as f64))?;
     }
@@ -195,7 +176,7 @@ fn plots(docs: &Path, services: &Value) -> Result<()> {
 const SERVERS: [&str; 5] = ["causeway", "CoreDNS", "CoreDNS, zone file", "unbound", "Knot"];
 
 fn dns_page(dns: &Value) -> Result<String> {
-    let mut text = format!("{}\n", machine(dns));
+    let mut text = format!("{}\n", taken(dns));
     writeln!(
         text,
         "{} Services ({} headless), {} pods; {} rounds; queries: {}.\n",
@@ -256,7 +237,7 @@ fn dns_page(dns: &Value) -> Result<String> {
 }
 
 fn dns_summary(dns: &Value) -> Result<String> {
-    let mut text = machine(dns);
+    let mut text = taken(dns);
     text += "\n| 10,000 Services, 100,000 pods | queries/s | CPU µs a query | p99, µs | memory, MiB | change to answer p50 / p99, ms |\n\
              |---|---|---|---|---|---|\n";
     for name in SERVERS {

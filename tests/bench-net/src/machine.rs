@@ -3,6 +3,21 @@
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::process::Command;
+use std::time::Instant;
+
+/// Results of a part of a bench, with what they were taken on, how busy that was and how long it took.
+///
+/// # Errors
+/// Those of the measuring, and when the machine cannot be read.
+pub fn noting(measure: impl FnOnce() -> Result<Value>) -> Result<Value> {
+    let (begin, load) = (Instant::now(), load());
+    let mut result = measure()?;
+    result["machine"] = describe()?;
+    result["loadBefore"] = load.into();
+    result["loadAfter"] = self::load().into();
+    result["tookSeconds"] = begin.elapsed().as_secs().into();
+    Ok(result)
+}
 
 /// Processor, memory, kernel, system and build.
 pub fn describe() -> Result<Value> {

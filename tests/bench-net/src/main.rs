@@ -27,7 +27,7 @@ use causeway_bench_net::report::Report;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The allocator of the program itself, so that our components are measured as they run.
 #[global_allocator]
@@ -98,16 +98,11 @@ fn run(args: &[String]) -> Result<()> {
     }
     for part in &options.parts {
         println!("==> {part}");
-        let (begin, load) = (Instant::now(), machine::load());
-        let result = match part.as_str() {
+        let result = machine::noting(|| match part.as_str() {
             "services" => services::run(&options),
             _ => dns::run(&options),
-        };
-        let mut result = result.with_context(|| format!("measuring {part}"))?;
-        result["machine"] = machine::describe()?;
-        result["loadBefore"] = load.into();
-        result["loadAfter"] = machine::load().into();
-        result["tookSeconds"] = begin.elapsed().as_secs().into();
+        });
+        let result = result.with_context(|| format!("measuring {part}"))?;
         report.set(part, result);
         report.save()?;
     }

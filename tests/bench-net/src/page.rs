@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result};
 use plotters::style::RGBColor;
+use serde_json::Value;
 use std::path::Path;
 
 /// Colours of plots, distinguishable also for those who see colours differently.
@@ -14,6 +15,26 @@ pub const COLOURS: [RGBColor; 6] = [
     RGBColor(230, 159, 0),
     RGBColor(204, 121, 167),
 ];
+
+/// What the results of a part were taken on, as [`crate::machine::noting`] has noted it: a line.
+pub fn taken(part: &Value) -> String {
+    let m = &part["machine"];
+    let text = |name: &str| m[name].as_str().unwrap_or("?").to_owned();
+    format!(
+        "{} cores of {}, {} MiB, {}, kernel {}; {} build of {}, {}; load average {} before and {} after, {} s in all.\n",
+        m["cores"],
+        text("processor"),
+        m["memoryMiB"],
+        text("system"),
+        text("kernel"),
+        text("build"),
+        text("commit"),
+        text("date"),
+        part["loadBefore"].as_str().unwrap_or("?"),
+        part["loadAfter"].as_str().unwrap_or("?"),
+        part["tookSeconds"]
+    )
+}
 
 /// Replaces what is between `<!-- MARK -->` and `<!-- end of LAST-WORD-OF-MARK -->` of a file, where it has them.
 ///
