@@ -60,14 +60,23 @@ fn lab(address: SocketAddr) -> Lab {
     Lab::leading_to(address, Limits { upstream_timeout: Duration::from_secs(5), ..Limits::default() })
 }
 
-async fn raw(at: SocketAddr, request: &str) -> String {
-    let mut stream = TcpStream::connect(at).await.unwrap();
+/// The answer, once the proxy is through with the request: the backend's connection waits for the next one then.
+async fn raw(lab: &Lab, request: &str) -> String {
+    let metrics = &lab.shared.metrics;
+    let before = metrics.answers(2);
+    let mut stream = TcpStream::connect(lab.http).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     while !answer.ends_with(b"ok") {
         let n = tokio::time::timeout(PATIENCE, stream.read_buf(&mut answer)).await.expect("no answer").unwrap();
         assert!(n > 0, "it broke off: {}", String::from_utf8_lossy(&answer));
     }
+    let through = async {
+        while metrics.answers(2) == before {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, through).await.expect("the proxy is not through with it");
     String::from_utf8(answer).unwrap()
 }
 
@@ -90,8 +99,8 @@ async fn a_backend_sees_the_same_by_both_ways() {
     ] {
         let length = head.split("Content-Length: ").nth(1).and_then(|l| l.lines().next()?.parse().ok());
         let body: String = ('a'..='z').cycle().take(length.unwrap_or(0)).collect();
-        let short = raw(lab.http, &format!("{head}\r\n{body}")).await;
-        let long = raw(lab.http, &format!("{head}{}: {}\r\n\r\n{body}", LONG_WAY.0, LONG_WAY.1)).await;
+        let short = raw(&lab, &format!("{head}\r\n{body}")).await;
+        let long = raw(&lab, &format!("{head}{}: {}\r\n\r\n{body}", LONG_WAY.0, LONG_WAY.1)).await;
         let without_date = |answer: &str| {
             answer.split("\r\n").filter(|l| !l.starts_with("Date:")).map(str::to_owned).collect::<Vec<_>>()
         };
@@ -110,7 +119,7 @@ async fn a_backend_sees_the_same_by_both_ways() {
         "GET / HTTP/1.1\r\nHost: h.localhost\r\nConnection: x-own\r\nX-Own: 1\r\n",
         "GET / HTTP/1.1\r\nHost: h.localhost\r\nConnection: keep-alive, x-own\r\nX-Own: 1\r\n",
     ] {
-        raw(lab.http, &format!("{head}\r\n")).await;
+        raw(&lab, &format!("{head}\r\n")).await;
         let sent = std::mem::take(&mut *heads.lock());
         assert_eq!(sent.iter().map(|s| s.0).collect::<Vec<_>>(), [1], "{head}");
         assert!(!sent[0].1.to_lowercase().contains("x-own"), "{head}");
@@ -149,7 +158,7 @@ async fn bodies_come_as_a_whole_or_not_at_all() {
     // What is too large for it goes on as it comes, by the other way.
     let large = "x".repeat(100_000);
     let head = format!("POST /4 HTTP/1.1\r\nHost: h.localhost\r\nContent-Length: {}\r\n\r\n", large.len());
-    raw(lab.http, &format!("{head}{large}")).await;
+    raw(&lab, &format!("{head}{large}")).await;
     let sent = heads.lock().clone();
     assert_eq!(sent.iter().map(|s| s.0).collect::<Vec<_>>(), [0, 1]);
     assert!(sent[1].1.ends_with(&large));
