@@ -24,6 +24,7 @@ mod link;
 pub mod listen;
 mod mirror;
 pub mod pages;
+mod patient;
 pub mod policy;
 pub mod raw;
 mod rule;

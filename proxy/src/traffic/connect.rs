@@ -1,7 +1,8 @@
 //! Connections to backends that begin with something else than HTTP: with who the client is (PROXY protocol), with TLS on
-//! a backend's own terms, or with both. In: an address. Out: a stream for Pingora's HTTP.
+//! a backend's own terms, or with both; and those that are to become something else. In: an address. Out: a stream for Pingora's HTTP.
 
 use super::announced;
+use super::patient::Patient;
 use super::upstream_tls;
 use crate::route::balance::ProxyVersion;
 use crate::route::upstream::BackendTls;
@@ -9,6 +10,7 @@ use async_trait::async_trait;
 use pingora::connectors::L4Connect;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora::protocols::l4::stream::Stream;
+use pingora::protocols::l4::virt::VirtualSocketStream;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, OrErr as _};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -36,6 +38,8 @@ pub struct Connector {
     pub announced: Option<Announced>,
     /// The terms for TLS, and whether it is for HTTP/2.
     pub terms: Option<(Arc<BackendTls>, bool)>,
+    /// It is for a request that asks for another protocol.
+    pub upgrade: bool,
 }
 
 impl Announced {
@@ -79,7 +83,8 @@ impl L4Connect for Connector {
         let header = header.or_err(ErrorType::InternalError, "telling the backend who the client is")?;
         let tcp = open(*address, header).await.or_err(ErrorType::ConnectError, "connecting to the backend")?;
         match &self.terms {
-            Some((terms, h2)) => upstream_tls::secure(tcp, terms, *h2).await,
+            Some((terms, h2)) => upstream_tls::secure(Patient::new(tcp), terms, *h2).await,
+            None if self.upgrade => Ok(Stream::from(VirtualSocketStream::new(Box::new(Patient::new(tcp))))),
             None => Ok(Stream::from(tcp)),
         }
     }

@@ -98,9 +98,10 @@ impl HttpApp {
         let (address, id) = (endpoint.address, endpoint.id);
         let name = if pingoras { address.ip().to_string() } else { String::new() };
         let mut peer = HttpPeer::new(address, pingoras, name);
-        if terms.is_some() || announced.is_some() {
+        let upgrade = ctx.upgrade && !protocol.is_h2();
+        if terms.is_some() || announced.is_some() || upgrade {
             let terms = terms.map(|terms| (Arc::clone(terms), protocol.is_h2()));
-            peer.options.custom_l4 = Some(Arc::new(Connector { announced, terms }));
+            peer.options.custom_l4 = Some(Arc::new(Connector { announced, terms, upgrade }));
         }
         // An address that went and came back is another endpoint: it gets no connection of the former one.
         peer.group_key = announced.map_or(id, |announced| announced.pool(id));

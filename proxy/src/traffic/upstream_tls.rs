@@ -4,6 +4,7 @@
 //!
 //! Pingora keeps no such connection for another request: it knows kept ones by their socket, which these do not show.
 
+use super::patient::Patient;
 use super::tls::provider;
 use crate::route::upstream::{BackendTls, SubjectName};
 use pingora::protocols::l4::stream::Stream;
@@ -20,12 +21,11 @@ use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 /// Makes a connection one that has kept a backend's terms; with HTTP/2 agreed on by ALPN, or HTTP/1.1.
-pub async fn secure(tcp: TcpStream, terms: &BackendTls, h2: bool) -> pingora::Result<Stream> {
+pub async fn secure(tcp: Patient, terms: &BackendTls, h2: bool) -> pingora::Result<Stream> {
     let failed = |what: String| Error::explain(ErrorType::TLSHandshakeFailure, what);
     let config = config(terms, h2).map_err(|e| failed(format!("configuring TLS to the backend: {e}")))?;
     let name = ServerName::try_from(terms.sni.to_string())
@@ -148,7 +148,7 @@ fn same_host(own: &str, wanted: &str) -> bool {
 
 /// The decrypted stream, for Pingora.
 #[derive(Debug)]
-struct Decrypted(TlsStream<TcpStream>);
+struct Decrypted(TlsStream<Patient>);
 
 impl VirtualSocket for Decrypted {
     fn set_socket_option(&self, _option: VirtualSockOpt) -> io::Result<()> {
