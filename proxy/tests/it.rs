@@ -26,5 +26,7 @@ mod limits;
 mod requests;
 #[path = "it/tls.rs"]
 mod tls;
+#[path = "it/upgrades.rs"]
+mod upgrades;
 #[path = "it/ways.rs"]
 mod ways;

@@ -182,44 +182,6 @@ async fn websockets_pass() {
     tokio::time::timeout(PATIENCE, server).await.unwrap().unwrap();
 }
 
-/// The answer may be there before the end of the request has been passed on.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn upgrades_may_be_answered_at_once() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            tokio::spawn(async move {
-                let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
-                stream.write_all(answer.as_bytes()).await.unwrap();
-                let mut got = Vec::new();
-                while !got.ends_with(b"ping") {
-                    if stream.read_buf(&mut got).await.unwrap_or(0) == 0 {
-                        return;
-                    }
-                }
-                let _ = stream.write_all(b"pong").await;
-            });
-        }
-    });
-    let lab = Lab::leading_to(address, Limits::default());
-    for round in 0..50 {
-        let mut client = tokio::net::TcpStream::connect(lab.http).await.unwrap();
-        let request = "GET / HTTP/1.1\r\nHost: h.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
-        client.write_all(request.as_bytes()).await.unwrap();
-        let mut got = Vec::new();
-        while !got.ends_with(b"\r\n\r\n") {
-            assert_ne!(client.read_buf(&mut got).await.unwrap(), 0, "round {round}: no answer");
-        }
-        assert!(got.starts_with(b"HTTP/1.1 101 "), "round {round}");
-        client.write_all(b"ping").await.unwrap();
-        let mut pong = [0; 4];
-        client.read_exact(&mut pong).await.unwrap_or_else(|error| panic!("round {round}: {error}"));
-        assert_eq!(&pong, b"pong");
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_arrive_whole() {
     let a = Backend::start("a");
