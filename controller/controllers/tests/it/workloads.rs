@@ -102,6 +102,8 @@ async fn a_replica_set_never_creates_too_many_adopts_and_releases() {
         "spec": template("many", "i")["spec"],
     });
     c.create::<Pod>(orphan).await;
+    // Once it is ready the controllers know it too; before, the set would rightly create one more, and delete one.
+    eventually("the orphan", || async { (c.ready("many").await == 1).then_some(()) }).await;
     c.create::<ReplicaSet>(set).await;
     eventually("sixty", || async { (c.ready("many").await >= 60).then_some(()) }).await;
     assert_eq!(c.pods("many").await.len(), 60);
