@@ -1,5 +1,6 @@
 //! Connections to backends that begin with something else than HTTP: with who the client is (PROXY protocol), with TLS on
-//! a backend's own terms, or with both; and those that are to become something else. In: an address. Out: a stream for Pingora's HTTP.
+//! a backend's own terms, or with both; and those that are to become something else.
+//! In: an address. Out: a stream for Pingora's HTTP.
 
 use super::announced;
 use super::patient::Patient;
