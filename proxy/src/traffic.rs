@@ -31,6 +31,7 @@ mod rule;
 pub mod sni;
 pub mod tls;
 mod tries;
+mod tunnel;
 pub mod udp;
 mod upstream_tls;
 
@@ -55,7 +56,7 @@ pub struct Limits {
     pub connect_timeout: Duration,
     /// Between two reads of an answer, and for each write to an endpoint. Default 60 s.
     pub upstream_timeout: Duration,
-    /// Silence on an upgraded connection (WebSocket). Default 1 h.
+    /// Silence of both sides on an upgraded connection (WebSocket). Default 1 h.
     pub upgraded_timeout: Duration,
     /// How long a connection to an endpoint is kept for reuse. Default 30 s.
     pub upstream_idle: Duration,

@@ -47,7 +47,7 @@ pub struct Entry<'a> {
     /// Status of the answer; 0: none was sent.
     pub status: u16,
     /// Bytes of the answer's body.
-    pub bytes: usize,
+    pub bytes: u64,
     /// Seconds from the head to the end of the answer.
     pub seconds: f64,
     /// The Ingress or route object.
@@ -84,10 +84,11 @@ impl Log {
         Some(Self { format, lines, dropped })
     }
 
-    /// Writes a line about a request that has been answered.
+    /// Writes a line about a request that has been answered, with so many `bytes` after the head.
     pub(super) fn write(
         &self,
         session: &Session,
+        bytes: u64,
         took: Duration,
         route: Option<&Route>,
         front: Option<&FrontKey>,
@@ -103,7 +104,7 @@ impl Log {
             target: request.uri.path_and_query().map_or("/", |p| p.as_str()),
             protocol: format!("{:?}", request.version),
             status: session.as_downstream().response_written().map_or(0, |r| r.status.as_u16()),
-            bytes: session.body_bytes_sent(),
+            bytes,
             seconds: took.as_secs_f64(),
             route: route.map(|r| ObjectKey::to_string(&r.owner)),
             gateway: front.map(ToString::to_string),

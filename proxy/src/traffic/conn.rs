@@ -9,6 +9,7 @@ use super::io::{Io, Rewind};
 use async_trait::async_trait;
 use futures::FutureExt as _;
 use http::HeaderValue;
+use parking_lot::Mutex;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::SslDigest;
@@ -19,7 +20,7 @@ use pingora::protocols::{
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd as _, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -45,7 +46,9 @@ const BODY: u8 = 2;
 /// A client's connection.
 #[derive(Debug)]
 pub struct Conn {
-    io: Corked<Io>,
+    /// Behind a lock for [`Tunnelled`] only: everything else has the connection for itself and needs not take it.
+    io: Mutex<Corked<Io>>,
+    fd: RawFd,
     /// Bytes that were read ahead and come first.
     ahead: Vec<u8>,
     h2: bool,
@@ -78,11 +81,13 @@ impl Conn {
     }
 
     fn new(io: Io, peer: SocketAddr, tls: Option<Arc<SslDigest>>, limits: Arc<Limits>) -> Self {
-        let socket = SocketDigest::from_raw_fd(io.tcp().as_raw_fd());
+        let fd = io.tcp().as_raw_fd();
+        let socket = SocketDigest::from_raw_fd(fd);
         // A cell that is new is empty.
         let _ = socket.peer_addr.set(Some(PingoraAddr::Inet(peer)));
         Self {
-            io: Corked::new(io),
+            io: Mutex::new(Corked::new(io)),
+            fd,
             ahead: Vec::new(),
             h2: false,
             tls,
@@ -98,7 +103,7 @@ impl Conn {
 
     /// Finds out, within the time a head may take, whether the client speaks HTTP/2 (by its preface).
     pub async fn detect(&mut self) -> io::Result<()> {
-        let agreed = match self.io.get_ref() {
+        let agreed = match self.io.get_mut().get_ref() {
             Io::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2".as_slice()),
             Io::Plain(_) => true,
         };
@@ -118,7 +123,7 @@ impl Conn {
         if self.h2 {
             // From here on HTTP/2 has its own idle time-out and limits.
             self.phase.store(BODY, Ordering::Relaxed);
-            self.io.put_off();
+            self.io.get_mut().put_off();
         } else {
             // What is read again counts again.
             self.head_bytes = 0;
@@ -152,6 +157,17 @@ impl Conn {
         self.phase.store(ANSWERED, Ordering::Relaxed);
     }
 
+    /// Nothing but the request's head, which is so long, has been read.
+    pub fn has_read_only(&self, head: usize) -> bool {
+        self.ahead.is_empty() && self.head_bytes == head
+    }
+
+    /// What is said once it is HTTP no more.
+    pub fn tunnelled(&self) -> Tunnelled<'_> {
+        self.io.lock().pass_through();
+        Tunnelled(&self.io)
+    }
+
     /// Passes `n` bytes that were read, unless the head has become too long.
     fn account(&mut self, n: usize, cx: &mut Context<'_>) -> io::Result<()> {
         if *self.phase.get_mut() != HEAD {
@@ -172,9 +188,32 @@ impl Conn {
 
     /// Answers without Pingora, as far as the socket takes it at once.
     fn refuse(&mut self, cx: &mut Context<'_>, answer: &[u8]) {
-        if Pin::new(&mut self.io).poll_write(cx, answer).is_ready() {
-            let _ = self.io.poll_send(cx);
+        if Pin::new(self.io.get_mut()).poll_write(cx, answer).is_ready() {
+            let _ = self.io.get_mut().poll_send(cx);
         }
+    }
+}
+
+/// A client's connection after a change of protocol, while Pingora still holds it for HTTP.
+pub struct Tunnelled<'a>(&'a Mutex<Corked<Io>>);
+
+impl AsyncRead for Tunnelled<'_> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.lock()).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Tunnelled<'_> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.0.lock()).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.lock()).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.lock()).poll_shutdown(cx)
     }
 }
 
@@ -197,10 +236,10 @@ impl AsyncRead for Conn {
             return Poll::Ready(if counted { this.account(n, cx) } else { Ok(()) });
         }
         if *this.phase.get_mut() == BODY {
-            return Pin::new(&mut this.io).poll_read(cx, buf);
+            return Pin::new(this.io.get_mut()).poll_read(cx, buf);
         }
         let before = buf.filled().len();
-        match Pin::new(&mut this.io).poll_read(cx, buf) {
+        match Pin::new(this.io.get_mut()).poll_read(cx, buf) {
             Poll::Ready(Ok(())) => match buf.filled().len() - before {
                 0 => Poll::Ready(Ok(())),
                 n => Poll::Ready(this.account(n, cx)),
@@ -227,15 +266,15 @@ impl AsyncRead for Conn {
 
 impl AsyncWrite for Conn {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        Pin::new(self.io.get_mut()).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        Pin::new(self.io.get_mut()).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        Pin::new(self.io.get_mut()).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -243,19 +282,19 @@ impl AsyncWrite for Conn {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        Pin::new(self.io.get_mut()).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        true
     }
 }
 
 impl Drop for Conn {
     fn drop(&mut self) {
         // What Pingora wrote last may still be in the buffer; the socket usually takes it at once.
-        if !self.io.is_empty() {
-            let _ = poll_fn(|cx| self.io.poll_send(cx)).now_or_never();
+        if !self.io.get_mut().is_empty() {
+            let _ = poll_fn(|cx| self.io.get_mut().poll_send(cx)).now_or_never();
         }
     }
 }
@@ -271,7 +310,7 @@ impl Shutdown for Conn {
 
 impl UniqueID for Conn {
     fn id(&self) -> UniqueIDType {
-        self.io.get_ref().tcp().as_raw_fd()
+        self.fd
     }
 }
 

@@ -61,6 +61,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Corked<S> {
         self.putting_off = true;
     }
 
+    /// From here on it is written to in large parts, and holds nothing for them.
+    pub fn pass_through(&mut self) {
+        self.through = true;
+        self.buffer.shrink_to(0);
+    }
+
     /// The next flush does nothing, as more is written at once and flushed.
     pub fn skip_flush(&mut self) {
         self.skipping = true;

@@ -1,24 +1,28 @@
 //! The short way of a request to a backend and of the answer back: for requests without a body, or with a small one, to
 //! backends that speak HTTP/1.1 in clear text, which is most of what an ingress does. It reads and writes with Pingora's
 //! HTTP/1.1, but needs neither channels between two halves, as nothing goes up while the answer comes down, nor a task for
-//! each connection that waits.
+//! each connection that waits. Where the answer is a change of protocol (WebSocket), both connections are joined.
 //!
 //! In: a request whose route has been found. Out: its answer has been sent, or it has to take Pingora's own way, which
 //! knows everything else. A request takes the short way only when its head says nothing about the connection but whether
-//! it is kept, so that nothing else has to be taken out. Its body has been read as a whole before a backend hears of it.
+//! it is kept or what it is to become, so that nothing else has to be taken out. Its body has been read as a whole before
+//! a backend hears of it.
 
 use super::alarm::Alarm;
+use super::conn::Conn;
 use super::connect;
 use super::http::{HttpApp, RequestState, authority};
 use super::kept::{Connection, Kept};
 use super::link::Link;
 use super::policy;
+use super::tunnel::{self, Passed};
 use crate::route::upstream::Protocol;
 use crate::route::{Endpoint, Route};
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
 use http::{HeaderName, HeaderValue, Method, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::Stream;
 use pingora::protocols::http::HttpTask;
 use pingora::protocols::http::v1::client::HttpSession;
 use pingora::proxy::{ProxyHttp, Session};
@@ -35,7 +39,7 @@ impl HttpApp {
         if !ctx.route.as_ref().is_some_and(|route| is_simple(route))
             || !ctx.upstream().is_some_and(|u| u.key.protocol() == Protocol::Http1 && u.announce().is_none())
             || ctx.copies.is_some()
-            || !is_plain(session.req_header())
+            || !(if ctx.upgrade { is_upgrade(session) } else { is_plain(session.req_header()) })
         {
             return Ok(false);
         }
@@ -57,7 +61,9 @@ impl HttpApp {
     /// One try at one endpoint.
     async fn exchange(&self, session: &mut Session, body: &Bytes, ctx: &mut RequestState) -> Result<()> {
         let endpoint = self.choose(session, ctx)?;
-        let (Connection { mut link, mut alarm }, reused) = match endpoint.kept.take() {
+        // A request for another protocol is not repeated: a connection that the endpoint is just closing is not for it.
+        let kept = if ctx.upgrade { None } else { endpoint.kept.take() };
+        let (Connection { mut link, mut alarm }, reused) = match kept {
             Some(connection) => (connection, true),
             None => match self.connection(&endpoint, ctx).await {
                 Ok(connection) => (connection, false),
@@ -75,6 +81,11 @@ impl HttpApp {
         let mut backend = HttpSession::new(link);
         backend.write_timeout = Some(self.silence(ctx).1);
         match self.relay(session, &mut backend, body, &mut alarm, ctx).await {
+            Ok(()) if backend.was_upgraded() => {
+                drop(alarm);
+                self.tunnel(session, backend.into_inner(), ctx).await;
+                Ok(())
+            }
             Ok(()) => {
                 backend.respect_keepalive();
                 if let Some(link) = backend.reuse().await.and_then(Link::back) {
@@ -117,6 +128,9 @@ impl HttpApp {
         }
         request.set_version(Version::HTTP_11);
         request.remove_header(&header::CONNECTION);
+        if ctx.upgrade {
+            request.insert_header(header::CONNECTION, "Upgrade")?;
+        }
         self.upstream_request_filter(session, &mut request, ctx).await?;
         backend.write_request_header(Box::new(request)).await.map_err(|e| e.into_up())?;
         if !body.is_empty() {
@@ -153,8 +167,22 @@ impl HttpApp {
             if session.write_response_tasks(tasks).await? || ended {
                 break;
             }
+            if backend.was_upgraded() {
+                return Ok(());
+            }
         }
         session.as_downstream_mut().finish_body().await.map_err(|e| e.into_down())
+    }
+
+    /// Joins a client to a backend that has agreed to another protocol.
+    async fn tunnel(&self, session: &Session, mut backend: Stream, ctx: &mut RequestState) {
+        let Some(conn) = session.stream().and_then(Conn::of) else { return };
+        let mut passed = Passed::default();
+        let silence = self.silence(ctx).0;
+        if let Err(error) = tunnel::join(&mut conn.tunnelled(), &mut backend, Some(silence), &mut passed).await {
+            tracing::debug!(%error, "a connection with another protocol broke off");
+        }
+        ctx.tunnelled = passed.down;
     }
 
     /// A part of the answer as the client is to get it.
@@ -193,6 +221,32 @@ fn is_simple(route: &Route) -> bool {
 /// A request that can be passed on as it is: its target is a path, and it says nothing about the connection (RFC 9110
 /// section 7.6.1) and of a body no more than its length.
 fn is_plain(request: &RequestHeader) -> bool {
+    // Which of the two it is has been heeded, and is not passed on.
+    let kept_or_not = |value: &[u8]| [&b"keep-alive"[..], b"close"].iter().any(|o| value.eq_ignore_ascii_case(o));
+    is_understood(request, 0, kept_or_not)
+}
+
+/// A request to speak something else on this connection (RFC 9110 section 7.8), and nothing else about the connection.
+/// Nothing has come behind it yet.
+fn is_upgrade(session: &Session) -> bool {
+    let (request, client) = (session.req_header(), session.as_downstream().as_http1());
+    let to_be_upgraded = |value: &[u8]| {
+        let mut words = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+        let known = words.clone().all(|w| w.eq_ignore_ascii_case(b"upgrade") || w.eq_ignore_ascii_case(b"keep-alive"));
+        known && words.any(|word| word.eq_ignore_ascii_case(b"upgrade"))
+    };
+    is_understood(request, 1, to_be_upgraded)
+        && request.headers.contains_key(header::CONNECTION)
+        && !request.headers.contains_key(header::CONTENT_LENGTH)
+        && client.is_some_and(|client| {
+            let head = client.get_headers_raw_bytes().len();
+            Conn::of(client.stream()).is_some_and(|conn| conn.has_read_only(head))
+        })
+}
+
+/// Every header is one to be passed on, but for those about the connection, which are `accepted`. There are so many
+/// protocols to upgrade to.
+fn is_understood(request: &RequestHeader, protocols: usize, accepted: impl Fn(&[u8]) -> bool) -> bool {
     let by_header = match request.version {
         Version::HTTP_11 if request.uri.authority().is_none() && request.raw_path().starts_with(b"/") => true,
         Version::HTTP_2 => request.uri.authority().is_none(),
@@ -201,27 +255,28 @@ fn is_plain(request: &RequestHeader) -> bool {
     if request.method == Method::CONNECT {
         return false;
     }
-    let (mut hosts, mut lengths) = (0, 0);
+    let (mut hosts, mut lengths, mut upgrades) = (0, 0, 0);
     for (name, value) in &request.headers {
         match *name {
             header::HOST => hosts += 1,
             header::CONTENT_LENGTH => lengths += 1,
-            // Which of the two it is has been heeded, and is not passed on.
-            header::CONNECTION
-                if [&b"keep-alive"[..], b"close"].iter().any(|o| value.as_bytes().eq_ignore_ascii_case(o)) => {}
+            header::UPGRADE => upgrades += 1,
+            header::CONNECTION if accepted(value.as_bytes()) => {}
             header::CONNECTION
             | header::EXPECT
             | header::PROXY_AUTHENTICATE
             | header::PROXY_AUTHORIZATION
             | header::TE
             | header::TRAILER
-            | header::TRANSFER_ENCODING
-            | header::UPGRADE => return false,
+            | header::TRANSFER_ENCODING => return false,
             _ if is_of_connection(name) => return false,
             _ => {}
         }
     }
-    authority(request).is_some_and(|a| !a.contains(&b'@')) && hosts == usize::from(by_header) && lengths < 2
+    authority(request).is_some_and(|a| !a.contains(&b'@'))
+        && hosts == usize::from(by_header)
+        && lengths < 2
+        && upgrades == protocols
 }
 
 /// Those without a name in the crate.

@@ -60,6 +60,8 @@ pub struct RequestState {
     /// The endpoint that a client is to come back to, where it does not know yet.
     pub(super) new_tag: Option<u64>,
     pub(super) upgrade: bool,
+    /// Bytes that the client was sent after a change of protocol, where Pingora does not count them.
+    pub(super) tunnelled: u64,
     pub(super) at: Option<InFlight>,
     /// Ids of the endpoints that were tried.
     pub(super) tried: Vec<u64>,
@@ -174,6 +176,7 @@ impl ProxyHttp for HttpApp {
             body_left: None,
             new_tag: None,
             upgrade: false,
+            tunnelled: 0,
             at: None,
             tried: Vec::new(),
             again: 0,
@@ -199,7 +202,7 @@ impl ProxyHttp for HttpApp {
                 .headers
                 .get(header::CONNECTION)
                 .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"keep-alive"));
-        ctx.upgrade = session.is_upgrade_req();
+        ctx.upgrade = session.is_upgrade_req() && !policy::asks_for_http2(request);
         // This also honours `Connection: close`.
         let keep = session.get_keepalive().is_some() && lasting && !self.shared.closing.load(Ordering::Relaxed);
         session.set_keepalive(keep.then_some(KEPT));
@@ -286,6 +289,9 @@ impl ProxyHttp for HttpApp {
         ctx: &mut Self::CTX,
     ) -> Result<()> {
         self.forwarded_headers(session, request, ctx.front.as_ref())?;
+        if !ctx.upgrade && request.remove_header(&header::UPGRADE).is_some() {
+            request.remove_header(&header::CONNECTION);
+        }
         if session.req_header().version == Version::HTTP_2 && !ctx.upstream().is_some_and(|u| u.key.protocol().is_h2())
         {
             policy::join_cookies(request)?;
@@ -423,7 +429,8 @@ impl ProxyHttp for HttpApp {
         self.shared.metrics.answered(status, took.as_secs_f64());
         if let Some(log) = &self.log {
             let endpoint = ctx.at.as_ref().map(|at| at.endpoint().address);
-            log.write(session, took, ctx.route.as_deref(), ctx.front.as_ref(), endpoint);
+            let bytes = session.body_bytes_sent() as u64 + ctx.tunnelled;
+            log.write(session, bytes, took, ctx.route.as_deref(), ctx.front.as_ref(), endpoint);
         }
         ctx.at = None;
     }

@@ -179,6 +179,13 @@ pub(super) fn cookie_of<'a>(request: &'a RequestHeader, name: &str) -> Option<&'
     all.iter().filter_map(|v| v.to_str().ok()).find_map(|text| cookie(text, name))
 }
 
+/// Whether the connection is to become one of HTTP/2 (`Upgrade: h2c`). No backend hears of that: RFC 9113 has given it up,
+/// and what came afterwards would go past all routes.
+pub fn asks_for_http2(request: &RequestHeader) -> bool {
+    let words = request.headers.get_all(header::UPGRADE).into_iter().flat_map(|v| v.as_bytes().split(|b| *b == b','));
+    words.map(<[u8]>::trim_ascii).any(|word| word.eq_ignore_ascii_case(b"h2c") || word.eq_ignore_ascii_case(b"h2"))
+}
+
 /// Puts the cookies of several headers into one, as HTTP/1.1 has them (RFC 9113 section 8.2.3).
 pub(super) fn join_cookies(request: &mut RequestHeader) -> Result<()> {
     let all: Vec<&[u8]> = request.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();

@@ -1,6 +1,7 @@
 //! Connections that are passed on as bytes: TCP, and TLS that is not HTTP. In: a client's stream and a split. Out: a
 //! backend's stream, joined to it until both have said all.
 
+use super::tunnel::{self, Passed};
 use super::{Limits, announced};
 use crate::route::Endpoint;
 use crate::route::balance::{self, ProxyVersion};
@@ -53,7 +54,7 @@ pub async fn relay(
         backend.write_all(&announced::header(version, peer, local)?).await?;
     }
     backend.write_all(ahead).await?;
-    tokio::io::copy_bidirectional(client, &mut backend).await.map(drop)
+    tunnel::join(client, &mut backend, None, &mut Passed::default()).await
 }
 
 async fn connect(
