@@ -33,6 +33,7 @@ pub mod tls;
 mod tries;
 mod tunnel;
 pub mod udp;
+pub mod upgrade;
 mod upstream_tls;
 
 use causeway_api::ingress::{AccessLog, IngressSettings};

@@ -9,6 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use pingora::proxy::Session;
 use prometheus::IntCounter;
 use serde::Serialize;
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -21,7 +22,7 @@ const WAITING: usize = 8192;
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Takes lines.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Log {
     format: AccessLog,
     lines: mpsc::Sender<String>,
@@ -37,11 +38,11 @@ pub struct Entry<'a> {
     /// The client's address.
     pub client: Option<IpAddr>,
     /// Method.
-    pub method: &'a str,
+    pub method: Cow<'a, str>,
     /// Host, as the client wrote it.
-    pub host: &'a str,
+    pub host: Cow<'a, str>,
     /// Path and query.
-    pub target: &'a str,
+    pub target: Cow<'a, str>,
     /// `HTTP/1.1`, `HTTP/2.0`.
     pub protocol: String,
     /// Status of the answer; 0: none was sent.
@@ -57,7 +58,7 @@ pub struct Entry<'a> {
     /// The endpoint that answered.
     pub endpoint: Option<SocketAddr>,
     /// The trace the request belongs to.
-    pub trace: Option<&'a str>,
+    pub trace: Option<Cow<'a, str>>,
 }
 
 impl Log {
@@ -84,35 +85,62 @@ impl Log {
         Some(Self { format, lines, dropped })
     }
 
-    /// Writes a line about a request that has been answered, with so many `bytes` after the head.
-    pub(super) fn write(
-        &self,
-        session: &Session,
-        bytes: u64,
-        took: Duration,
+    /// Writes a line about a request that is over and `took` so long.
+    pub(super) fn write(&self, mut entry: Entry<'_>, took: Duration) {
+        entry.seconds = took.as_secs_f64();
+        let began = Timestamp::now().checked_sub(took).unwrap_or_default();
+        entry.time = began.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string();
+        if self.lines.try_send(line(self.format, &entry)).is_err() {
+            self.dropped.inc();
+        }
+    }
+}
+
+impl<'a> Entry<'a> {
+    /// What can be said before the request is over.
+    pub(super) fn of(
+        session: &'a Session,
         route: Option<&Route>,
         front: Option<&FrontKey>,
         endpoint: Option<SocketAddr>,
-    ) {
+    ) -> Self {
         let request = session.req_header();
         let host = super::http::authority(request).and_then(|a| std::str::from_utf8(a).ok()).unwrap_or("-");
-        let entry = Entry {
-            time: Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string(),
+        let trace = request.headers.get(TRACEPARENT).and_then(|v| v.to_str().ok()).and_then(|t| t.split('-').nth(1));
+        Self {
+            time: String::new(),
             client: session.client_addr().and_then(|a| a.as_inet()).map(|a| a.ip().to_canonical()),
-            method: request.method.as_str(),
-            host,
-            target: request.uri.path_and_query().map_or("/", |p| p.as_str()),
+            method: request.method.as_str().into(),
+            host: host.into(),
+            target: request.uri.path_and_query().map_or("/", |p| p.as_str()).into(),
             protocol: format!("{:?}", request.version),
             status: session.as_downstream().response_written().map_or(0, |r| r.status.as_u16()),
-            bytes,
-            seconds: took.as_secs_f64(),
+            bytes: session.body_bytes_sent() as u64,
+            seconds: 0.0,
             route: route.map(|r| ObjectKey::to_string(&r.owner)),
             gateway: front.map(ToString::to_string),
             endpoint,
-            trace: request.headers.get(TRACEPARENT).and_then(|v| v.to_str().ok()).and_then(|t| t.split('-').nth(1)),
-        };
-        if self.lines.try_send(line(self.format, &entry)).is_err() {
-            self.dropped.inc();
+            trace: trace.map(Cow::from),
+        }
+    }
+
+    /// One that outlives the request.
+    pub fn into_owned(self) -> Entry<'static> {
+        let owned = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        Entry {
+            method: owned(self.method),
+            host: owned(self.host),
+            target: owned(self.target),
+            trace: self.trace.map(owned),
+            time: self.time,
+            client: self.client,
+            protocol: self.protocol,
+            status: self.status,
+            bytes: self.bytes,
+            seconds: self.seconds,
+            route: self.route,
+            gateway: self.gateway,
+            endpoint: self.endpoint,
         }
     }
 }
@@ -141,7 +169,7 @@ fn line(format: AccessLog, entry: &Entry<'_>) -> String {
         entry.seconds,
         or_dash(entry.route.clone()),
         or_dash(entry.endpoint.map(|e| e.to_string())),
-        entry.trace.unwrap_or("-"),
+        entry.trace.as_deref().unwrap_or("-"),
     );
     text
 }
@@ -155,9 +183,9 @@ mod tests {
         let entry = Entry {
             time: "t".to_owned(),
             client: Some("10.0.0.1".parse().unwrap()),
-            method: "GET",
-            host: "a\"b",
-            target: "/x\n\"y",
+            method: "GET".into(),
+            host: "a\"b".into(),
+            target: "/x\n\"y".into(),
             protocol: "HTTP/1.1".to_owned(),
             status: 200,
             bytes: 5,

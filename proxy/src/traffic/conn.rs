@@ -6,6 +6,7 @@ use super::Limits;
 use super::alarm::Alarm;
 use super::cork::Corked;
 use super::io::{Io, Rewind};
+use super::upgrade::{Heir, Upgraded};
 use async_trait::async_trait;
 use futures::FutureExt as _;
 use http::HeaderValue;
@@ -46,8 +47,10 @@ const BODY: u8 = 2;
 /// A client's connection.
 #[derive(Debug)]
 pub struct Conn {
-    /// Behind a lock for [`Tunnelled`] only: everything else has the connection for itself and needs not take it.
+    /// Behind a lock for [`Conn::leave`] only: all else has the connection for itself, and takes none.
     io: Mutex<Corked<Io>>,
+    /// Gets what it becomes.
+    heir: Heir,
     fd: RawFd,
     /// Bytes that were read ahead and come first.
     ahead: Vec<u8>,
@@ -66,7 +69,8 @@ pub struct Conn {
 impl Conn {
     /// A connection in clear text.
     pub fn plain(stream: Rewind, peer: SocketAddr, limits: Arc<Limits>) -> Self {
-        Self::new(Io::Plain(stream), peer, None, limits)
+        let fd = stream.tcp().as_raw_fd();
+        Self::new(Io::Plain(stream), fd, peer, None, limits)
     }
 
     /// A connection whose TLS handshake is done.
@@ -77,16 +81,17 @@ impl Conn {
         // Pingora leaves no place of its own for the server name, and nothing here needs a client's organization.
         let name = session.server_name().map(str::to_ascii_lowercase);
         let digest = SslDigest::new(cipher, version, name, None, Vec::new());
-        Self::new(Io::Tls(Box::new(stream)), peer, Some(Arc::new(digest)), limits)
+        let fd = stream.get_ref().0.tcp().as_raw_fd();
+        Self::new(Io::Tls(Box::new(stream)), fd, peer, Some(Arc::new(digest)), limits)
     }
 
-    fn new(io: Io, peer: SocketAddr, tls: Option<Arc<SslDigest>>, limits: Arc<Limits>) -> Self {
-        let fd = io.tcp().as_raw_fd();
+    fn new(io: Io, fd: RawFd, peer: SocketAddr, tls: Option<Arc<SslDigest>>, limits: Arc<Limits>) -> Self {
         let socket = SocketDigest::from_raw_fd(fd);
         // A cell that is new is empty.
         let _ = socket.peer_addr.set(Some(PingoraAddr::Inet(peer)));
         Self {
             io: Mutex::new(Corked::new(io)),
+            heir: Heir::default(),
             fd,
             ahead: Vec::new(),
             h2: false,
@@ -106,6 +111,7 @@ impl Conn {
         let agreed = match self.io.get_mut().get_ref() {
             Io::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2".as_slice()),
             Io::Plain(_) => true,
+            Io::Gone => false,
         };
         if !agreed {
             return Ok(());
@@ -162,10 +168,16 @@ impl Conn {
         self.ahead.is_empty() && self.head_bytes == head
     }
 
-    /// What is said once it is HTTP no more.
-    pub fn tunnelled(&self) -> Tunnelled<'_> {
-        self.io.lock().pass_through();
-        Tunnelled(&self.io)
+    /// Where to look for what it has become, once it is over for HTTP.
+    pub fn heir(&self) -> Heir {
+        Arc::clone(&self.heir)
+    }
+
+    /// It is no more for HTTP: leaves the connection as what it has become.
+    pub fn leave(&self, into: impl FnOnce(Corked<Io>) -> Upgraded) {
+        let mut client = std::mem::replace(&mut *self.io.lock(), Corked::new(Io::Gone));
+        client.pass_through();
+        *self.heir.lock() = Some(Box::new(into(client)));
     }
 
     /// Passes `n` bytes that were read, unless the head has become too long.
@@ -191,29 +203,6 @@ impl Conn {
         if Pin::new(self.io.get_mut()).poll_write(cx, answer).is_ready() {
             let _ = self.io.get_mut().poll_send(cx);
         }
-    }
-}
-
-/// A client's connection after a change of protocol, while Pingora still holds it for HTTP.
-pub struct Tunnelled<'a>(&'a Mutex<Corked<Io>>);
-
-impl AsyncRead for Tunnelled<'_> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.lock()).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Tunnelled<'_> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.0.lock()).poll_write(cx, buf)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.lock()).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.lock()).poll_shutdown(cx)
     }
 }
 

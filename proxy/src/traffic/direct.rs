@@ -1,7 +1,8 @@
 //! The short way of a request to a backend and of the answer back: for requests without a body, or with a small one, to
 //! backends that speak HTTP/1.1 in clear text, which is most of what an ingress does. It reads and writes with Pingora's
 //! HTTP/1.1, but needs neither channels between two halves, as nothing goes up while the answer comes down, nor a task for
-//! each connection that waits. Where the answer is a change of protocol (WebSocket), both connections are joined.
+//! each connection that waits. Where the answer is a change of protocol
+//! (WebSocket), it ends in `upgrade.rs`.
 //!
 //! In: a request whose route has been found. Out: its answer has been sent, or it has to take Pingora's own way, which
 //! knows everything else. A request takes the short way only when its head says nothing about the connection but whether
@@ -15,14 +16,12 @@ use super::http::{HttpApp, RequestState, authority};
 use super::kept::{Connection, Kept};
 use super::link::Link;
 use super::policy;
-use super::tunnel::{self, Passed};
 use crate::route::upstream::Protocol;
 use crate::route::{Endpoint, Route};
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
 use http::{HeaderName, HeaderValue, Method, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::protocols::Stream;
 use pingora::protocols::http::HttpTask;
 use pingora::protocols::http::v1::client::HttpSession;
 use pingora::proxy::{ProxyHttp, Session};
@@ -82,8 +81,7 @@ impl HttpApp {
         backend.write_timeout = Some(self.silence(ctx).1);
         match self.relay(session, &mut backend, body, &mut alarm, ctx).await {
             Ok(()) if backend.was_upgraded() => {
-                drop(alarm);
-                self.tunnel(session, backend.into_inner(), ctx).await;
+                self.hand_over(session, backend.into_inner(), ctx);
                 Ok(())
             }
             Ok(()) => {
@@ -172,17 +170,6 @@ impl HttpApp {
             }
         }
         session.as_downstream_mut().finish_body().await.map_err(|e| e.into_down())
-    }
-
-    /// Joins a client to a backend that has agreed to another protocol.
-    async fn tunnel(&self, session: &Session, mut backend: Stream, ctx: &mut RequestState) {
-        let Some(conn) = session.stream().and_then(Conn::of) else { return };
-        let mut passed = Passed::default();
-        let silence = self.silence(ctx).0;
-        if let Err(error) = tunnel::join(&mut conn.tunnelled(), &mut backend, Some(silence), &mut passed).await {
-            tracing::debug!(%error, "a connection with another protocol broke off");
-        }
-        ctx.tunnelled = passed.down;
     }
 
     /// A part of the answer as the client is to get it.

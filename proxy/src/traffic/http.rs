@@ -4,7 +4,7 @@
 //! endpoint cannot have acted on it (no connection came about), or when doing it twice is the same as once (an
 //! idempotent method) and no answer has begun.
 
-use super::access::Log;
+use super::access::{Entry, Log};
 use super::conn::Conn;
 use super::connect::{Announced, Connector};
 use super::find::Verdict;
@@ -60,8 +60,8 @@ pub struct RequestState {
     /// The endpoint that a client is to come back to, where it does not know yet.
     pub(super) new_tag: Option<u64>,
     pub(super) upgrade: bool,
-    /// Bytes that the client was sent after a change of protocol, where Pingora does not count them.
-    pub(super) tunnelled: u64,
+    /// Nothing of it is left here: the connection is one for another protocol, and the request goes on with it.
+    pub(super) handed_over: bool,
     pub(super) at: Option<InFlight>,
     /// Ids of the endpoints that were tried.
     pub(super) tried: Vec<u64>,
@@ -78,8 +78,18 @@ impl HttpApp {
         Self { shared, limits, log }
     }
 
-    pub(super) fn shared(&self) -> &Shared {
+    pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    pub(super) fn log(&self) -> Option<&Log> {
+        self.log.as_ref()
+    }
+
+    /// What the access log says of a request.
+    pub(super) fn entry<'a>(&self, session: &'a Session, ctx: &RequestState) -> Entry<'a> {
+        let endpoint = ctx.at.as_ref().map(|at| at.endpoint().address);
+        Entry::of(session, ctx.route.as_deref(), ctx.front.as_ref(), endpoint)
     }
 
     pub(super) fn limits(&self) -> &Limits {
@@ -145,6 +155,11 @@ impl HttpApp {
 }
 
 impl RequestState {
+    /// The time since the request's head had come.
+    pub(super) fn took(&self) -> Duration {
+        self.start.elapsed()
+    }
+
     pub(super) fn policy(&self) -> Option<&Policy> {
         self.route.as_ref()?.policy.as_deref()
     }
@@ -176,7 +191,7 @@ impl ProxyHttp for HttpApp {
             body_left: None,
             new_tag: None,
             upgrade: false,
-            tunnelled: 0,
+            handed_over: false,
             at: None,
             tried: Vec::new(),
             again: 0,
@@ -424,13 +439,14 @@ impl ProxyHttp for HttpApp {
     }
 
     async fn logging(&self, session: &mut Session, _error: Option<&Error>, ctx: &mut Self::CTX) {
+        if ctx.handed_over {
+            return;
+        }
         let status = session.as_downstream().response_written().map_or(0, |r| r.status.as_u16());
-        let took = ctx.start.elapsed();
+        let took = ctx.took();
         self.shared.metrics.answered(status, took.as_secs_f64());
         if let Some(log) = &self.log {
-            let endpoint = ctx.at.as_ref().map(|at| at.endpoint().address);
-            let bytes = session.body_bytes_sent() as u64 + ctx.tunnelled;
-            log.write(session, bytes, took, ctx.route.as_deref(), ctx.front.as_ref(), endpoint);
+            log.write(self.entry(session, ctx), took);
         }
         ctx.at = None;
     }

@@ -14,6 +14,8 @@ pub enum Io {
     Plain(Rewind),
     /// With TLS.
     Tls(Box<TlsStream<Rewind>>),
+    /// Somebody else has taken it over: nothing comes any more, and its end is not ours to tell.
+    Gone,
 }
 
 /// A connection some bytes of which have been read already: they come again.
@@ -39,6 +41,11 @@ impl Rewind {
         bytes.append(&mut self.ahead);
         self.ahead = bytes;
         self
+    }
+
+    /// The connection below.
+    pub fn tcp(&self) -> &TcpStream {
+        &self.stream
     }
 }
 
@@ -81,16 +88,6 @@ impl AsyncWrite for Rewind {
     }
 }
 
-impl Io {
-    /// The connection below.
-    pub fn tcp(&self) -> &TcpStream {
-        match self {
-            Self::Plain(stream) => &stream.stream,
-            Self::Tls(stream) => &stream.get_ref().0.stream,
-        }
-    }
-}
-
 impl AsyncRead for Io {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
@@ -100,6 +97,7 @@ impl AsyncRead for Io {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
                 other => Poll::Ready(other),
             },
+            Self::Gone => Poll::Ready(Ok(())),
         }
     }
 }
@@ -109,6 +107,7 @@ impl AsyncWrite for Io {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Gone => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 
@@ -116,6 +115,7 @@ impl AsyncWrite for Io {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Gone => Poll::Ready(Ok(())),
         }
     }
 
@@ -123,6 +123,7 @@ impl AsyncWrite for Io {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Gone => Poll::Ready(Ok(())),
         }
     }
 
@@ -134,6 +135,7 @@ impl AsyncWrite for Io {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Gone => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 
@@ -141,6 +143,7 @@ impl AsyncWrite for Io {
         match self {
             Self::Plain(stream) => stream.is_write_vectored(),
             Self::Tls(stream) => stream.is_write_vectored(),
+            Self::Gone => false,
         }
     }
 }

@@ -361,12 +361,14 @@ async fn http(server: &Server, mut conn: Conn, peer: SocketAddr, draining: Shutd
     if conn.is_h2() {
         server.proxy.process_new(Box::new(conn), &draining).await;
     } else {
-        http1(server, Box::new(conn), &draining).await;
+        http1(server, conn, &draining).await;
     }
 }
 
-/// One HTTP/1 connection, request after request.
-async fn http1(server: &Server, mut stream: Stream, draining: &ShutdownWatch) {
+/// One HTTP/1 connection, request after request, and then what it has become.
+async fn http1(server: &Server, conn: Conn, draining: &ShutdownWatch) {
+    let heir = conn.heir();
+    let mut stream: Stream = Box::new(conn);
     let mut kept = None;
     loop {
         let mut session = ServerSession::new_http1(stream);
@@ -374,10 +376,14 @@ async fn http1(server: &Server, mut stream: Stream, draining: &ShutdownWatch) {
             None => session.set_keepalive(Some(KEPT)),
             Some(settings) => pingora::apps::HttpPersistentSettings::apply_to_session(settings, &mut session),
         }
-        let Some(reused) = server.proxy.process_new_http(session, draining).await else { return };
+        let Some(reused) = server.proxy.process_new_http(session, draining).await else { break };
         (stream, kept) = reused.consume();
         if let Some(conn) = Conn::of(&stream) {
             conn.wait_for_next();
         }
+    }
+    let upgraded = heir.lock().take();
+    if let Some(upgraded) = upgraded {
+        upgraded.run().await;
     }
 }

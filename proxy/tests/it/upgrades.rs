@@ -146,6 +146,7 @@ async fn each_side_may_say_much_and_end_on_its_own() {
     let (_, backend) = told.recv().await.unwrap();
     let (mut from_client, mut to_client) = backend.into_split();
     let (mut from_backend, mut to_backend) = client.into_split();
+    assert_eq!(lab.shared.metrics.answers(1), 0);
     let much: Vec<u8> = (0..5_000_000).map(|i| (i % 251) as u8).collect();
     let (mut up, mut down) = (Vec::new(), Vec::new());
     let both = async {
@@ -166,6 +167,8 @@ async fn each_side_may_say_much_and_end_on_its_own() {
     read.unwrap();
     assert!(up == much, "{} bytes", up.len());
     assert!(down == much[1..], "{} bytes", down.len());
+    // Only now the request is over.
+    until("it is counted", || lab.shared.metrics.answers(1) == 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
