@@ -59,6 +59,8 @@ pub struct Conn {
     socket: Option<Arc<SocketDigest>>,
     /// The client's address, as backends are told.
     client: Option<HeaderValue>,
+    /// The port of ours that the client connected to.
+    port: u16,
     established: SystemTime,
     phase: AtomicU8,
     head_bytes: usize,
@@ -67,14 +69,14 @@ pub struct Conn {
 }
 
 impl Conn {
-    /// A connection in clear text.
-    pub fn plain(stream: Rewind, peer: SocketAddr, limits: Arc<Limits>) -> Self {
+    /// A connection in clear text, of a client (first) to a socket that listens at the second address.
+    pub fn plain(stream: Rewind, ends: (SocketAddr, SocketAddr), limits: Arc<Limits>) -> Self {
         let fd = stream.tcp().as_raw_fd();
-        Self::new(Io::Plain(stream), fd, peer, None, limits)
+        Self::new(Io::Plain(stream), fd, ends, None, limits)
     }
 
     /// A connection whose TLS handshake is done.
-    pub fn tls(stream: TlsStream<Rewind>, peer: SocketAddr, limits: Arc<Limits>) -> Self {
+    pub fn tls(stream: TlsStream<Rewind>, ends: (SocketAddr, SocketAddr), limits: Arc<Limits>) -> Self {
         let session = stream.get_ref().1;
         let version = session.protocol_version().and_then(|v| v.as_str()).unwrap_or_default();
         let cipher = session.negotiated_cipher_suite().and_then(|c| c.suite().as_str()).unwrap_or_default();
@@ -82,13 +84,22 @@ impl Conn {
         let name = session.server_name().map(str::to_ascii_lowercase);
         let digest = SslDigest::new(cipher, version, name, None, Vec::new());
         let fd = stream.get_ref().0.tcp().as_raw_fd();
-        Self::new(Io::Tls(Box::new(stream)), fd, peer, Some(Arc::new(digest)), limits)
+        Self::new(Io::Tls(Box::new(stream)), fd, ends, Some(Arc::new(digest)), limits)
     }
 
-    fn new(io: Io, fd: RawFd, peer: SocketAddr, tls: Option<Arc<SslDigest>>, limits: Arc<Limits>) -> Self {
+    fn new(
+        io: Io,
+        fd: RawFd,
+        (peer, local): (SocketAddr, SocketAddr),
+        tls: Option<Arc<SslDigest>>,
+        limits: Arc<Limits>,
+    ) -> Self {
         let socket = SocketDigest::from_raw_fd(fd);
         // A cell that is new is empty.
         let _ = socket.peer_addr.set(Some(PingoraAddr::Inet(peer)));
+        if !local.ip().is_unspecified() {
+            let _ = socket.local_addr.set(Some(PingoraAddr::Inet(local)));
+        }
         Self {
             io: Mutex::new(Corked::new(io)),
             heir: Heir::default(),
@@ -98,6 +109,7 @@ impl Conn {
             tls,
             socket: Some(Arc::new(socket)),
             client: address(peer.ip()),
+            port: local.port(),
             established: SystemTime::now(),
             phase: AtomicU8::new(FIRST),
             head_bytes: 0,
@@ -151,6 +163,11 @@ impl Conn {
     /// The client's address, as backends are told.
     pub fn client(&self) -> Option<&HeaderValue> {
         self.client.as_ref()
+    }
+
+    /// The port of ours that the client connected to.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// The head of the request has been read.
@@ -291,7 +308,12 @@ impl Drop for Conn {
 #[async_trait]
 impl Shutdown for Conn {
     async fn shutdown(&mut self) {
-        if let Err(error) = AsyncWriteExt::shutdown(self).await {
+        // Pingora closes it next, which in clear text says all there is to say.
+        let ended = match &self.tls {
+            Some(_) => AsyncWriteExt::shutdown(self).await,
+            None => AsyncWriteExt::flush(self).await,
+        };
+        if let Err(error) = ended {
             tracing::trace!(%error, "connection already gone");
         }
     }

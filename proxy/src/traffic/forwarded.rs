@@ -66,7 +66,7 @@ impl HttpApp {
         if let Some(host) = authority.and_then(|a| HeaderValue::from_bytes(a).ok()) {
             set(X_FORWARDED_HOST, host)?;
         }
-        let own = front.map(|f| f.port);
+        let own = front.map(|f| f.port).or_else(|| conn.map(Conn::port));
         let own = own.or_else(|| session.server_addr().and_then(|a| a.as_inet()).map(std::net::SocketAddr::port));
         if let Some(port) = own {
             // The port the client meant, which is not ours when something forwards to us.

@@ -4,7 +4,7 @@
 //! In: [`Shared::fronts`]. Out: connections for the HTTP application or straight to backends, [`Shared::sockets`] by
 //! which requests find their front, and [`Shared::opened`] by which others find the sockets.
 
-use super::listen::{Kind, Server, accept};
+use super::listen::{self, Kind, Server, accept};
 use super::sni::{self, Ready};
 use super::udp;
 use crate::config::{Fronts, Shared, Socket};
@@ -16,7 +16,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -120,8 +120,7 @@ fn start(server: &Arc<Server>, address: IpAddr, sockets: &Sockets, front: &Arc<F
         socket
     } else {
         let tcp = sockets.tcp(&front.key.to_string(), || std::net::TcpListener::bind((address, 0)))?;
-        tcp.set_nonblocking(true)?;
-        let tcp = TcpListener::from_std(tcp)?;
+        let tcp = listen::open(tcp)?;
         let socket = at(tcp.local_addr()?);
         // Before the first connection is taken, its requests must be able to find the front.
         enter(&server.shared, &socket);
