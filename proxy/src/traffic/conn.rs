@@ -175,9 +175,28 @@ impl Conn {
         self.phase.store(BODY, Ordering::Relaxed);
     }
 
-    /// Waits for the next request.
-    pub fn wait_for_next(&self) {
-        self.phase.store(ANSWERED, Ordering::Relaxed);
+    /// Waits for the next request, with nothing of what one takes. False: the client has had its time, or is gone.
+    pub async fn next(&mut self) -> bool {
+        if *self.phase.get_mut() == BODY {
+            *self.phase.get_mut() = ANSWERED;
+        }
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if !self.ahead.is_empty() {
+            return Poll::Ready(true);
+        }
+        let io = self.io.get_mut();
+        if let Poll::Ready(more) = io.get_mut().poll_more(cx) {
+            return Poll::Ready(more);
+        }
+        if *self.phase.get_mut() == ANSWERED {
+            *self.phase.get_mut() = IDLE;
+            self.alarm.set(self.limits.idle_timeout);
+            io.rest();
+        }
+        self.alarm.poll(cx).map(|()| false)
     }
 
     /// Nothing but the request's head, which is so long, has been read.

@@ -64,7 +64,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Corked<S> {
     /// From here on it is written to in large parts, and holds nothing for them.
     pub fn pass_through(&mut self) {
         self.through = true;
-        self.buffer.shrink_to(0);
+        self.rest();
     }
 
     /// The next flush does nothing, as more is written at once and flushed.
@@ -75,6 +75,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Corked<S> {
     /// The stream below.
     pub fn get_ref(&self) -> &S {
         &self.stream
+    }
+
+    /// The stream below, to be read from.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
+    /// Nothing is written for a while: holds no memory for it.
+    pub fn rest(&mut self) {
+        self.buffer.shrink_to(0);
     }
 
     /// Nothing waits to be written.

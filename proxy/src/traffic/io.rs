@@ -3,7 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncBufRead as _, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
@@ -85,6 +85,19 @@ impl AsyncWrite for Rewind {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+impl Io {
+    /// Ready once there is something to read, or once nothing will come any more: then false, where it is known. Reads
+    /// nothing.
+    pub fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        match self {
+            Self::Plain(Rewind { ahead, .. }) if !ahead.is_empty() => Poll::Ready(true),
+            Self::Plain(Rewind { stream, .. }) => stream.poll_read_ready(cx).map(|ready| ready.is_ok()),
+            Self::Tls(stream) => Pin::new(stream).poll_fill_buf(cx).map(|read| read.is_ok_and(|part| !part.is_empty())),
+            Self::Gone => Poll::Ready(false),
+        }
     }
 }
 

@@ -12,7 +12,6 @@ use causeway_handover::Sockets;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::TcpNoDelay;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ServerApp};
-use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::{HttpProxy, http_proxy};
@@ -20,6 +19,7 @@ use pingora::server::ShutdownWatch;
 use pingora::server::configuration::ServerConf;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -387,18 +387,30 @@ async fn http(server: &Server, mut conn: Conn, peer: SocketAddr, draining: Shutd
 /// One HTTP/1 connection, request after request, and then what it has become.
 async fn http1(server: &Server, conn: Conn, draining: &ShutdownWatch) {
     let heir = conn.heir();
-    let mut stream: Stream = Box::new(conn);
+    let mut stopping = draining.clone();
+    let mut stopped = pin!(stopping.wait_for(|stop| *stop));
+    let mut conn = Box::new(conn);
     let mut kept = None;
     loop {
-        let mut session = ServerSession::new_http1(stream);
+        let more = tokio::select! {
+            biased;
+            more = conn.next() => more,
+            _ = &mut stopped => false,
+        };
+        if !more {
+            return;
+        }
+        let mut session = ServerSession::new_http1(conn);
         match kept.take() {
             None => session.set_keepalive(Some(KEPT)),
             Some(settings) => pingora::apps::HttpPersistentSettings::apply_to_session(settings, &mut session),
         }
         let Some(reused) = server.proxy.process_new_http(session, draining).await else { break };
+        let stream;
         (stream, kept) = reused.consume();
-        if let Some(conn) = Conn::of(&stream) {
-            conn.wait_for_next();
+        match stream.into_any().downcast() {
+            Ok(same) => conn = same,
+            Err(_) => return,
         }
     }
     let upgraded = heir.lock().take();

@@ -2,6 +2,7 @@
 
 use crate::harness::*;
 use causeway_proxy::Limits;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -61,6 +62,24 @@ async fn idle_connections_are_closed() {
     let mut answer = Vec::new();
     tokio::time::timeout(PATIENCE, raw.read_to_end(&mut answer)).await.unwrap().unwrap();
     assert!(answer.starts_with(b"HTTP/1.1 200"));
+    // With TLS too, and not before: another request comes after a while.
+    let mut client = tokio::process::Command::new("openssl")
+        .args(["s_client", "-quiet", "-servername", "h.localhost", "-connect", &lab.https.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut requests = client.stdin.take().unwrap();
+    for _ in 0..3 {
+        requests.write_all(b"GET / HTTP/1.1\r\nHost: h.localhost\r\n\r\n").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let mut answers = String::new();
+    let mut reader = client.stdout.take().unwrap();
+    tokio::time::timeout(PATIENCE, reader.read_to_string(&mut answers)).await.unwrap().unwrap();
+    assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 3, "{answers}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
