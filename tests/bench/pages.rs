@@ -142,11 +142,13 @@ fn store(result: &Value) -> Result<String> {
 }
 
 fn websockets(result: &Value) -> Result<String> {
-    let mut page = String::from("| | idle, KiB each | active, KiB each |\n|---|---|---|\n");
+    let mut page = String::from(
+        "| | WebSocket, idle, KiB each | WebSocket, active, KiB each | HTTP/1.1, kept, KiB each |\n|---|---|---|---|\n",
+    );
     for name in NAMES {
         let of = &result["proxies"][name];
-        if let (Some(idle), Some(active)) = (number(&of["idleKiB"]), number(&of["activeKiB"])) {
-            writeln!(page, "| {name} | {} | {} |", short(idle), short(active))?;
+        if let [Some(idle), Some(active), Some(kept)] = ["idleKiB", "activeKiB", "keptKiB"].map(|f| number(&of[f])) {
+            writeln!(page, "| {name} | {} | {} | {} |", short(idle), short(active), short(kept))?;
         }
     }
     Ok(page)
