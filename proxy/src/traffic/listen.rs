@@ -244,7 +244,10 @@ async fn connection(
             let Some(stream) = decrypt(server, &acceptor, stream, peer).await else { return };
             http(server, Conn::tls(stream, (peer, local), Arc::clone(&server.limits)), peer, draining).await;
         }
-        Kind::Front { socket, tls } => front(server, stream, (peer, local), &socket, &tls, draining).await,
+        // Of its own, so that connections of the ingress do not hold room for all that a Gateway's may be.
+        Kind::Front { socket, tls } => {
+            Box::pin(front(server, stream, (peer, local), &socket, &tls, draining)).await;
+        }
     }
 }
 
@@ -255,7 +258,7 @@ async fn announced(server: &Server, mut stream: TcpStream, peer: SocketAddr) -> 
     if !limits.proxy_protocol || !limits.trusted_proxies.iter().any(|net| net.contains(&ip)) {
         return Some((Rewind::new(stream), peer));
     }
-    match tokio::time::timeout(limits.head_timeout, announced::read(&mut stream)).await {
+    match Box::pin(tokio::time::timeout(limits.head_timeout, announced::read(&mut stream))).await {
         Ok(Ok((client, ahead))) => Some((Rewind::with(stream, ahead), client.unwrap_or(peer))),
         Ok(Err(error)) => {
             tracing::debug!(%error, %peer, "no PROXY header from a trusted proxy");
@@ -356,7 +359,8 @@ async fn decrypt(
     stream: Rewind,
     peer: SocketAddr,
 ) -> Option<tokio_rustls::server::TlsStream<Rewind>> {
-    match tokio::time::timeout(server.limits.head_timeout, acceptor.accept(stream)).await {
+    // Of its own, so that its room is free once it is done.
+    match Box::pin(tokio::time::timeout(server.limits.head_timeout, acceptor.accept(stream))).await {
         Ok(Ok(stream)) => return Some(stream),
         Ok(Err(error)) => tracing::debug!(%error, %peer, "TLS handshake failed"),
         Err(_) => {}

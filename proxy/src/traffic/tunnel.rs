@@ -15,6 +15,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// What is read at once, in bytes.
 const PART: usize = 32 * 1024;
+/// So many parts go one way before the other has its turn.
+const TURN: usize = 16;
 
 thread_local! {
     /// What all of this thread read into. Nothing stays in it.
@@ -91,7 +93,10 @@ impl Way {
         to: &mut (impl AsyncWrite + Unpin),
         buffer: &mut [u8],
     ) -> Poll<io::Result<()>> {
-        while !self.closed {
+        for _ in 0..TURN {
+            if self.closed {
+                return Poll::Ready(Ok(()));
+            }
             while let rest @ [_, ..] = &self.left[self.taken..] {
                 let n = ready!(Pin::new(&mut *to).poll_write(cx, rest))?;
                 self.wrote(n)?;
@@ -101,32 +106,32 @@ impl Way {
             if self.ended {
                 ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
                 self.closed = true;
-                break;
+                continue;
             }
             let mut part = ReadBuf::new(buffer);
-            match Pin::new(&mut *from).poll_read(cx, &mut part)? {
-                Poll::Ready(()) if part.filled().is_empty() => self.ended = true,
-                Poll::Ready(()) => {
-                    let part = part.filled();
-                    let n = match Pin::new(&mut *to).poll_write(cx, part)? {
-                        Poll::Ready(n) => {
-                            self.wrote(n)?;
-                            n
-                        }
-                        Poll::Pending => 0,
-                    };
-                    self.left.extend_from_slice(&part[n..]);
+            let Poll::Ready(()) = Pin::new(&mut *from).poll_read(cx, &mut part)? else {
+                if self.unflushed {
+                    ready!(Pin::new(&mut *to).poll_flush(cx))?;
+                    self.unflushed = false;
                 }
-                Poll::Pending => {
-                    if self.unflushed {
-                        ready!(Pin::new(&mut *to).poll_flush(cx))?;
-                        self.unflushed = false;
-                    }
-                    return Poll::Pending;
-                }
+                return Poll::Pending;
+            };
+            let part = part.filled();
+            self.ended = part.is_empty();
+            if self.ended {
+                continue;
             }
+            let taken = match Pin::new(&mut *to).poll_write(cx, part)? {
+                Poll::Ready(n) => {
+                    self.wrote(n)?;
+                    n
+                }
+                Poll::Pending => 0,
+            };
+            self.left.extend_from_slice(&part[taken..]);
         }
-        Poll::Ready(Ok(()))
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn wrote(&mut self, n: usize) -> io::Result<()> {
@@ -206,6 +211,17 @@ mod tests {
         assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
         assert_eq!(passed, Passed { up: 20, down: 20 });
         assert_eq!(start.elapsed().as_secs(), 40 * 10 + 60);
+    }
+
+    #[tokio::test]
+    async fn who_never_stops_lets_the_other_speak() {
+        let mut client = tokio::io::join(tokio::io::repeat(b'x'), tokio::io::sink());
+        let mut backend = tokio::io::join(&b"pong"[..], tokio::io::sink());
+        let mut passed = Passed::default();
+        let joining = join(&mut client, &mut backend, None, &mut passed);
+        assert!(tokio::time::timeout(Duration::from_millis(10), joining).await.is_err());
+        assert_eq!(passed.down, 4);
+        assert!(passed.up > 0);
     }
 
     #[tokio::test]
