@@ -2,7 +2,7 @@
 //! come back. Each test has a cluster of its own.
 
 use crate::images::{self, BUSYBOX};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use causeway_tests::{Cluster, eventually};
 use libtest_mimic::{Failed, Trial};
 use serde_json::Value;
@@ -339,6 +339,34 @@ fn all_pods(c: &Cluster) -> Result<Vec<Pod>> {
     Ok([pods(c, "web")?, pods(c, "db")?].concat())
 }
 
+/// A node dies and is back within the grace period. On a busy machine it may take longer: then it is no such case, and is
+/// tried again.
+fn back_before_anybody_noticed(c: &Cluster, node: &str) -> Result<()> {
+    let since = format!("get node {node} -o jsonpath={{.status.conditions[?(@.type==\"Ready\")].lastTransitionTime}}");
+    let restarts = |pod: &Pod| -> Result<u32> {
+        let count = "jsonpath={.status.containerStatuses[0].restartCount}";
+        Ok(c.kubectl(&format!("get pod {} -o {count}", pod.name)).ok()?.trim().parse()?)
+    };
+    for _ in 0..4 {
+        let before = all_pods(c)?.into_iter().map(|p| Ok((restarts(&p)?, p))).collect::<Result<Vec<_>>>()?;
+        let ready_since = c.kubectl(&since).ok()?;
+        c.command(&["node", "kill", node]).ok()?;
+        c.command(&["node", "start", node]).ok()?;
+        all_is_well_again(c, node)?;
+        if c.kubectl(&since).ok()? != ready_since {
+            continue;
+        }
+        let (old, new): (BTreeSet<_>, BTreeSet<_>) =
+            (before.iter().map(|(_, p)| p.uid.clone()).collect(), all_pods(c)?.into_iter().map(|p| p.uid).collect());
+        ensure!(old == new, "{old:?} became {new:?}");
+        for (count, pod) in &before {
+            ensure!(restarts(pod)? == count + u32::from(pod.node == node), "{}", pod.name);
+        }
+        return Ok(());
+    }
+    bail!("{node} was missed whenever it came back")
+}
+
 fn cut_and_dead_nodes_are_replaced_and_come_back() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let config = dir.path().join("cluster.yaml");
@@ -407,16 +435,7 @@ spec:
     c.kubectl("wait pod/once --for=jsonpath={.status.phase}=Succeeded --timeout=30s").ok()?;
     let id = "get pod once -o jsonpath={.status.containerStatuses[0].containerID}";
     let ended = c.kubectl(id).ok()?;
-    let before = all_pods(&c)?;
-    c.command(&["node", "kill", "node-1"]).ok()?;
-    c.command(&["node", "start", "node-1"]).ok()?;
-    all_is_well_again(&c, "node-1")?;
-    let same = |all: &[Pod]| all.iter().map(|p| p.uid.clone()).collect::<BTreeSet<_>>();
-    ensure!(same(&all_pods(&c)?) == same(&before));
-    for pod in before.iter().filter(|p| p.node == "node-1") {
-        let restarts = format!("get pod {} -o jsonpath={{.status.containerStatuses[0].restartCount}}", pod.name);
-        ensure!(c.kubectl(&restarts).ok()?.trim() == "1", "{}", pod.name);
-    }
+    back_before_anybody_noticed(&c, "node-1")?;
     ensure!(c.kubectl(id).ok()? == ended && c.kubectl("get pod once -o jsonpath={.status.phase}").ok()? == "Succeeded");
     ensure!(c.curl("http://web.test/", &["-f"]).ok()?.starts_with("web-"));
     Ok(())
