@@ -327,12 +327,7 @@ impl Drop for Conn {
 #[async_trait]
 impl Shutdown for Conn {
     async fn shutdown(&mut self) {
-        // Pingora closes it next, which in clear text says all there is to say.
-        let ended = match &self.tls {
-            Some(_) => AsyncWriteExt::shutdown(self).await,
-            None => AsyncWriteExt::flush(self).await,
-        };
-        if let Err(error) = ended {
+        if let Err(error) = AsyncWriteExt::shutdown(self).await {
             tracing::trace!(%error, "connection already gone");
         }
     }
