@@ -187,16 +187,20 @@ impl Conn {
         if !self.ahead.is_empty() {
             return Poll::Ready(true);
         }
-        let io = self.io.get_mut();
-        if let Poll::Ready(more) = io.get_mut().poll_more(cx) {
+        if let Poll::Ready(more) = self.io.get_mut().get_mut().poll_more(cx) {
             return Poll::Ready(more);
         }
+        self.pause();
+        self.alarm.poll(cx).map(|()| false)
+    }
+
+    /// Nothing has come: behind an answer the idle time begins, in which nothing is held for writing.
+    fn pause(&mut self) {
         if *self.phase.get_mut() == ANSWERED {
             *self.phase.get_mut() = IDLE;
             self.alarm.set(self.limits.idle_timeout);
-            io.rest();
+            self.io.get_mut().rest();
         }
-        self.alarm.poll(cx).map(|()| false)
     }
 
     /// Nothing but the request's head, which is so long, has been read.
@@ -271,10 +275,7 @@ impl AsyncRead for Conn {
             },
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => {
-                if *this.phase.get_mut() == ANSWERED {
-                    *this.phase.get_mut() = IDLE;
-                    this.alarm.set(this.limits.idle_timeout);
-                }
+                this.pause();
                 ready!(this.alarm.poll(cx));
                 if *this.phase.get_mut() == IDLE {
                     // As if the client had closed it.

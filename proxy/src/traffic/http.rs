@@ -211,13 +211,18 @@ impl ProxyHttp for HttpApp {
         if let Some(conn) = session.stream().and_then(Conn::of) {
             conn.head_done();
         }
+        ctx.upgrade = session.is_upgrade_req();
+        if ctx.upgrade && policy::asks_for_http2(session.req_header()) {
+            // For Pingora too it asks for no other protocol then.
+            session.req_header_mut().remove_header(&header::UPGRADE);
+            ctx.upgrade = false;
+        }
         let request = session.req_header();
         let lasting = request.version != Version::HTTP_10
             || request
                 .headers
                 .get(header::CONNECTION)
                 .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"keep-alive"));
-        ctx.upgrade = session.is_upgrade_req() && !policy::asks_for_http2(request);
         // This also honours `Connection: close`.
         let keep = session.get_keepalive().is_some() && lasting && !self.shared.closing.load(Ordering::Relaxed);
         session.set_keepalive(keep.then_some(KEPT));
@@ -304,9 +309,6 @@ impl ProxyHttp for HttpApp {
         ctx: &mut Self::CTX,
     ) -> Result<()> {
         self.forwarded_headers(session, request, ctx.front.as_ref())?;
-        if !ctx.upgrade && request.remove_header(&header::UPGRADE).is_some() {
-            request.remove_header(&header::CONNECTION);
-        }
         if session.req_header().version == Version::HTTP_2 && !ctx.upstream().is_some_and(|u| u.key.protocol().is_h2())
         {
             policy::join_cookies(request)?;
