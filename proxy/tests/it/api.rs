@@ -259,8 +259,10 @@ async fn objects_become_traffic_status_and_events() {
 /// Without an API server: alive, not ready, and nothing is answered before there is a configuration.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_served_before_the_first_configuration() {
-    let nobody = listener().local_addr().unwrap();
-    let config = kube::Config::new(format!("http://{nobody}").parse().unwrap());
+    // Bound, but not listening: refuses connections, and no other test gets the port.
+    let nobody = tokio::net::TcpSocket::new_v4().unwrap();
+    nobody.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let config = kube::Config::new(format!("http://{}", nobody.local_addr().unwrap()).parse().unwrap());
     let client = KubeClient::try_from(config).unwrap();
     let (http, admin) = (listener(), listener());
     let (http_address, admin_address) = (http.local_addr().unwrap(), admin.local_addr().unwrap());
