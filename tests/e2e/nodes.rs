@@ -339,23 +339,33 @@ fn all_pods(c: &Cluster) -> Result<Vec<Pod>> {
     Ok([pods(c, "web")?, pods(c, "db")?].concat())
 }
 
-/// A node dies and is back within the grace period. On a busy machine it may take longer: then it is no such case, and is
-/// tried again.
+/// A node dies and is back within the grace period, and nothing is said against it. On a busy machine it may take longer,
+/// which the controllers tell: then it is no such case, and is tried again.
 fn back_before_anybody_noticed(c: &Cluster, node: &str) -> Result<()> {
     let since = format!("get node {node} -o jsonpath={{.status.conditions[?(@.type==\"Ready\")].lastTransitionTime}}");
     let restarts = |pod: &Pod| -> Result<u32> {
         let count = "jsonpath={.status.containerStatuses[0].restartCount}";
         Ok(c.kubectl(&format!("get pod {} -o {count}", pod.name)).ok()?.trim().parse()?)
     };
+    let missed = format!(
+        "get events -A --field-selector involvedObject.kind=Node,involvedObject.name={node},reason=NodeNotReady -o json"
+    );
+    let missed = || -> Result<u64> {
+        let events: Value = serde_json::from_str(&c.kubectl(&missed).ok()?)?;
+        Ok(events["items"].as_array().into_iter().flatten().map(|e| e["count"].as_u64().unwrap_or(1)).sum())
+    };
     for _ in 0..4 {
+        let missed_before = missed()?;
         let before = all_pods(c)?.into_iter().map(|p| Ok((restarts(&p)?, p))).collect::<Result<Vec<_>>>()?;
         let ready_since = c.kubectl(&since).ok()?;
         c.command(&["node", "kill", node]).ok()?;
         c.command(&["node", "start", node]).ok()?;
         all_is_well_again(c, node)?;
-        if c.kubectl(&since).ok()? != ready_since {
+        if missed()? != missed_before {
             continue;
         }
+        let since = c.kubectl(&since).ok()?;
+        ensure!(since == ready_since, "{node} was ready since {ready_since}, now since {since}");
         let (old, new): (BTreeSet<_>, BTreeSet<_>) =
             (before.iter().map(|(_, p)| p.uid.clone()).collect(), all_pods(c)?.into_iter().map(|p| p.uid).collect());
         ensure!(old == new, "{old:?} became {new:?}");

@@ -63,7 +63,7 @@ use tokio_util::sync::CancellationToken;
 /// Runs a kubelet until shutdown; containers go on running after it.
 ///
 /// `network` makes the pod network once the node has its pod CIDRs (`Node.spec.podCIDRs`); until then the node says
-/// `Ready=False`. Fails when the configuration cannot work or the network cannot be made.
+/// `Ready=False`. A kubelet that begins anew leaves what the node said before while it looks around. Fails when the configuration cannot work or the network cannot be made.
 pub async fn run<F>(
     client: Client,
     config: KubeletConfig,
@@ -85,7 +85,7 @@ where
     );
     let (network_tx, network_rx) = watch::channel(None);
     let (node_tx, node_rx) = watch::channel(None);
-    let (state_tx, state_rx) = watch::channel(Some("network not ready: the node has no pod CIDR yet".to_owned()));
+    let (state_tx, state_rx) = watch::channel(node::Network::Opening);
     let services = follow_services(client.clone(), stop.clone());
     let name = config.node_name.clone();
     let shared = Arc::new(Shared {
@@ -165,16 +165,18 @@ async fn make_network<F>(
     mut node: watch::Receiver<Option<Arc<Node>>>,
     network: F,
     made: watch::Sender<Option<Arc<dyn PodNetwork>>>,
-    state: watch::Sender<Option<String>>,
+    state: watch::Sender<node::Network>,
     stop: CancellationToken,
 ) -> anyhow::Result<()>
 where
     F: FnOnce(Vec<IpNet>) -> BoxFuture<'static, anyhow::Result<Arc<dyn PodNetwork>>> + Send + 'static,
 {
     let cidrs = loop {
-        let cidrs = node.borrow_and_update().as_deref().map(pod_cidrs).unwrap_or_default();
-        if !cidrs.is_empty() {
-            break cidrs;
+        let cidrs = node.borrow_and_update().as_deref().map(pod_cidrs);
+        match cidrs {
+            Some(cidrs) if !cidrs.is_empty() => break cidrs,
+            Some(_) => drop(state.send_replace(node::Network::NotReady("the node has no pod CIDR yet".to_owned()))),
+            None => {}
         }
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -184,10 +186,12 @@ where
     match network(cidrs.clone()).await {
         Ok(network) => {
             made.send_replace(Some(network));
-            state.send_replace(None);
+            state.send_replace(node::Network::Ready);
         }
         Err(error) => {
-            state.send_replace(Some(format!("network not ready: {error:#}")));
+            state.send_replace(node::Network::NotReady(format!("{error:#}")));
+            // The node says so before all of the kubelet ends.
+            let _ = tokio::time::timeout(std::time::Duration::from_secs(2), stop.cancelled()).await;
             return Err(error.context(format!("making the pod network for {cidrs:?}")));
         }
     }

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -28,8 +28,31 @@ const REPORT_AT_LEAST: SignedDuration = SignedDuration::from_secs(300);
 /// Images in the status, the largest first: as many as upstream lists.
 const MAX_IMAGES: usize = 50;
 
-/// Why the network is not ready; `None` when it is.
-pub type NetworkState = watch::Receiver<Option<String>>;
+/// How long a kubelet that has begun just now may look around before it says that its node is not ready: nobody is to
+/// be evicted because a kubelet was started anew.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How far the pod network has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Network {
+    /// Nothing is known of the node yet, or its network is being made.
+    Opening,
+    /// Pods can have addresses.
+    Ready,
+    /// Why not.
+    NotReady(String),
+}
+
+impl Network {
+    /// What the node says of it; `None` when all is well.
+    fn complaint(&self) -> Option<String> {
+        match self {
+            Self::Opening => Some("network not ready: it is being made".to_owned()),
+            Self::Ready => None,
+            Self::NotReady(why) => Some(format!("network not ready: {why}")),
+        }
+    }
+}
 
 /// Keeps the node in the API.
 pub struct Keeper {
@@ -40,7 +63,7 @@ pub struct Keeper {
     /// What the node has.
     pub capacity: Capacity,
     /// Of the network.
-    pub network: NetworkState,
+    pub network: watch::Receiver<Network>,
 }
 
 impl Keeper {
@@ -55,9 +78,21 @@ impl Keeper {
         let mut seen = self.shared.node.clone();
         let mut sent: Option<(Value, Timestamp)> = None;
         let mut known = false;
+        let begun = Instant::now();
         loop {
             if !known {
                 known = self.register(&api).await;
+            }
+            // What was said before this kubelet began holds until it knows better.
+            let unsure = seen.borrow().is_none() || *network.borrow() == Network::Opening;
+            if known && sent.is_none() && unsure && begun.elapsed() < PATIENCE {
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    _ = network.changed() => {}
+                    _ = seen.changed() => {}
+                    () = tokio::time::sleep(PATIENCE.saturating_sub(begun.elapsed())) => {}
+                }
+                continue;
             }
             let runtime = self.shared.runtime.version().await.map_err(|e| e.to_string());
             let images = self.shared.runtime.images().await.unwrap_or_default();
@@ -65,7 +100,7 @@ impl Keeper {
             let before = seen.borrow_and_update().clone();
             let conditions = conditions(
                 facts::pressure(self.settings()),
-                runtime.as_ref().err().cloned().or_else(|| network.borrow().clone()),
+                runtime.as_ref().err().cloned().or_else(|| network.borrow().complaint()),
                 before.as_deref(),
                 now,
             );

@@ -13,7 +13,7 @@ use causeway_runtime::daemon::ContainerdDaemon;
 use causeway_runtime::oci_build::ImageBuilder;
 use causeway_runtime::{Containerd, ContainerdConfig, Runtime};
 use causeway_store::{SledOptions, SledStore};
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, NodeCondition, Pod, ServiceAccount};
 use kube::api::{Api, DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
@@ -50,6 +50,8 @@ pub struct House {
     ip: std::net::IpAddr,
     daemon: Option<ContainerdDaemon>,
     kubelet: Option<(CancellationToken, NetNsRuntime)>,
+    /// How long the next kubelet's pod network takes to be made, and whether that succeeds.
+    pub network: (Duration, bool),
 }
 
 impl Drop for House {
@@ -150,6 +152,7 @@ impl House {
             ip: node.ip,
             daemon: Some(daemon),
             kubelet: None,
+            network: (Duration::ZERO, true),
         };
         house.furnish().await;
         house.start_kubelet();
@@ -176,6 +179,13 @@ impl House {
             status.conditions?.iter().any(|c| c.type_ == "Ready" && c.status == "True").then_some(())
         })
         .await;
+    }
+
+    /// The node's condition Ready.
+    pub async fn node_is_ready(&self) -> NodeCondition {
+        let node = Api::<Node>::all(self.client.clone()).get("n1").await.unwrap();
+        let all = node.status.and_then(|s| s.conditions).unwrap_or_default();
+        all.into_iter().find(|c| c.type_ == "Ready").expect("the node has said whether it is ready")
     }
 
     pub fn start_kubelet(&mut self) {
@@ -209,14 +219,18 @@ impl House {
         let client = self.api.client(UserInfo::node("n1"));
         let (containers, stop) = (self.runtime.clone(), shutdown.clone());
         let netns = self.netns.clone();
+        let (time, succeeds) = self.network;
         runtime.handle().spawn(async move {
             let network = move |cidrs| -> futures::future::BoxFuture<'static, anyhow::Result<Arc<dyn PodNetwork>>> {
                 Box::pin(async move {
+                    tokio::time::sleep(time).await;
+                    anyhow::ensure!(succeeds, "no bridge today");
                     let config = BridgeConfig { pod_cidrs: cidrs, ..bridge };
                     Ok(Arc::new(BridgeNetwork::open_in(config, &netns).await?) as Arc<dyn PodNetwork>)
                 })
             };
-            causeway_kubelet::run(client, config, containers, network, stop).await.unwrap();
+            let ended = causeway_kubelet::run(client, config, containers, network, stop).await;
+            assert_eq!(ended.is_ok(), succeeds, "{ended:?}");
         });
         self.kubelet = Some((shutdown, runtime));
     }
