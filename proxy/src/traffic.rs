@@ -3,11 +3,12 @@
 //! [`listen`] accepts and hands connections to Pingora's HTTP application, [`conn`] is the byte stream below it with
 //! the limits Pingora lacks, [`tls`] terminates TLS, [`http`] decides for each request, [`pages`] says what went
 //! wrong, [`policy`] does what a route asks for besides. Most requests are passed on by [`direct`], over connections that
-//! [`kept`] has; all others by Pingora's own way. Nothing here waits for the control plane.
+//! [`kept`] has, or by [`calls`], over those of [`sessions`]; all others by Pingora's own way. Nothing here waits for the control plane.
 
 pub mod access;
 mod alarm;
 pub mod announced;
+mod calls;
 pub mod checks;
 pub mod conn;
 mod connect;
@@ -28,6 +29,7 @@ mod patient;
 pub mod policy;
 pub mod raw;
 mod rule;
+pub mod sessions;
 pub mod sni;
 pub mod tls;
 mod tries;

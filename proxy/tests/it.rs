@@ -14,6 +14,8 @@ mod api;
 mod away;
 #[path = "it/balancing.rs"]
 mod balancing;
+#[path = "it/calls.rs"]
+mod calls;
 #[path = "it/changes.rs"]
 mod changes;
 #[path = "it/gateways.rs"]

@@ -2,6 +2,7 @@
 //! What is known is a few atomic numbers: a request that is counted waits for nobody.
 
 use crate::traffic::kept::Kept;
+use crate::traffic::sessions::Sessions;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -45,8 +46,10 @@ pub struct Endpoint {
     /// A moving average of the time to an answer's head, in microseconds, as the bits of an `f64`; when it was set.
     latency: AtomicU64,
     measured: AtomicU64,
-    /// Connections to it that wait for the next request.
+    /// Connections to it that wait for the next request (HTTP/1.1).
     pub kept: Kept,
+    /// Connections to it that have room for requests (HTTP/2).
+    pub sessions: Sessions,
 }
 
 /// Counts a request at its endpoint while it lives.
@@ -79,6 +82,7 @@ impl Endpoint {
             latency: AtomicU64::new(0),
             measured: AtomicU64::new(0),
             kept: Kept::default(),
+            sessions: Sessions::default(),
         }
     }
 

@@ -35,11 +35,18 @@ const SMALL: u64 = 64 * 1024;
 impl HttpApp {
     /// Answers a request by the short way, if it may take it: then `true`.
     pub(super) async fn direct(&self, session: &mut Session, ctx: &mut RequestState) -> Result<bool> {
-        if !ctx.route.as_ref().is_some_and(|route| is_simple(route))
-            || !ctx.upstream().is_some_and(|u| u.key.protocol() == Protocol::Http1 && u.announce().is_none())
-            || ctx.copies.is_some()
-            || !(if ctx.upgrade { is_upgrade(session) } else { is_plain(session.req_header()) })
-        {
+        if !ctx.route.as_ref().is_some_and(|route| is_simple(route)) || ctx.copies.is_some() {
+            return Ok(false);
+        }
+        let Some(upstream) = ctx.upstream().filter(|u| u.announce().is_none()) else { return Ok(false) };
+        match (upstream.key.protocol(), upstream.key.tls()) {
+            (Protocol::Http1, _) => {}
+            (Protocol::H2c, _) | (Protocol::H2, Some(_)) if is_call(session.req_header()) => {
+                return self.call(session, ctx).await.map(|()| true);
+            }
+            _ => return Ok(false),
+        }
+        if !(if ctx.upgrade { is_upgrade(session) } else { is_plain(session.req_header()) }) {
             return Ok(false);
         }
         let length = match policy::body_length(session.req_header()) {
@@ -208,9 +215,21 @@ fn is_simple(route: &Route) -> bool {
 /// A request that can be passed on as it is: its target is a path, and it says nothing about the connection (RFC 9110
 /// section 7.6.1) and of a body no more than its length.
 fn is_plain(request: &RequestHeader) -> bool {
-    // Which of the two it is has been heeded, and is not passed on.
-    let kept_or_not = |value: &[u8]| [&b"keep-alive"[..], b"close"].iter().any(|o| value.eq_ignore_ascii_case(o));
+    is_understood(request, 0, kept_or_not) && !request.headers.contains_key(header::TE)
+}
+
+/// A request that can be passed on by HTTP/2. Of trailers it may say that they are welcome, as gRPC does.
+fn is_call(request: &RequestHeader) -> bool {
+    let mut te = request.headers.get_all(header::TE).iter();
     is_understood(request, 0, kept_or_not)
+        && te.all(|value| request.version == Version::HTTP_2 && value.as_bytes() == b"trailers")
+        && request.raw_path_is_utf8()
+        && request.uri.path().starts_with('/')
+}
+
+/// Which of the two it is has been heeded, and is not passed on.
+fn kept_or_not(value: &[u8]) -> bool {
+    [&b"keep-alive"[..], b"close"].iter().any(|known| value.eq_ignore_ascii_case(known))
 }
 
 /// A request to speak something else on this connection (RFC 9110 section 7.8), and nothing else about the connection.
@@ -224,14 +243,14 @@ fn is_upgrade(session: &Session) -> bool {
     };
     is_understood(request, 1, to_be_upgraded)
         && request.headers.contains_key(header::CONNECTION)
-        && !request.headers.contains_key(header::CONTENT_LENGTH)
+        && ![header::CONTENT_LENGTH, header::TE].iter().any(|name| request.headers.contains_key(name))
         && client.is_some_and(|client| {
             let head = client.get_headers_raw_bytes().len();
             Conn::of(client.stream()).is_some_and(|conn| conn.has_read_only(head))
         })
 }
 
-/// Every header is one to be passed on, but for those about the connection, which are `accepted`. There are so many
+/// Every header is one to be passed on, but for those about the connection, which are `accepted`, and perhaps `TE`. There are so many
 /// protocols to upgrade to.
 fn is_understood(request: &RequestHeader, protocols: usize, accepted: impl Fn(&[u8]) -> bool) -> bool {
     let by_header = match request.version {
@@ -253,7 +272,6 @@ fn is_understood(request: &RequestHeader, protocols: usize, accepted: impl Fn(&[
             | header::EXPECT
             | header::PROXY_AUTHENTICATE
             | header::PROXY_AUTHORIZATION
-            | header::TE
             | header::TRAILER
             | header::TRANSFER_ENCODING => return false,
             _ if is_of_connection(name) => return false,
@@ -272,7 +290,7 @@ fn is_of_connection(name: &HeaderName) -> bool {
 }
 
 /// Makes an answer one whose end the client can tell while the connection stays open.
-fn frame(answer: &mut ResponseHeader, method: &Method, ended: bool) -> Result<()> {
+pub(super) fn frame(answer: &mut ResponseHeader, method: &Method, ended: bool) -> Result<()> {
     let status = answer.status.as_u16();
     let without_body = *method == Method::HEAD || matches!(status, 100..=199 | 204 | 304) || ended;
     if !without_body

@@ -106,6 +106,22 @@ impl HttpApp {
         error
     }
 
+    /// The endpoint has not looked at the request, so it may be sent again, whatever it is. The error says whether it is.
+    pub(super) fn refused(&self, session: &Session, mut error: BError, ctx: &mut RequestState) -> BError {
+        let client = session.as_downstream();
+        let again = ctx.tried.len() < self.limits().attempts
+            && client.response_written().is_none()
+            && !client.retry_buffer_truncated();
+        if again {
+            self.shared().metrics.retries.inc();
+            // Bounds the tries; the id is nobody's.
+            ctx.tried.push(0);
+        }
+        ctx.at = None;
+        error.set_retry(again);
+        error
+    }
+
     /// What a request is known by, on the ring of its upstream's endpoints.
     pub(super) fn key_of(&self, session: &Session, by: &HashBy) -> Vec<u8> {
         let request = session.req_header();

@@ -25,13 +25,21 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 /// Makes a connection one that has kept a backend's terms; with HTTP/2 agreed on by ALPN, or HTTP/1.1.
-pub async fn secure(tcp: Patient, terms: &BackendTls, h2: bool) -> pingora::Result<Stream> {
+pub async fn handshake<S>(tcp: S, terms: &BackendTls, h2: bool) -> pingora::Result<TlsStream<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let failed = |what: String| Error::explain(ErrorType::TLSHandshakeFailure, what);
     let config = config(terms, h2).map_err(|e| failed(format!("configuring TLS to the backend: {e}")))?;
     let name = ServerName::try_from(terms.sni.to_string())
         .map_err(|_| failed(format!("{:?} is no server name", terms.sni)))?;
     let stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
-    let stream = stream.or_err(ErrorType::TLSHandshakeFailure, "the backend did not prove itself")?;
+    stream.or_err(ErrorType::TLSHandshakeFailure, "the backend did not prove itself")
+}
+
+/// The same, for Pingora.
+pub async fn secure(tcp: Patient, terms: &BackendTls, h2: bool) -> pingora::Result<Stream> {
+    let stream = handshake(tcp, terms, h2).await?;
     Ok(Stream::from(VirtualSocketStream::new(Box::new(Decrypted(stream)))))
 }
 

@@ -125,6 +125,8 @@ impl Lab {
                 "GatewayClass" => gateway(GatewayUpdate::Class(event(object, apply))),
                 "Gateway" => gateway(GatewayUpdate::Gateway(Box::new(event(object, apply)))),
                 "HTTPRoute" => gateway(GatewayUpdate::Http(event(object, apply))),
+                "BackendTLSPolicy" => gateway(GatewayUpdate::Policy(event(object, apply))),
+                "ConfigMap" => gateway(GatewayUpdate::ConfigMap(event(object, apply))),
                 "TCPRoute" => gateway(GatewayUpdate::Tcp(event(object, apply))),
                 other => panic!("no such kind here: {other}"),
             }));
