@@ -37,6 +37,7 @@ mod tunnel;
 pub mod udp;
 pub mod upgrade;
 mod upstream_tls;
+mod wire;
 
 use causeway_api::ingress::{AccessLog, IngressSettings};
 use ipnet::IpNet;

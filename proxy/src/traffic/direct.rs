@@ -1,5 +1,5 @@
 //! The short way of a request to a backend and of the answer back: for requests without a body, or with a small one, to
-//! backends that speak HTTP/1.1 in clear text, which is most of what an ingress does. It reads and writes with Pingora's
+//! backends that speak HTTP/1.1 in clear text, or in TLS on their own terms, which is most of what an ingress does. It reads and writes with Pingora's
 //! HTTP/1.1, but needs neither channels between two halves, as nothing goes up while the answer comes down, nor a task for
 //! each connection that waits. Where the answer is a change of protocol
 //! (WebSocket), it ends in `upgrade.rs`.
@@ -11,11 +11,11 @@
 
 use super::alarm::Alarm;
 use super::conn::Conn;
-use super::connect;
 use super::http::{HttpApp, RequestState, authority};
 use super::kept::{Connection, Kept};
 use super::link::Link;
 use super::policy;
+use super::wire::Wire;
 use crate::route::upstream::Protocol;
 use crate::route::{Endpoint, Route};
 use bytes::{Bytes, BytesMut};
@@ -27,7 +27,6 @@ use pingora::protocols::http::v1::client::HttpSession;
 use pingora::proxy::{ProxyHttp, Session};
 use pingora::{Error, ErrorType, OrErr as _, Result};
 use std::future::poll_fn;
-use std::io::ErrorKind;
 
 /// Bodies of requests that are read as a whole, in bytes at most: as much as Pingora remembers of one for another try.
 const SMALL: u64 = 64 * 1024;
@@ -40,7 +39,7 @@ impl HttpApp {
         }
         let Some(upstream) = ctx.upstream().filter(|u| u.announce().is_none()) else { return Ok(false) };
         match (upstream.key.protocol(), upstream.key.tls()) {
-            (Protocol::Http1, _) => {}
+            (Protocol::Http1, _) | (Protocol::Https, Some(_)) => {}
             (Protocol::H2c, _) | (Protocol::H2, Some(_)) if is_call(session.req_header()) => {
                 return self.call(session, ctx).await.map(|()| true);
             }
@@ -104,15 +103,9 @@ impl HttpApp {
     }
 
     async fn connection(&self, endpoint: &Endpoint, ctx: &RequestState) -> Result<Connection> {
-        let (address, time) = (endpoint.address, self.connect_timeout(ctx));
-        let opened = tokio::time::timeout(time, connect::own(address, None)).await;
-        let tcp = opened.unwrap_or_else(|late| Err(late.into())).map_err(|error| {
-            // Of what else it can be, a client is told the same.
-            let late = error.kind() == ErrorKind::TimedOut;
-            let kind = if late { ErrorType::ConnectTimedout } else { ErrorType::ConnectError };
-            Error::because(kind, format!("connecting to {address}"), error).into_up()
-        })?;
-        Ok(Connection { link: Box::new(Link::new(tcp)), alarm: Alarm::new(time) })
+        let (terms, time) = (ctx.upstream().and_then(|upstream| upstream.key.tls()), self.connect_timeout(ctx));
+        let wire = Wire::open(endpoint.address, terms.map(|terms| &**terms), false, time).await?;
+        Ok(Connection { link: Box::new(Link::new(wire)), alarm: Alarm::new(time) })
     }
 
     /// Sends the request, and passes the answer on as it comes.

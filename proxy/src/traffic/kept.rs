@@ -95,6 +95,7 @@ fn is_quiet(connection: &mut Connection) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::wire::Wire;
     use super::*;
     use std::net::SocketAddr;
     use tokio::io::AsyncWriteExt as _;
@@ -105,7 +106,7 @@ mod tests {
     async fn pair(listener: &TcpListener) -> (Connection, TcpStream) {
         let ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let theirs = listener.accept().await.unwrap().0;
-        (Connection { link: Box::new(Link::new(ours)), alarm: Alarm::new(LONG) }, theirs)
+        (Connection { link: Box::new(Link::new(Wire::Clear(ours))), alarm: Alarm::new(LONG) }, theirs)
     }
 
     /// Until the runtime has been told by the kernel.

@@ -1,6 +1,7 @@
-//! A connection in clear text to a backend, as Pingora's HTTP/1.1 is given it on the short way.
+//! A connection to a backend, as Pingora's HTTP/1.1 is given it on the short way.
 
 use super::cork::Corked;
+use super::wire::Wire;
 use async_trait::async_trait;
 use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
@@ -13,18 +14,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
-use tokio::net::TcpStream;
 
 /// A connection to a backend.
 #[derive(Debug)]
 pub struct Link {
-    io: Corked<TcpStream>,
+    io: Corked<Wire>,
 }
 
 impl Link {
     /// A connection that has come about.
-    pub fn new(tcp: TcpStream) -> Self {
-        Self { io: Corked::through(tcp) }
+    pub fn new(wire: Wire) -> Self {
+        Self { io: Corked::through(wire) }
     }
 
     /// It was given to Pingora as this stream.

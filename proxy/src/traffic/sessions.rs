@@ -6,9 +6,8 @@
 //! had no request for too long is closed.
 
 use super::alarm::Alarm;
-use super::connect;
 use super::cork::Corked;
-use super::upstream_tls;
+use super::wire::Wire;
 use crate::route::Endpoint;
 use crate::route::upstream::BackendTls;
 use bytes::Bytes;
@@ -21,7 +20,6 @@ use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Requests on one connection at most.
 const MOST: usize = 100;
@@ -72,11 +70,6 @@ pub(super) struct Place {
     pub(super) reused: bool,
 }
 
-/// What a connection is made of.
-trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
-
 impl Sessions {
     /// A place on a connection to the endpoint, which is made if there is none.
     pub(super) async fn place(
@@ -93,7 +86,7 @@ impl Sessions {
             let _others_wait = sessions.opening.lock().await;
             match sessions.take() {
                 Some(place) => Ok(place),
-                None => sessions.make(endpoint, terms, idle).await,
+                None => sessions.make(endpoint, terms, time, idle).await,
             }
         });
         let late = || Error::explain(ErrorType::ConnectTimedout, format!("connecting to {}", endpoint.address));
@@ -106,13 +99,14 @@ impl Sessions {
         open.all.iter().find_map(|session| Place::on(session, true))
     }
 
-    async fn make(&self, endpoint: &Arc<Endpoint>, terms: Option<&BackendTls>, idle: Duration) -> Result<Place> {
-        let tcp = connect::own(endpoint.address, None).await;
-        let tcp = tcp.or_err_with(ErrorType::ConnectError, || format!("connecting to {}", endpoint.address))?;
-        let wire: Box<dyn Wire> = match terms {
-            Some(terms) => Box::new(upstream_tls::handshake(tcp, terms, true).await?),
-            None => Box::new(tcp),
-        };
+    async fn make(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        terms: Option<&BackendTls>,
+        time: Duration,
+        idle: Duration,
+    ) -> Result<Place> {
+        let wire = Wire::open(endpoint.address, terms, true, time).await?;
         let session = Arc::new(Session::begin(wire).await?);
         let place = Place::on(&session, false);
         let place = place.or_err(ErrorType::H2Error, "the endpoint takes no request on a new connection")?;
@@ -132,7 +126,7 @@ impl fmt::Debug for Sessions {
 }
 
 impl Session {
-    async fn begin(wire: Box<dyn Wire>) -> Result<Self> {
+    async fn begin(wire: Wire) -> Result<Self> {
         let mut wire = Corked::new(wire);
         wire.put_off();
         let (requests, connection) = Builder::new()

@@ -9,7 +9,13 @@ use h2::client::SendRequest;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
 use serde_json::json;
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -349,16 +355,11 @@ async fn a_backend_that_says_nothing_is_given_up() {
     assert_eq!(ask(&requests, b"anybody?").await.0, StatusCode::OK);
 }
 
-/// On a BackendTLSPolicy's terms too, requests share a connection.
+/// On a BackendTLSPolicy's terms too, requests share a connection, and one of HTTP/1.1 is kept for the next.
 #[tokio::test]
 async fn a_proven_backend_is_asked_over_one_connection() {
     let made = rcgen::generate_simple_self_signed(vec!["a.test".to_owned()]).unwrap();
-    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let mut config = builder.with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key.into()).unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let acceptor = acceptor_with(&made, &["h2", "http/1.1"]);
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
     let handshakes = Arc::new(AtomicUsize::new(0));
@@ -367,13 +368,17 @@ async fn a_proven_backend_is_asked_over_one_connection() {
         loop {
             let stream = acceptor.accept(socket.accept().await.unwrap().0).await.unwrap();
             counted.fetch_add(1, Ordering::SeqCst);
-            tokio::spawn(async move {
-                let mut connection = h2::server::handshake(stream).await.unwrap();
-                while let Some(Ok(exchange)) = connection.accept().await {
-                    assert_eq!(exchange.0.uri().scheme_str(), Some("https"));
-                    tokio::spawn(mirror(0, exchange));
-                }
-            });
+            tokio::spawn(
+                auto::Builder::new(TokioExecutor::new())
+                    .serve_connection_with_upgrades(
+                        TokioIo::new(stream),
+                        service_fn(async |request: Request<Incoming>| {
+                            let said = format!("{:?} {:?}", request.version(), request.uri().scheme_str());
+                            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(said))))
+                        }),
+                    )
+                    .into_owned(),
+            );
         }
     });
     let mut lab = Lab::with_gateways(Limits::default());
@@ -384,13 +389,16 @@ async fn a_proven_backend_is_asked_over_one_connection() {
         json!({"kind": "ConfigMap", "metadata": {"name": "ca", "namespace": "t"}, "data": {"ca.crt": made.cert.pem()}});
     let gateway = json!({"kind": "Gateway", "metadata": {"name": "gw", "namespace": "t", "generation": 1},
         "spec": {"gatewayClassName": "causeway", "listeners": [{"name": "http", "port": 80, "protocol": "HTTP"}]}});
+    let to = |path: &str, port: u16| json!({"matches": [{"path": {"value": path}}], "backendRefs": [{"name": "a", "port": port}]});
     let route = json!({"kind": "HTTPRoute", "metadata": {"name": "r", "namespace": "t", "generation": 1},
-        "spec": {"parentRefs": [{"name": "gw"}], "rules": [{"backendRefs": [{"name": "a", "port": 81}]}]}});
+        "spec": {"parentRefs": [{"name": "gw"}], "rules": [to("/1", 80), to("/2", 81)]}});
     lab.apply([service("a"), slice("a", address), ca, terms, gateway, route]);
     let mut client = Client::connect(lab.socket("gw", 80).await).await;
-    for _ in 0..5 {
-        let answer = client.send(http::Method::POST, "a", "/", &[], Bytes::from("proven")).await.unwrap();
-        assert_eq!((answer.0, &answer.1[..]), (StatusCode::OK, &b"proven"[..]));
+    for (path, said, connections) in [("/1", "HTTP/1.1 None", 1), ("/2", "HTTP/2.0 Some(\"https\")", 2)] {
+        for _ in 0..5 {
+            let answer = client.send(http::Method::POST, "a", path, &[], Bytes::from("proven")).await.unwrap();
+            assert_eq!((answer.0, &answer.1[..]), (StatusCode::OK, said.as_bytes()));
+        }
+        assert_eq!(handshakes.load(Ordering::SeqCst), connections);
     }
-    assert_eq!(handshakes.load(Ordering::SeqCst), 1);
 }

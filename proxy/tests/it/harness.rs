@@ -363,7 +363,11 @@ pub async fn curl(arguments: &[&str]) -> (bool, String) {
 
 /// The TLS of a backend whose certificate nobody has signed, which offers these protocols.
 pub fn acceptor(protocols: &[&str]) -> tokio_rustls::TlsAcceptor {
-    let made = rcgen::generate_simple_self_signed(vec!["whoever".to_owned()]).unwrap();
+    acceptor_with(&rcgen::generate_simple_self_signed(vec!["whoever".to_owned()]).unwrap(), protocols)
+}
+
+/// The TLS of a backend with this certificate, which offers these protocols.
+pub fn acceptor_with(made: &rcgen::CertifiedKey<rcgen::KeyPair>, protocols: &[&str]) -> tokio_rustls::TlsAcceptor {
     let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
     let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
