@@ -382,17 +382,12 @@ async fn a_proven_backend_is_asked_over_one_connection() {
         }
     });
     let mut lab = Lab::with_gateways(Limits::default());
-    let terms = json!({"kind": "BackendTLSPolicy", "metadata": {"name": "a", "namespace": "t", "generation": 1},
-        "spec": {"targetRefs": [{"group": "", "kind": "Service", "name": "a"}],
-            "validation": {"hostname": "a.test", "caCertificateRefs": [{"group": "", "kind": "ConfigMap", "name": "ca"}]}}});
-    let ca =
-        json!({"kind": "ConfigMap", "metadata": {"name": "ca", "namespace": "t"}, "data": {"ca.crt": made.cert.pem()}});
     let gateway = json!({"kind": "Gateway", "metadata": {"name": "gw", "namespace": "t", "generation": 1},
         "spec": {"gatewayClassName": "causeway", "listeners": [{"name": "http", "port": 80, "protocol": "HTTP"}]}});
     let to = |path: &str, port: u16| json!({"matches": [{"path": {"value": path}}], "backendRefs": [{"name": "a", "port": port}]});
     let route = json!({"kind": "HTTPRoute", "metadata": {"name": "r", "namespace": "t", "generation": 1},
         "spec": {"parentRefs": [{"name": "gw"}], "rules": [to("/1", 80), to("/2", 81)]}});
-    lab.apply([service("a"), slice("a", address), ca, terms, gateway, route]);
+    lab.apply([service("a"), slice("a", address), gateway, route].into_iter().chain(terms("a", "a.test", &made)));
     let mut client = Client::connect(lab.socket("gw", 80).await).await;
     for (path, said, connections) in [("/1", "HTTP/1.1 None", 1), ("/2", "HTTP/2.0 Some(\"https\")", 2)] {
         for _ in 0..5 {

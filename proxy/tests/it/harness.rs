@@ -361,6 +361,17 @@ pub async fn curl(arguments: &[&str]) -> (bool, String) {
     (output.status.success(), text)
 }
 
+/// A BackendTLSPolicy by which a Service has this certificate, for this host.
+pub fn terms(service: &str, host: &str, made: &rcgen::CertifiedKey<rcgen::KeyPair>) -> [Value; 2] {
+    let ca = json!([{"group": "", "kind": "ConfigMap", "name": "ca"}]);
+    [
+        json!({"kind": "ConfigMap", "metadata": {"name": "ca", "namespace": "t"}, "data": {"ca.crt": made.cert.pem()}}),
+        json!({"kind": "BackendTLSPolicy", "metadata": {"name": service, "namespace": "t", "generation": 1},
+            "spec": {"targetRefs": [{"group": "", "kind": "Service", "name": service}],
+                "validation": {"hostname": host, "caCertificateRefs": ca}}}),
+    ]
+}
+
 /// The TLS of a backend whose certificate nobody has signed, which offers these protocols.
 pub fn acceptor(protocols: &[&str]) -> tokio_rustls::TlsAcceptor {
     acceptor_with(&rcgen::generate_simple_self_signed(vec!["whoever".to_owned()]).unwrap(), protocols)

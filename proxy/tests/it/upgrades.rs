@@ -59,7 +59,8 @@ async fn they_may_be_answered_at_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_tls_too() {
-    let acceptor = acceptor(&[]);
+    let made = rcgen::generate_simple_self_signed(vec!["a.test".to_owned()]).unwrap();
+    let acceptor = acceptor_with(&made, &[]);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -77,6 +78,16 @@ async fn over_tls_too() {
     secure["metadata"]["annotations"] = json!({"causeway.dev/backend-protocol": "HTTPS"});
     lab.apply([service("a"), slice("a", address), secure]);
     ask(lab.http, "").await;
+    // And on the backend's own terms.
+    let mut lab = Lab::with_gateways(Limits::default());
+    let gateway = json!({"kind": "Gateway", "metadata": {"name": "gw", "namespace": "t", "generation": 1},
+        "spec": {"gatewayClassName": "causeway", "listeners": [{"name": "http", "port": 80, "protocol": "HTTP"}]}});
+    let route = json!({"kind": "HTTPRoute", "metadata": {"name": "r", "namespace": "t", "generation": 1},
+        "spec": {"parentRefs": [{"name": "gw"}], "rules": [{"backendRefs": [{"name": "a", "port": 80}]}]}});
+    lab.apply([service("a"), slice("a", address), gateway, route].into_iter().chain(terms("a", "a.test", &made)));
+    let gateway = lab.socket("gw", 80).await;
+    ask(gateway, "").await;
+    ask(gateway, LONG_WAY).await;
 }
 
 /// A request for another protocol, but for its last line.

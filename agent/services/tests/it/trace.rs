@@ -9,6 +9,8 @@ pub mod cases;
 mod iptables;
 #[path = "trace/nftables.rs"]
 mod nftables;
+#[path = "trace/tables.rs"]
+mod tables;
 
 use cases::{History, packets, steps};
 use causeway_services::{
