@@ -42,8 +42,10 @@ struct Up {
     part: Option<Bytes>,
     /// That is the last of it.
     last: bool,
-    /// Nothing more is sent.
+    /// All has been sent.
     ended: bool,
+    /// The backend takes no more of it.
+    given_up: bool,
 }
 
 /// The way down.
@@ -94,10 +96,6 @@ impl HttpApp {
         let ended = self.both_ways(session, &place, request, &mut alarm, ctx).await;
         place.alarm = Some(alarm);
         ended.map_err(|Failure { error, untouched }| {
-            if *error.etype() == ErrorType::ReadTimedout {
-                // It may hang as a whole.
-                place.retire();
-            }
             if untouched {
                 return self.refused(session, error, ctx);
             }
@@ -138,7 +136,7 @@ impl HttpApp {
             untouched: error.is_io() || error.is_go_away(),
             error: Error::because(ErrorType::H2Error, "sending the request", error).into_up(),
         })?;
-        let mut up = Up { stream, part: None, last: false, ended: empty };
+        let mut up = Up { stream, part: None, last: false, ended: empty, given_up: false };
         let mut down = Down::Head(answer);
         if let Some(first) = client.get_retry_buffer() {
             up.push(Some(first), client.is_body_done());
@@ -153,7 +151,7 @@ impl HttpApp {
                 task = poll_fn(|cx| down.poll_next(cx)) => Event::Answer(task),
                 sent = poll_fn(|cx| up.poll_send(cx)), if waiting => Event::Sent(sent),
                 // A client that goes takes its request with it.
-                part = client.read_body_or_idle(ended), if !waiting => Event::Part(part),
+                part = client.read_body_or_idle(ended), if !waiting && !up.given_up => Event::Part(part),
                 () = poll_fn(|cx| alarm.poll(cx)) => Event::Silence,
             };
             match event {
@@ -177,11 +175,16 @@ impl HttpApp {
                     up.push(part, last);
                 }
                 Event::Silence if waiting => {
+                    place.retire();
                     return Err(Error::explain(ErrorType::WriteTimedout, "sending the request's body")
                         .into_up()
                         .into());
                 }
                 Event::Silence => {
+                    if ended {
+                        // It may hang as a whole. Otherwise it may wait for the client.
+                        place.retire();
+                    }
                     return Err(Error::explain(ErrorType::ReadTimedout, "waiting for the answer").into_up().into());
                 }
             }
@@ -239,7 +242,7 @@ impl Up {
     }
 
     fn give_up(&mut self) {
-        (self.part, self.ended) = (None, true);
+        (self.part, self.given_up) = (None, true);
     }
 
     /// Sends the part as the backend's window has room for it. Ready once all of it is on its way.

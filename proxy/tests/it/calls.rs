@@ -161,6 +161,30 @@ async fn many_requests_share_a_connection_and_it_is_closed_when_none_comes() {
 }
 
 #[tokio::test]
+async fn a_connection_takes_a_hundred_requests() {
+    // Nobody is answered before all are there.
+    let there = Arc::new(tokio::sync::Barrier::new(250));
+    let (address, counts) = backend(move |number, exchange: Exchange| {
+        let there = Arc::clone(&there);
+        async move {
+            there.wait().await;
+            mirror(number, exchange).await;
+        }
+    });
+    let mut lab = Lab::leading_to(address, Limits::default());
+    let mut clients = Vec::new();
+    for _ in 0..5 {
+        clients.push(client(&lab).await);
+    }
+    let answers = join_all((0..250).map(|n| ask(&clients[n % 5], b"together"))).await;
+    assert!(answers.iter().all(|(status, body)| *status == StatusCode::OK && body == "together"));
+    assert_eq!(counts.connections.load(Ordering::SeqCst), 3);
+    // Those of an endpoint that is gone do not wait for their time.
+    lab.delete([slice("a", address)]);
+    until("they are closed", || counts.ended.load(Ordering::SeqCst) == 3).await;
+}
+
+#[tokio::test]
 async fn what_is_refused_unseen_is_sent_again() {
     let (address, counts) = backend(async |number, exchange: Exchange| match number {
         0 | 1 => {
@@ -329,6 +353,26 @@ async fn clients_of_http_1_are_answered_from_http_2() {
         assert_eq!((sent.0.as_u16(), &sent.1[..], sent.2), (status, body.as_bytes(), false));
     }
     assert_eq!(counts.connections.load(Ordering::SeqCst), 1);
+}
+
+/// A backend need not read a request to answer it.
+#[tokio::test]
+async fn an_answer_may_come_before_the_request_is_over() {
+    let (address, counts) = backend(async |_, (request, mut respond): Exchange| {
+        let mut answer = respond.send_response(Response::new(()), false).unwrap();
+        // The library ends the request with that: a reset that says that it is no error follows the answer.
+        answer.send_data(Bytes::from_static(b"not needed"), true).unwrap();
+        drop(request);
+    });
+    let lab = Lab::leading_to(address, Limits::default());
+    for _ in 0..20 {
+        let mut client = Client::connect(lab.http).await;
+        let body = Bytes::from(vec![b'x'; 1 << 20]);
+        let answer = client.send(http::Method::POST, "h2c.localhost", "/", &[], body).await.unwrap();
+        assert_eq!((answer.0, &answer.1[..]), (StatusCode::OK, &b"not needed"[..]));
+        assert_eq!(ask(&self::client(&lab).await, b"small").await.1, "not needed");
+    }
+    assert_eq!(counts.calls.load(Ordering::SeqCst), 40);
 }
 
 /// An answer with two lengths would be two answers to somebody.
