@@ -63,7 +63,8 @@ use tokio_util::sync::CancellationToken;
 /// Runs a kubelet until shutdown; containers go on running after it.
 ///
 /// `network` makes the pod network once the node has its pod CIDRs (`Node.spec.podCIDRs`); until then the node says
-/// `Ready=False`. A kubelet that begins anew leaves what the node said before while it looks around. Fails when the configuration cannot work or the network cannot be made.
+/// `Ready=False`. A kubelet that begins anew leaves what the node said before while it looks around. Fails when the
+/// configuration cannot work or the network cannot be made.
 pub async fn run<F>(
     client: Client,
     config: KubeletConfig,
