@@ -64,8 +64,14 @@ impl Authority {
             command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?);
             this.running.push(command.spawn()?);
         }
-        eventually("the authority answers", || this.ask(this.ports.0, "dir"))?;
+        let answers = eventually("the authority answers", || this.ask(this.ports.0, "dir"));
+        answers.with_context(|| this.said())?;
         Ok(this)
+    }
+
+    /// What its programs wrote.
+    fn said(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
     fn ask(&self, port: u16, path: &str) -> Result<String> {
@@ -104,7 +110,7 @@ pub fn certificates_come_by_themselves() -> Result<()> {
     c.up()?;
     let outcome = story(&c, &authority, &file);
     if outcome.is_err() {
-        eprintln!("{}", std::fs::read_to_string(authority.dir.path().join("log")).unwrap_or_default());
+        eprintln!("{}", authority.said());
         eprintln!("{}", c.kubectl("get events,ingress,secrets -A").out);
     }
     outcome

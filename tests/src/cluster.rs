@@ -5,6 +5,7 @@ use anyhow::{Context, Result, bail};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A running (or stopped, to be started again) cluster.
 pub struct Cluster {
@@ -36,9 +37,22 @@ pub fn program() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A port nobody listens on at the moment.
+/// A port of 127.0.0.1 that nobody listens on, and that this process has not been given before. It is none of those that the
+/// kernel gives to connections and to who asks for any, so that nobody gets it meanwhile.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    const FIRST: u32 = 15_000;
+    const ALL: u32 = 15_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Processes begin apart from each other.
+    let begin = std::process::id().wrapping_mul(97);
+    for _ in 0..ALL {
+        let port = FIRST + begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % ALL;
+        let port = u16::try_from(port)?;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("all ports from {FIRST} on are taken")
 }
 
 impl Cluster {
