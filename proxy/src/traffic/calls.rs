@@ -6,7 +6,6 @@
 //! idempotent request, as long as its body can be repeated.
 
 use super::alarm::Alarm;
-use super::direct;
 use super::http::{HttpApp, RequestState};
 use super::policy;
 use super::sessions::{self, Place, Sessions};
@@ -83,11 +82,7 @@ impl HttpApp {
         let (time, idle) = (self.connect_timeout(ctx), self.limits().upstream_idle);
         let mut place = match Sessions::place(&endpoint, terms.as_deref(), time, idle).await {
             Ok(place) => place,
-            Err(mut error) => {
-                let again = self.not_connected(ctx);
-                error.set_retry(again);
-                return Err(error);
-            }
+            Err(error) => return Err(self.not_connected(error, ctx)),
         };
         endpoint.succeeded();
         let scheme = if terms.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
@@ -203,23 +198,19 @@ impl HttpApp {
         let mut tasks = Vec::with_capacity(3);
         let mut next = Some(task);
         let (mut ended, mut bytes) = (false, 0);
-        while let Some(mut task) = next {
+        while let Some(task) = next {
             ended = task.is_end();
-            match &mut task {
-                HttpTask::Header(answer, _) => {
-                    if answer.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some() {
-                        let error = Error::explain(ErrorType::InvalidHTTPHeader, "the answer has two lengths");
-                        return Err(error.into_up());
-                    }
-                    answer.set_version(Version::HTTP_11);
-                    self.upstream_response_filter(session, answer, ctx).await?;
-                    direct::frame(answer, &session.req_header().method, false)?;
-                    self.response_filter(session, answer, ctx).await?;
+            match &task {
+                HttpTask::Header(answer, _)
+                    if answer.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some() =>
+                {
+                    let error = Error::explain(ErrorType::InvalidHTTPHeader, "the answer has two lengths");
+                    return Err(error.into_up());
                 }
                 HttpTask::Body(Some(part), _) => bytes += part.len(),
                 _ => {}
             }
-            tasks.push(task);
+            tasks.push(self.filtered(session, task, ctx).await?);
             next = if ended || tasks.len() == TOGETHER {
                 None
             } else {
@@ -277,7 +268,10 @@ impl Down {
                 let (head, mut rest) = ready!(Pin::new(answer).poll(cx))?.into_parts();
                 let ended = is_over(&mut rest, cx)?;
                 *self = if ended { Self::Over } else { Self::Rest(rest) };
-                HttpTask::Header(Box::new(ResponseHeader::from(head)), ended)
+                let mut head = ResponseHeader::from(head);
+                // Pingora writes it as what the client speaks.
+                head.set_version(Version::HTTP_11);
+                HttpTask::Header(Box::new(head), ended)
             }
             Self::Rest(rest) => match ready!(rest.poll_data(cx)) {
                 Some(part) => {

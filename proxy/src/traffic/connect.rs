@@ -4,7 +4,7 @@
 
 use super::announced;
 use super::patient::Patient;
-use super::upstream_tls;
+use super::wire::Wire;
 use crate::route::balance::ProxyVersion;
 use crate::route::upstream::BackendTls;
 use async_trait::async_trait;
@@ -83,10 +83,11 @@ impl L4Connect for Connector {
         let header = self.announced.map(|a| announced::header(a.version, a.client, a.to)).transpose();
         let header = header.or_err(ErrorType::InternalError, "telling the backend who the client is")?;
         let tcp = open(*address, header).await.or_err(ErrorType::ConnectError, "connecting to the backend")?;
-        match &self.terms {
-            Some((terms, h2)) => upstream_tls::secure(Patient::new(tcp), terms, *h2).await,
-            None if self.upgrade => Ok(Stream::from(VirtualSocketStream::new(Box::new(Patient::new(tcp))))),
-            None => Ok(Stream::from(tcp)),
+        let terms = self.terms.as_ref();
+        if terms.is_none() && !self.upgrade {
+            return Ok(Stream::from(tcp));
         }
+        let wire = Wire::over(tcp, terms.map(|(terms, _)| &**terms), terms.is_some_and(|(_, h2)| *h2)).await?;
+        Ok(Stream::from(VirtualSocketStream::new(Box::new(Patient::new(wire)))))
     }
 }

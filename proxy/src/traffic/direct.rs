@@ -15,7 +15,7 @@ use super::http::{HttpApp, RequestState, authority};
 use super::kept::{Connection, Kept};
 use super::link::Link;
 use super::policy;
-use super::wire::Wire;
+use super::wire::{self, Wire};
 use crate::route::upstream::Protocol;
 use crate::route::{Endpoint, Route};
 use bytes::{Bytes, BytesMut};
@@ -72,11 +72,7 @@ impl HttpApp {
             Some(connection) => (connection, true),
             None => match self.connection(&endpoint, ctx).await {
                 Ok(connection) => (connection, false),
-                Err(mut error) => {
-                    let again = self.not_connected(ctx);
-                    error.set_retry(again);
-                    return Err(error);
-                }
+                Err(error) => return Err(self.not_connected(error, ctx)),
             },
         };
         endpoint.succeeded();
@@ -104,7 +100,8 @@ impl HttpApp {
 
     async fn connection(&self, endpoint: &Endpoint, ctx: &RequestState) -> Result<Connection> {
         let (terms, time) = (ctx.upstream().and_then(|upstream| upstream.key.tls()), self.connect_timeout(ctx));
-        let wire = Wire::open(endpoint.address, terms.map(|terms| &**terms), false, time).await?;
+        let opening = Wire::open(endpoint.address, terms.map(|terms| &**terms), false);
+        let wire = wire::within(time, endpoint.address, opening).await?;
         Ok(Connection { link: Box::new(Link::new(wire)), alarm: Alarm::new(time) })
     }
 
@@ -173,11 +170,15 @@ impl HttpApp {
     }
 
     /// A part of the answer as the client is to get it.
-    async fn filtered(&self, session: &mut Session, mut task: HttpTask, ctx: &mut RequestState) -> Result<HttpTask> {
-        let ended = task.is_end();
+    pub(super) async fn filtered(
+        &self,
+        session: &mut Session,
+        mut task: HttpTask,
+        ctx: &mut RequestState,
+    ) -> Result<HttpTask> {
         if let HttpTask::Header(answer, _) = &mut task {
             self.upstream_response_filter(session, answer, ctx).await?;
-            frame(answer, &session.req_header().method, ended)?;
+            frame(answer, &session.req_header().method)?;
             self.response_filter(session, answer, ctx).await?;
         }
         Ok(task)
@@ -208,44 +209,45 @@ fn is_simple(route: &Route) -> bool {
 /// A request that can be passed on as it is: its target is a path, and it says nothing about the connection (RFC 9110
 /// section 7.6.1) and of a body no more than its length.
 fn is_plain(request: &RequestHeader) -> bool {
-    is_understood(request, 0, kept_or_not) && !request.headers.contains_key(header::TE)
+    is_understood(request, 0, kept_or_not)
 }
 
 /// A request that can be passed on by HTTP/2. Of trailers it may say that they are welcome, as gRPC does.
 fn is_call(request: &RequestHeader) -> bool {
-    let mut te = request.headers.get_all(header::TE).iter();
-    is_understood(request, 0, kept_or_not)
-        && te.all(|value| request.version == Version::HTTP_2 && value.as_bytes() == b"trailers")
+    let welcome = |name: &HeaderName, value: &[u8]| {
+        *name == header::TE && request.version == Version::HTTP_2 && value == b"trailers"
+    };
+    is_understood(request, 0, |name, value| kept_or_not(name, value) || welcome(name, value))
         && request.raw_path_is_utf8()
         && request.uri.path().starts_with('/')
 }
 
 /// Which of the two it is has been heeded, and is not passed on.
-fn kept_or_not(value: &[u8]) -> bool {
-    [&b"keep-alive"[..], b"close"].iter().any(|known| value.eq_ignore_ascii_case(known))
+fn kept_or_not(name: &HeaderName, value: &[u8]) -> bool {
+    *name == header::CONNECTION && [&b"keep-alive"[..], b"close"].iter().any(|known| value.eq_ignore_ascii_case(known))
 }
 
 /// A request to speak something else on this connection (RFC 9110 section 7.8), and nothing else about the connection.
 /// Nothing has come behind it yet.
 fn is_upgrade(session: &Session) -> bool {
     let (request, client) = (session.req_header(), session.as_downstream().as_http1());
-    let to_be_upgraded = |value: &[u8]| {
+    let to_be_upgraded = |name: &HeaderName, value: &[u8]| {
         let mut words = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
         let known = words.clone().all(|w| w.eq_ignore_ascii_case(b"upgrade") || w.eq_ignore_ascii_case(b"keep-alive"));
-        known && words.any(|word| word.eq_ignore_ascii_case(b"upgrade"))
+        *name == header::CONNECTION && known && words.any(|word| word.eq_ignore_ascii_case(b"upgrade"))
     };
     is_understood(request, 1, to_be_upgraded)
         && request.headers.contains_key(header::CONNECTION)
-        && ![header::CONTENT_LENGTH, header::TE].iter().any(|name| request.headers.contains_key(name))
+        && !request.headers.contains_key(header::CONTENT_LENGTH)
         && client.is_some_and(|client| {
             let head = client.get_headers_raw_bytes().len();
             Conn::of(client.stream()).is_some_and(|conn| conn.has_read_only(head))
         })
 }
 
-/// Every header is one to be passed on, but for those about the connection, which are `accepted`, and perhaps `TE`. There are so many
+/// Every header is one to be passed on, but for those about the connection, which are `accepted`. There are so many
 /// protocols to upgrade to.
-fn is_understood(request: &RequestHeader, protocols: usize, accepted: impl Fn(&[u8]) -> bool) -> bool {
+fn is_understood(request: &RequestHeader, protocols: usize, accepted: impl Fn(&HeaderName, &[u8]) -> bool) -> bool {
     let by_header = match request.version {
         Version::HTTP_11 if request.uri.authority().is_none() && request.raw_path().starts_with(b"/") => true,
         Version::HTTP_2 => request.uri.authority().is_none(),
@@ -260,11 +262,12 @@ fn is_understood(request: &RequestHeader, protocols: usize, accepted: impl Fn(&[
             header::HOST => hosts += 1,
             header::CONTENT_LENGTH => lengths += 1,
             header::UPGRADE => upgrades += 1,
-            header::CONNECTION if accepted(value.as_bytes()) => {}
+            header::CONNECTION | header::TE if accepted(name, value.as_bytes()) => {}
             header::CONNECTION
             | header::EXPECT
             | header::PROXY_AUTHENTICATE
             | header::PROXY_AUTHORIZATION
+            | header::TE
             | header::TRAILER
             | header::TRANSFER_ENCODING => return false,
             _ if is_of_connection(name) => return false,
@@ -283,9 +286,9 @@ fn is_of_connection(name: &HeaderName) -> bool {
 }
 
 /// Makes an answer one whose end the client can tell while the connection stays open.
-pub(super) fn frame(answer: &mut ResponseHeader, method: &Method, ended: bool) -> Result<()> {
+fn frame(answer: &mut ResponseHeader, method: &Method) -> Result<()> {
     let status = answer.status.as_u16();
-    let without_body = *method == Method::HEAD || matches!(status, 100..=199 | 204 | 304) || ended;
+    let without_body = *method == Method::HEAD || matches!(status, 100..=199 | 204 | 304);
     if !without_body
         && !answer.headers.contains_key(header::TRANSFER_ENCODING)
         && !answer.headers.contains_key(header::CONTENT_LENGTH)

@@ -392,16 +392,8 @@ impl ProxyHttp for HttpApp {
         }
     }
 
-    fn fail_to_connect(
-        &self,
-        _session: &mut Session,
-        _peer: &HttpPeer,
-        ctx: &mut Self::CTX,
-        mut error: BError,
-    ) -> BError {
-        let again = self.not_connected(ctx);
-        error.set_retry(again);
-        error
+    fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, ctx: &mut Self::CTX, error: BError) -> BError {
+        self.not_connected(error, ctx)
     }
 
     fn error_while_proxy(

@@ -10,7 +10,7 @@ use crate::route::Endpoint;
 use futures::FutureExt as _;
 use parking_lot::Mutex;
 use std::fmt;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt as _;
 
@@ -57,8 +57,16 @@ impl Kept {
         }
         idle.connections.push((connection, Instant::now()));
         if !std::mem::replace(&mut idle.swept, true) {
-            tokio::spawn(sweep(Arc::downgrade(endpoint), time));
+            sweep(endpoint, move |endpoint| endpoint.kept.tidy(time));
         }
+    }
+
+    /// Drops what is closed or was not needed for `time`. False: nothing is left.
+    fn tidy(&self, time: Duration) -> bool {
+        let mut idle = self.0.lock();
+        idle.connections.retain_mut(|(connection, since)| since.elapsed() < time && is_quiet(connection));
+        idle.swept = !idle.connections.is_empty();
+        idle.swept
     }
 
     #[cfg(test)]
@@ -73,18 +81,17 @@ impl fmt::Debug for Kept {
     }
 }
 
-/// Drops what is closed or was not needed for `time`, until nothing is left.
-async fn sweep(endpoint: Weak<Endpoint>, time: Duration) {
-    loop {
-        tokio::time::sleep(SWEEP).await;
-        let Some(endpoint) = endpoint.upgrade() else { return };
-        let mut idle = endpoint.kept.0.lock();
-        idle.connections.retain_mut(|(connection, since)| since.elapsed() < time && is_quiet(connection));
-        if idle.connections.is_empty() {
-            idle.swept = false;
-            return;
+/// Lets `tidy` look at what an endpoint has, again and again until it says that nothing is left, or the endpoint is gone.
+pub(super) fn sweep(endpoint: &Arc<Endpoint>, tidy: impl Fn(&Endpoint) -> bool + Send + 'static) {
+    let endpoint = Arc::downgrade(endpoint);
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(SWEEP).await;
+            if !endpoint.upgrade().is_some_and(|endpoint| tidy(&endpoint)) {
+                return;
+            }
         }
-    }
+    });
 }
 
 /// Whether a connection is open and says nothing. What speaks unasked is not to be trusted with a request.

@@ -5,25 +5,25 @@
 //!
 //! In: a connection. Out: the same bytes, those that are read one round later.
 
+use super::wire::Wire;
 use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 /// A connection to a backend that may be answered before it is asked.
 #[derive(Debug)]
 pub struct Patient {
-    tcp: TcpStream,
+    wire: Wire,
     /// Something was written since the last read.
     written: bool,
 }
 
 impl Patient {
     /// Nothing was written yet.
-    pub fn new(tcp: TcpStream) -> Self {
-        Self { tcp, written: false }
+    pub fn new(wire: Wire) -> Self {
+        Self { wire, written: false }
     }
 }
 
@@ -40,23 +40,23 @@ impl AsyncRead for Patient {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        Pin::new(&mut this.tcp).poll_read(cx, buf)
+        Pin::new(&mut this.wire).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Patient {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let n = ready!(Pin::new(&mut this.tcp).poll_write(cx, buf))?;
+        let n = ready!(Pin::new(&mut this.wire).poll_write(cx, buf))?;
         this.written = true;
         Poll::Ready(Ok(n))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tcp).poll_flush(cx)
+        Pin::new(&mut self.get_mut().wire).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tcp).poll_shutdown(cx)
+        Pin::new(&mut self.get_mut().wire).poll_shutdown(cx)
     }
 }

@@ -7,18 +7,19 @@
 
 use super::alarm::Alarm;
 use super::cork::Corked;
-use super::wire::Wire;
+use super::kept;
+use super::wire::{self, Wire};
 use crate::route::Endpoint;
 use crate::route::upstream::BackendTls;
 use bytes::Bytes;
 use h2::client::{Builder, ResponseFuture, SendRequest};
 use h2::{Reason, SendStream};
 use parking_lot::Mutex;
-use pingora::{Error, ErrorType, OkOrErr as _, OrErr as _, Result};
+use pingora::{ErrorType, OkOrErr as _, OrErr as _, Result};
 use std::fmt;
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// Requests on one connection at most.
@@ -30,8 +31,6 @@ const WINDOW: u32 = 512 * 1024;
 const MAX_HEAD: u32 = 256 * 1024;
 /// Frames we take, in bytes at most.
 const MAX_FRAME: u32 = 64 * 1024;
-/// How often connections without a request are looked at.
-const SWEEP: Duration = Duration::from_secs(1);
 
 /// The connections to an endpoint.
 #[derive(Default)]
@@ -82,15 +81,14 @@ impl Sessions {
         if let Some(place) = sessions.take() {
             return Ok(place);
         }
-        let made = tokio::time::timeout(time, async {
+        let making = async {
             let _others_wait = sessions.opening.lock().await;
             match sessions.take() {
                 Some(place) => Ok(place),
-                None => sessions.make(endpoint, terms, time, idle).await,
+                None => sessions.make(endpoint, terms, idle).await,
             }
-        });
-        let late = || Error::explain(ErrorType::ConnectTimedout, format!("connecting to {}", endpoint.address));
-        made.await.unwrap_or_else(|_| Err(late())).map_err(|error| error.into_up())
+        };
+        wire::within(time, endpoint.address, making).await
     }
 
     fn take(&self) -> Option<Place> {
@@ -99,23 +97,25 @@ impl Sessions {
         open.all.iter().find_map(|session| Place::on(session, true))
     }
 
-    async fn make(
-        &self,
-        endpoint: &Arc<Endpoint>,
-        terms: Option<&BackendTls>,
-        time: Duration,
-        idle: Duration,
-    ) -> Result<Place> {
-        let wire = Wire::open(endpoint.address, terms, true, time).await?;
+    async fn make(&self, endpoint: &Arc<Endpoint>, terms: Option<&BackendTls>, idle: Duration) -> Result<Place> {
+        let wire = Wire::open(endpoint.address, terms, true).await?;
         let session = Arc::new(Session::begin(wire).await?);
         let place = Place::on(&session, false);
         let place = place.or_err(ErrorType::H2Error, "the endpoint takes no request on a new connection")?;
         let mut open = self.open.lock();
         open.all.push(session);
         if !std::mem::replace(&mut open.swept, true) {
-            tokio::spawn(sweep(Arc::downgrade(endpoint), idle));
+            kept::sweep(endpoint, move |endpoint| endpoint.sessions.tidy(idle));
         }
         Ok(place)
+    }
+
+    /// Closes what had no request for `idle`. False: nothing is left.
+    fn tidy(&self, idle: Duration) -> bool {
+        let mut open = self.open.lock();
+        open.all.retain(|session| session.is_wanted(idle));
+        open.swept = !open.all.is_empty();
+        open.swept
     }
 }
 
@@ -213,18 +213,4 @@ pub(super) fn is_untouched(error: &h2::Error) -> bool {
     let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
     let leaving = error.is_go_away() && error.reason() == Some(Reason::NO_ERROR);
     error.is_remote() && (refused || leaving)
-}
-
-/// Closes what had no request for `idle`, until nothing is left.
-async fn sweep(endpoint: Weak<Endpoint>, idle: Duration) {
-    loop {
-        tokio::time::sleep(SWEEP).await;
-        let Some(endpoint) = endpoint.upgrade() else { return };
-        let mut open = endpoint.sessions.open.lock();
-        open.all.retain(|session| session.is_wanted(idle));
-        if open.all.is_empty() {
-            open.swept = false;
-            return;
-        }
-    }
 }

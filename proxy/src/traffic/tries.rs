@@ -41,15 +41,16 @@ impl HttpApp {
         Ok(endpoint)
     }
 
-    /// The endpoint took no connection: whether another one is to be tried. Nothing was sent, so any request may go
-    /// elsewhere, or there again where the route asks for it.
-    pub(super) fn not_connected(&self, ctx: &mut RequestState) -> bool {
+    /// The endpoint took no connection. Nothing was sent, so any request may go elsewhere, or there again where the route
+    /// asks for it. The error says whether there is to be another try.
+    pub(super) fn not_connected(&self, mut error: BError, ctx: &mut RequestState) -> BError {
         self.shared().metrics.connect_failures.inc();
         if let Some(at) = ctx.at.take() {
             at.endpoint().failed();
             ctx.tried.push(at.endpoint().id);
         }
-        self.may_try_again(ctx) || self.once_more(ctx)
+        error.set_retry(self.may_try_again(ctx) || self.once_more(ctx));
+        error
     }
 
     /// The exchange with an endpoint broke off; `reused`: over a connection that had been used before. The error says
@@ -90,12 +91,7 @@ impl HttpApp {
         if reused && broke_off {
             // The endpoint closed a pooled connection as we took it: it may be asked again.
             ctx.at = None;
-            error.set_retry(ctx.tried.len() < self.limits().attempts);
-            if error.retry() {
-                self.shared().metrics.retries.inc();
-                // Bounds the tries; the id is nobody's.
-                ctx.tried.push(0);
-            }
+            error.set_retry(self.may_ask_anew(ctx));
             return error;
         }
         if let Some(at) = ctx.at.take() {
@@ -109,16 +105,9 @@ impl HttpApp {
     /// The endpoint has not looked at the request, so it may be sent again, whatever it is. The error says whether it is.
     pub(super) fn refused(&self, session: &Session, mut error: BError, ctx: &mut RequestState) -> BError {
         let client = session.as_downstream();
-        let again = ctx.tried.len() < self.limits().attempts
-            && client.response_written().is_none()
-            && !client.retry_buffer_truncated();
-        if again {
-            self.shared().metrics.retries.inc();
-            // Bounds the tries; the id is nobody's.
-            ctx.tried.push(0);
-        }
+        let repeatable = client.response_written().is_none() && !client.retry_buffer_truncated();
         ctx.at = None;
-        error.set_retry(again);
+        error.set_retry(repeatable && self.may_ask_anew(ctx));
         error
     }
 
@@ -171,6 +160,17 @@ impl HttpApp {
             ctx.again += 1;
             ctx.tried.clear();
             self.shared().metrics.retries.inc();
+        }
+        again
+    }
+
+    /// Takes one of the tries for a request that no endpoint has looked at, any of which may get it then.
+    fn may_ask_anew(&self, ctx: &mut RequestState) -> bool {
+        let again = ctx.tried.len() < self.limits().attempts;
+        if again {
+            self.shared().metrics.retries.inc();
+            // Bounds the tries; the id is nobody's.
+            ctx.tried.push(0);
         }
         again
     }

@@ -4,11 +4,8 @@
 //!
 //! Pingora keeps no such connection for another request: it knows kept ones by their socket, which these do not show.
 
-use super::patient::Patient;
 use super::tls::provider;
 use crate::route::upstream::{BackendTls, SubjectName};
-use pingora::protocols::l4::stream::Stream;
-use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketStream};
 use pingora::{Error, ErrorType, OrErr as _};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_name;
@@ -16,11 +13,8 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use std::io;
-use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
-use std::task::{Context, Poll};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -35,12 +29,6 @@ where
         .map_err(|_| failed(format!("{:?} is no server name", terms.sni)))?;
     let stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
     stream.or_err(ErrorType::TLSHandshakeFailure, "the backend did not prove itself")
-}
-
-/// The same, for Pingora.
-pub async fn secure(tcp: Patient, terms: &BackendTls, h2: bool) -> pingora::Result<Stream> {
-    let stream = handshake(tcp, terms, h2).await?;
-    Ok(Stream::from(VirtualSocketStream::new(Box::new(Decrypted(stream)))))
 }
 
 fn config(terms: &BackendTls, h2: bool) -> Result<ClientConfig, String> {
@@ -152,40 +140,6 @@ fn same_host(own: &str, wanted: &str) -> bool {
         })
     };
     own == wanted || under(&own, &wanted) || under(&wanted, &own)
-}
-
-/// The decrypted stream, for Pingora.
-#[derive(Debug)]
-struct Decrypted(TlsStream<Patient>);
-
-impl VirtualSocket for Decrypted {
-    fn set_socket_option(&self, _option: VirtualSockOpt) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl AsyncRead for Decrypted {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match Pin::new(&mut self.get_mut().0).poll_read(cx, buf) {
-            // HTTP has its own framing; many servers close without a TLS goodbye.
-            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
-            other => other,
-        }
-    }
-}
-
-impl AsyncWrite for Decrypted {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_shutdown(cx)
-    }
 }
 
 #[cfg(test)]

@@ -25,17 +25,18 @@ pub enum Wire {
 }
 
 impl Wire {
-    /// Connects within `time`; with terms, HTTP/2 or HTTP/1.1 is agreed on.
-    pub async fn open(address: SocketAddr, terms: Option<&BackendTls>, h2: bool, time: Duration) -> Result<Self> {
-        let opened = tokio::time::timeout(time, async {
-            let tcp = connect::own(address, None).await.map_err(|error| not_connected(address, error))?;
-            Ok(match terms {
-                Some(terms) => Self::Secure(Box::new(upstream_tls::handshake(tcp, terms, h2).await?)),
-                None => Self::Clear(tcp),
-            })
-        });
-        let opened = opened.await.unwrap_or_else(|late| Err(not_connected(address, late.into())));
-        opened.map_err(|error| error.into_up())
+    /// Connects; with terms, HTTP/2 or HTTP/1.1 is agreed on.
+    pub async fn open(address: SocketAddr, terms: Option<&BackendTls>, h2: bool) -> Result<Self> {
+        let tcp = connect::own(address, None).await.map_err(|error| not_connected(address, error))?;
+        Self::over(tcp, terms, h2).await
+    }
+
+    /// Over a connection that has come about.
+    pub async fn over(tcp: TcpStream, terms: Option<&BackendTls>, h2: bool) -> Result<Self> {
+        Ok(match terms {
+            Some(terms) => Self::Secure(Box::new(upstream_tls::handshake(tcp, terms, h2).await?)),
+            None => Self::Clear(tcp),
+        })
     }
 
     fn tcp(&self) -> &TcpStream {
@@ -44,6 +45,12 @@ impl Wire {
             Self::Secure(tls) => tls.get_ref().0,
         }
     }
+}
+
+/// What leads to a connection to `address`, given up after `time`. Its errors are the backend's.
+pub async fn within<T>(time: Duration, address: SocketAddr, opening: impl Future<Output = Result<T>>) -> Result<T> {
+    let opened = tokio::time::timeout(time, opening).await;
+    opened.unwrap_or_else(|late| Err(not_connected(address, late.into()))).map_err(|error| error.into_up())
 }
 
 fn not_connected(address: SocketAddr, error: io::Error) -> Box<Error> {

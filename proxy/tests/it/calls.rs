@@ -7,7 +7,7 @@ use causeway_proxy::Limits;
 use futures::future::join_all;
 use h2::client::SendRequest;
 use h2::server::SendResponse;
-use h2::{Reason, RecvStream};
+use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -97,7 +97,7 @@ fn post(path: &str) -> Request<()> {
     request.header("content-type", "application/grpc").header("te", "trailers").body(()).unwrap()
 }
 
-/// Sends a request with a small body; gives status, body and trailers.
+/// Sends a request with a small body; gives status and body.
 async fn ask(requests: &SendRequest<Bytes>, body: &'static [u8]) -> (StatusCode, Bytes) {
     let mut requests = requests.clone().ready().await.unwrap();
     let asked = async {
@@ -280,7 +280,8 @@ async fn a_slow_reader_holds_up_nobody_else() {
             if exchange.0.uri().path() != "/endless" {
                 return large(number, exchange).await;
             }
-            let mut answer = { exchange.1 }.send_response(Response::new(()), false).unwrap();
+            let (_, mut respond) = exchange;
+            let mut answer = respond.send_response(Response::new(()), false).unwrap();
             while counted.load(Ordering::SeqCst) < ENDLESS {
                 answer.reserve_capacity(16 << 10);
                 let room = std::future::poll_fn(|cx| answer.poll_capacity(cx)).await.unwrap().unwrap();
@@ -300,13 +301,8 @@ async fn a_slow_reader_holds_up_nobody_else() {
     let body = Bytes::from(vec![7; 5 << 20]);
     let (answer, mut stream) = other.send_request(post("/large"), false).unwrap();
     let up = async {
-        let mut rest = body.clone();
-        while !rest.is_empty() {
-            stream.reserve_capacity(rest.len());
-            let room = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await.unwrap().unwrap();
-            let part = rest.split_to(room.min(rest.len()));
-            stream.send_data(part, rest.is_empty()).unwrap();
-        }
+        send(&mut stream, body.clone()).await;
+        stream.send_data(Bytes::new(), true).unwrap();
     };
     let down = async { all(answer.await.unwrap().into_body()).await.unwrap() };
     let both = tokio::time::timeout(PATIENCE, futures::future::join(up, down));
@@ -317,18 +313,23 @@ async fn a_slow_reader_holds_up_nobody_else() {
     drop(unread);
 }
 
+/// Sends a part of a body as the reader has room for it.
+async fn send(stream: &mut SendStream<Bytes>, mut part: Bytes) {
+    while !part.is_empty() {
+        stream.reserve_capacity(part.len());
+        let room = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await.unwrap().unwrap();
+        stream.send_data(part.split_to(room.min(part.len())), false).unwrap();
+    }
+}
+
 /// Answers with the body as it comes.
 async fn large(_: usize, (request, mut respond): Exchange) {
     let mut body = request.into_body();
     let mut answer = respond.send_response(Response::new(()), false).unwrap();
     while let Some(part) = body.data().await {
-        let mut part = part.unwrap();
+        let part = part.unwrap();
         let length = part.len();
-        while !part.is_empty() {
-            answer.reserve_capacity(part.len());
-            let room = std::future::poll_fn(|cx| answer.poll_capacity(cx)).await.unwrap().unwrap();
-            answer.send_data(part.split_to(room.min(part.len())), false).unwrap();
-        }
+        send(&mut answer, part).await;
         body.flow_control().release_capacity(length).unwrap();
     }
     answer.send_data(Bytes::new(), true).unwrap();
@@ -426,12 +427,11 @@ async fn a_proven_backend_is_asked_over_one_connection() {
         }
     });
     let mut lab = Lab::with_gateways(Limits::default());
-    let gateway = json!({"kind": "Gateway", "metadata": {"name": "gw", "namespace": "t", "generation": 1},
-        "spec": {"gatewayClassName": "causeway", "listeners": [{"name": "http", "port": 80, "protocol": "HTTP"}]}});
+    let listeners = json!([{"name": "http", "port": 80, "protocol": "HTTP"}]);
     let to = |path: &str, port: u16| json!({"matches": [{"path": {"value": path}}], "backendRefs": [{"name": "a", "port": port}]});
-    let route = json!({"kind": "HTTPRoute", "metadata": {"name": "r", "namespace": "t", "generation": 1},
-        "spec": {"parentRefs": [{"name": "gw"}], "rules": [to("/1", 80), to("/2", 81)]}});
-    lab.apply([service("a"), slice("a", address), gateway, route].into_iter().chain(terms("a", "a.test", &made)));
+    let rules = json!([to("/1", 80), to("/2", 81)]);
+    lab.apply([service("a"), slice("a", address), gateway("gw", listeners), route("r", rules)]);
+    lab.apply(terms("a", "a.test", &made));
     let mut client = Client::connect(lab.socket("gw", 80).await).await;
     for (path, said, connections) in [("/1", "HTTP/1.1 None", 1), ("/2", "HTTP/2.0 Some(\"https\")", 2)] {
         for _ in 0..5 {

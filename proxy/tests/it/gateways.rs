@@ -11,16 +11,6 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-fn gateway(name: &str, listeners: Value) -> Value {
-    json!({"kind": "Gateway", "metadata": {"name": name, "namespace": "t", "generation": 1},
-        "spec": {"gatewayClassName": "causeway", "listeners": listeners}})
-}
-
-fn route(name: &str, rules: Value) -> Value {
-    json!({"kind": "HTTPRoute", "metadata": {"name": name, "namespace": "t", "generation": 1},
-        "spec": {"parentRefs": [{"name": "gw"}], "rules": rules}})
-}
-
 fn to(service: &str) -> Value {
     json!([{"name": service, "port": 80}])
 }

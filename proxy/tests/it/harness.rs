@@ -361,6 +361,18 @@ pub async fn curl(arguments: &[&str]) -> (bool, String) {
     (output.status.success(), text)
 }
 
+/// A Gateway with these listeners.
+pub fn gateway(name: &str, listeners: Value) -> Value {
+    json!({"kind": "Gateway", "metadata": {"name": name, "namespace": "t", "generation": 1},
+        "spec": {"gatewayClassName": "causeway", "listeners": listeners}})
+}
+
+/// An HTTPRoute of the Gateway gw with these rules.
+pub fn route(name: &str, rules: Value) -> Value {
+    json!({"kind": "HTTPRoute", "metadata": {"name": name, "namespace": "t", "generation": 1},
+        "spec": {"parentRefs": [{"name": "gw"}], "rules": rules}})
+}
+
 /// A BackendTLSPolicy by which a Service has this certificate, for this host.
 pub fn terms(service: &str, host: &str, made: &rcgen::CertifiedKey<rcgen::KeyPair>) -> [Value; 2] {
     let ca = json!([{"group": "", "kind": "ConfigMap", "name": "ca"}]);

@@ -80,11 +80,10 @@ async fn over_tls_too() {
     ask(lab.http, "").await;
     // And on the backend's own terms.
     let mut lab = Lab::with_gateways(Limits::default());
-    let gateway = json!({"kind": "Gateway", "metadata": {"name": "gw", "namespace": "t", "generation": 1},
-        "spec": {"gatewayClassName": "causeway", "listeners": [{"name": "http", "port": 80, "protocol": "HTTP"}]}});
-    let route = json!({"kind": "HTTPRoute", "metadata": {"name": "r", "namespace": "t", "generation": 1},
-        "spec": {"parentRefs": [{"name": "gw"}], "rules": [{"backendRefs": [{"name": "a", "port": 80}]}]}});
-    lab.apply([service("a"), slice("a", address), gateway, route].into_iter().chain(terms("a", "a.test", &made)));
+    let listeners = json!([{"name": "http", "port": 80, "protocol": "HTTP"}]);
+    let rules = json!([{"backendRefs": [{"name": "a", "port": 80}]}]);
+    lab.apply([service("a"), slice("a", address), gateway("gw", listeners), route("r", rules)]);
+    lab.apply(terms("a", "a.test", &made));
     let gateway = lab.socket("gw", 80).await;
     ask(gateway, "").await;
     ask(gateway, LONG_WAY).await;
