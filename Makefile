@@ -1,30 +1,38 @@
 # Thin lines over cargo. `make demo` and `make test` are all a newcomer needs.
 CARGO ?= cargo
+# Where setup.sh puts what it has to build.
+TOOLS = $(CURDIR)/target/tools:$(PATH)
 
-.PHONY: demo test conformance bench bench-net fmt lint build
+.PHONY: demo test test-demo conformance bench bench-net fmt lint build
+
+# Lints and code in one go: cargo hands each of our crates to clippy's compiler, which makes the program as well.
+LINTED = RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-Dwarnings CARGO_INCREMENTAL=0
 
 demo: ## a cluster on this machine with the shop in it
 	@configs/setup.sh demo
-	$(CARGO) build --release --locked -p causeway-cli
-	@configs/demo/run.sh target/release/causeway
+	@printf '\033[1m==> Building the program: some minutes the first time\033[0m\n'
+	$(CARGO) build --locked -p causeway-cli -p shop-api
+	@configs/demo/run.sh target/debug/causeway
 
 test: ## everything, from formatting to end-to-end on real components
 	@configs/setup.sh test
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
-	$(CARGO) build --workspace --bins --locked
-	$(CARGO) test --workspace --locked
-	@tests/conformance/run.sh target/debug/causeway core
+	$(LINTED) $(CARGO) build --workspace --all-targets --locked
+	PATH=$(TOOLS) $(LINTED) $(CARGO) test --workspace --all-targets --locked
+	@PATH=$(TOOLS) tests/conformance/run.sh target/debug/causeway core
+
+test-demo: ## `make demo` in a fresh Debian with Rust and nothing else, and how long it takes
+	tests/demo_chroot.sh
 
 conformance: ## the Gateway API's own suite against a cluster, whole or one test (TEST=name); needs Go
 	@configs/setup.sh test
 	$(CARGO) build --release --locked -p causeway-cli
-	@tests/conformance/run.sh target/release/causeway $(or $(TEST),all)
+	@PATH=$(TOOLS) tests/conformance/run.sh target/release/causeway $(or $(TEST),all)
 
 bench: ## figures side by side with peers
 	@configs/setup.sh bench
 	$(CARGO) build --release --locked -p causeway-cli -p causeway-tests -p causeway-bench-net
-	target/release/bench
+	PATH=$(TOOLS) target/release/bench
 	target/release/bench-net
 
 bench-net: ## only kube-proxy and DNS, next to the real kube-proxy, CoreDNS, unbound and Knot

@@ -1,6 +1,7 @@
 //! The command line: what users type, and which module answers.
 
 use crate::agent::AgentArgs;
+use crate::apply::{self, ApplyArgs};
 use crate::bench::{self, BenchArgs};
 use crate::nodes::Fault;
 use crate::server::ServerArgs;
@@ -55,6 +56,8 @@ enum Command {
     /// Load and list container images.
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Apply manifests to a cluster of this machine, as `kubectl apply --server-side` does.
+    Apply(Box<ApplyArgs>),
     /// Put load on an HTTP server and measure how long it takes to answer.
     Bench(Box<BenchArgs>),
 }
@@ -187,6 +190,7 @@ pub fn run(args: Args) -> Result<()> {
         Command::Image(ImageCommand::Load { archives, cluster }) => image::load(&known(&cluster)?, &archives),
         Command::Image(ImageCommand::Ls(cluster)) => image::list(&known(&cluster)?),
         Command::Image(ImageCommand::Pack(pack)) => image::pack(&pack),
+        Command::Apply(apply) => apply::run(&apply, &known(&apply.cluster)?),
         Command::Bench(bench) => bench::run(&bench),
     }
 }

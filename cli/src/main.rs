@@ -1,48 +1,10 @@
-//! The `causeway` program: reads the command line and hands over. No logic lives here.
+//! The `causeway` program; `lib.rs` is what it does.
 
-mod agent;
-mod args;
-mod bench;
-mod clients;
-mod config;
-mod control;
-mod control_plane;
-mod data;
-mod image;
-mod instance;
-mod kubeconfig;
-mod logging;
-mod node;
-mod nodes;
-mod notify;
-mod paths;
-mod ports;
-mod progress;
-mod ready;
-mod server;
-mod status;
-mod tasks;
-mod teardown;
-mod token;
-mod up;
-mod upgrade;
-
-use clap::Parser;
 use std::process::ExitCode;
 
 #[global_allocator]
 static ALLOCATOR: causeway_allocator::Allocator = causeway_allocator::Allocator;
 
 fn main() -> ExitCode {
-    let args = args::Args::parse();
-    // rustls wants one process-wide provider; the first to install it wins, and there is only this one.
-    drop(rustls::crypto::ring::default_provider().install_default());
-    match args::run(args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // One line: the chain from what was being done down to the cause.
-            eprintln!("causeway: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    causeway_cli::main()
 }

@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Builds the demo's images as OCI archives from Debian's packages and our own static binary; no registry, no Dockerfile.
+# Packs the demo's images as OCI archives from Debian's packages and our own service; no registry, no Dockerfile.
 # Nothing is installed: packages are downloaded and unpacked into a folder.
-#   images.sh CAUSEWAY OUT      CAUSEWAY: the built program; OUT: folder for the archives
+#   images.sh CAUSEWAY OUT SHOP_API      CAUSEWAY, SHOP_API: the built programs; OUT: folder for the archives
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
-root=$(cd "$here/../.." && pwd)
 causeway=$(realpath "$1")
+api=$(realpath "$3")
 mkdir -p "$2"
 out=$(realpath "$2")
 
@@ -62,20 +61,13 @@ if [ ! -f "$out/redis.tar" ]; then
     --entrypoint /usr/bin/redis-server --output "$out/redis.tar"
 fi
 
-# Our own service. Linked statically, so that the image holds one file; SHOP_API names one that is built already.
-if [ -n "${SHOP_API:-}" ]; then
+# Our own service, with the libraries it loads.
+if [ ! -f "$out/shop-api.tar" ] || [ "$api" -nt "$out/shop-api.tar" ]; then
   rm -rf "$out/shop-api.image" && mkdir -p "$out/shop-api.image"
-  cp "$SHOP_API" "$out/shop-api.image/shop-api"
-  ldd "$SHOP_API" | grep -oE '/[^ ]+\.so[^ ]*' | while read -r library; do
+  cp "$api" "$out/shop-api.image/shop-api"
+  ldd "$api" | grep -oE '/[^ ]+\.so[^ ]*' | while read -r library; do
     install -D "$library" "$out/shop-api.image$library"
   done
   "$causeway" image pack causeway.local/demo/shop-api:1 --tree "$out/shop-api.image:/" --entrypoint /shop-api --expose 8080 \
-    --output "$out/shop-api.tar"
-  exit
-fi
-(cd "$root" && cargo rustc --quiet --release --locked -p shop-api --bin shop-api -- -C target-feature=+crt-static)
-api="$root/target/release/shop-api"
-if [ ! -f "$out/shop-api.tar" ] || [ "$api" -nt "$out/shop-api.tar" ]; then
-  "$causeway" image pack causeway.local/demo/shop-api:1 --file "$api:/shop-api" --entrypoint /shop-api --expose 8080 \
     --output "$out/shop-api.tar"
 fi

@@ -4,37 +4,44 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 causeway=$(realpath "$1")
-out="$here/../../target/demo"
-step() { printf '\033[1m==> %s\033[0m\n' "$*"; }
+out="$here/../../target/shop"
+steps=5
+number=0
+step() {
+  number=$((number + 1))
+  printf '\033[1m==> [%s/%s] %s\033[0m\n' "$number" "$steps" "$*"
+}
 
-step "Building the images of the shop (nginx, redis, shop-api)"
-"$here/images.sh" "$causeway" "$out"
+step "Packing the images of the shop (nginx and redis from Debian's packages, shop-api)"
+"$here/images.sh" "$causeway" "$out" "$(dirname "$causeway")/shop-api"
 
 step "Starting the cluster"
 "$causeway" up --detach
-KUBECONFIG=$(mktemp)
-trap 'rm -f "$KUBECONFIG"' EXIT
-export KUBECONFIG
-"$causeway" kubeconfig >"$KUBECONFIG"
 
 step "Loading the images"
 "$causeway" image load "$out/nginx.tar" "$out/redis.tar" "$out/shop-api.tar"
 
-step "Applying configs/demo"
-kubectl apply -f "$here/00-namespace.yaml"
-if ! kubectl -n shop get secret shop-tls >/dev/null 2>&1; then
+step "Applying configs/demo, and waiting until the shop is ready"
+if [ ! -f "$out/shop.crt" ]; then
   openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 365 -subj /CN=shop.localhost \
-    -addext subjectAltName=DNS:shop.localhost -keyout "$out/shop.key" -out "$out/shop.crt" 2>/dev/null
-  kubectl -n shop create secret tls shop-tls --cert "$out/shop.crt" --key "$out/shop.key"
+    -addext subjectAltName=DNS:shop.localhost -keyout "$out/shop.key" -out "$out/shop.crt.new" 2>/dev/null
+  mv "$out/shop.crt.new" "$out/shop.crt"
 fi
-kubectl apply -f "$here"
+(
+  umask 077
+  cat >"$out/secret.yaml" <<YAML
+apiVersion: v1
+kind: Secret
+metadata: {name: shop-tls, namespace: shop}
+type: kubernetes.io/tls
+data:
+  tls.crt: $(base64 -w0 <"$out/shop.crt")
+  tls.key: $(base64 -w0 <"$out/shop.key")
+YAML
+)
+"$causeway" apply -f "$here" -f "$out/secret.yaml" --wait --timeout 180
 
-step "Waiting until the shop is ready"
-kubectl -n shop rollout status statefulset/redis deployment/api deployment/web --timeout=180s 2>/dev/null || {
-  for what in statefulset/redis deployment/api deployment/web; do
-    kubectl -n shop rollout status "$what" --timeout=180s
-  done
-}
+step "Calling the shop by its domain"
 answer=
 for _ in $(seq 1 120); do
   answer=$(curl -sf --max-time 5 --resolve shop.localhost:8080:127.0.0.1 http://shop.localhost:8080/api/orders) && break
@@ -59,3 +66,11 @@ The shop is open. Try:
   $causeway status
   $causeway down                                         stops everything; --delete-data forgets it
 EOF
+if ! command -v kubectl >/dev/null; then
+  cat <<EOF
+
+kubectl is not on this machine. It is one file, and any version from 1.31 on will do:
+  curl -Lo /usr/local/bin/kubectl https://dl.k8s.io/release/v1.35.0/bin/linux/amd64/kubectl && chmod +x /usr/local/bin/kubectl
+or, where Go is: tests/kubectl/build.sh /usr/local/bin/kubectl
+EOF
+fi

@@ -7,7 +7,6 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::{env, fs};
 
 type Result<T> = std::result::Result<T, String>;
@@ -95,7 +94,7 @@ fn run() -> Result<()> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=facts/go.txt");
     let facts = read_facts(&read(Path::new("facts/go.txt"))?)?;
-    let protos = package_folder("k8s-rs-pb")?.join("src").join("v1_35");
+    let protos = causeway_sources::folder("k8s-rs-pb")?.join("src").join("v1_35");
     let mut table = String::with_capacity(2 << 20);
     for package in PACKAGES {
         let path = protos.join(package).join("generated.proto");
@@ -108,30 +107,6 @@ fn run() -> Result<()> {
 
 fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(|e| format!("reading {}: {e}", path.display()))
-}
-
-/// Asks cargo where the sources of a dependency are. First without the network, which is enough after a build has
-/// fetched its crates; then as cargo is configured.
-fn package_folder(name: &str) -> Result<PathBuf> {
-    let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-    let target = env::var("TARGET").unwrap_or_default();
-    let mut problem = String::new();
-    for extra in [&["--offline", "--locked"][..], &["--locked"], &[]] {
-        let mut command = Command::new(&cargo);
-        command.args(["metadata", "--format-version", "1", "--filter-platform", &target]).args(extra);
-        let output = command.output().map_err(|e| format!("running {cargo} metadata: {e}"))?;
-        if !output.status.success() {
-            problem = String::from_utf8_lossy(&output.stderr).into_owned();
-            continue;
-        }
-        let metadata: serde_json::Value =
-            serde_json::from_slice(&output.stdout).map_err(|e| format!("reading the output of cargo metadata: {e}"))?;
-        let packages = metadata["packages"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let manifest = packages.iter().find(|p| p["name"] == name).and_then(|p| p["manifest_path"].as_str());
-        let folder = manifest.and_then(|m| Path::new(m).parent()).map(Path::to_path_buf);
-        return folder.ok_or_else(|| format!("cargo metadata does not list the build dependency {name}"));
-    }
-    Err(format!("cargo metadata cannot say where the sources of {name} are: {problem}"))
 }
 
 fn read_facts(text: &str) -> Result<HashMap<String, Facts>> {

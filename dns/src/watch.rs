@@ -12,7 +12,7 @@ use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::jiff::Timestamp;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::pin::Pin;
@@ -54,8 +54,8 @@ where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
 {
     fn new(client: &Client, config: watcher::Config) -> Self {
-        let events = watcher(Api::<K>::all(client.clone()), config).backoff(causeway_api::backoff::watch());
-        Self { events: Box::pin(events), seen: HashSet::new() }
+        let events = causeway_api::watch::watch(Api::<K>::all(client.clone()), config);
+        Self { events, seen: HashSet::new() }
     }
 
     async fn next(&mut self) -> Option<Step<K>> {

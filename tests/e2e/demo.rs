@@ -12,7 +12,7 @@ pub fn the_shop_opens() -> Result<()> {
     let program = cluster::program()?;
     let api = program.with_file_name("shop-api");
     let mut build = Command::new(root.join("configs/demo/images.sh"));
-    run(build.arg(&program).arg(&images).env("SHOP_API", &api))?.ok()?;
+    run(build.arg(&program).arg(&images).arg(&api))?.ok()?;
     let c = Cluster::start("shop")?;
     let archives: Vec<String> =
         ["nginx", "redis", "shop-api"].iter().map(|n| images.join(format!("{n}.tar")).display().to_string()).collect();

@@ -4,6 +4,7 @@
 //! their own and run one after another before it. Run one by name: `cargo test -p causeway-tests --test e2e -- NAME`.
 
 mod acme;
+mod apply;
 mod bad_input;
 mod demo;
 mod dns;
@@ -79,6 +80,7 @@ fn selected(args: &Arguments, name: &str) -> bool {
 
 fn shared_tests() -> Vec<(&'static str, Test)> {
     [
+        apply::tests(),
         bad_input::tests(),
         dns::tests(),
         gateway::tests(),

@@ -47,15 +47,10 @@ fn crates() -> BTreeMap<String, Crate> {
 /// What a crate may depend on. A new crate needs a line here, and so a thought.
 fn allowed(name: &str) -> Option<&'static [&'static str]> {
     Some(match name {
-        "causeway-api"
-        | "causeway-store"
-        | "causeway-schema"
-        | "causeway-nft"
-        | "causeway-load"
-        | "causeway-allocator"
-        | "causeway-gateway-crds"
-        | "causeway-handover"
-        | "shop-api" => &[],
+        "causeway-api" | "causeway-store" | "causeway-nft" | "causeway-load" | "causeway-allocator"
+        | "causeway-sources" | "causeway-handover" | "shop-api" => &[],
+        // Build scripts only.
+        "causeway-schema" | "causeway-gateway-crds" => &["causeway-sources"],
         "causeway-registry" => &["causeway-api", "causeway-schema"],
         "causeway-apiserver" => &["causeway-api", "causeway-registry", "causeway-schema", "causeway-store"],
         "causeway-scheduler" | "causeway-controllers" | "causeway-dns" => &["causeway-api"],

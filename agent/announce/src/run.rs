@@ -12,7 +12,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::reflector::{self, Store};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
@@ -122,7 +122,7 @@ impl Watches {
         K::DynamicType: Eq + Hash + Clone,
     {
         let (reader, writer) = reflector::store();
-        let stream = reflector::reflector(writer, watcher(api, config).backoff(causeway_api::backoff::watch()));
+        let stream = reflector::reflector(writer, causeway_api::watch::watch(api, config));
         let news = self.news.clone();
         self.tasks.spawn(async move {
             let mut stream = std::pin::pin!(stream);

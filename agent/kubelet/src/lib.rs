@@ -54,7 +54,7 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, Service};
-use kube::runtime::{WatchStreamExt, reflector, watcher};
+use kube::runtime::{reflector, watcher};
 use kube::{Api, Client};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -142,8 +142,7 @@ async fn start_pods(shared: Arc<Shared>, pods: Arc<pods::Pods>, stop: Cancellati
 
 fn follow_services(client: Client, stop: CancellationToken) -> reflector::Store<Service> {
     let (store, writer) = reflector::store();
-    let watched =
-        watcher(Api::<Service>::all(client), watcher::Config::default()).backoff(causeway_api::backoff::watch());
+    let watched = causeway_api::watch::watch(Api::<Service>::all(client), watcher::Config::default());
     let stream = reflector::reflector(writer, watched);
     tokio::spawn(async move {
         let mut stream = std::pin::pin!(stream);

@@ -14,7 +14,7 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -47,7 +47,7 @@ struct Manager {
 pub async fn run(ctx: Arc<Context>, pods: Arc<Pods>, shutdown: CancellationToken) {
     let api: Api<Pod> = Api::all(ctx.client.clone());
     let config = watcher::Config::default().fields(&format!("spec.nodeName={}", ctx.config.node_name));
-    let mut stream = watcher(api, config).backoff(causeway_api::backoff::watch()).boxed();
+    let mut stream = causeway_api::watch::watch(api, config);
     let (changed_tx, mut changed) = mpsc::channel(1);
     let pulse = tokio::spawn(pulse(ctx.clone(), changed_tx, shutdown.clone()));
     let mut m = Manager { ctx, pods, entries: HashMap::new(), workers: JoinSet::new(), synced: false };

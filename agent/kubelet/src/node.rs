@@ -11,7 +11,7 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeSpec, NodeSystemInfo};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -338,7 +338,7 @@ async fn renew(api: &Api<Lease>, name: &str, seconds: u32, owner: Option<String>
 pub async fn follow(client: Client, name: String, seen: watch::Sender<Option<Arc<Node>>>, shutdown: CancellationToken) {
     let api: Api<Node> = Api::all(client);
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let mut stream = watcher(api, config).backoff(causeway_api::backoff::watch()).applied_objects().boxed();
+    let mut stream = causeway_api::watch::applied(api, config);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,

@@ -79,9 +79,7 @@ impl NodeRoutes {
 pub async fn run(client: kube::Client, config: NodeRoutesConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
     let routes = NodeRoutes::open(config)?;
     let (nodes, writer) = reflector::store::<Node>();
-    let stream = watcher(kube::Api::<Node>::all(client), watcher::Config::default())
-        .backoff(causeway_api::backoff::watch())
-        .reflect(writer);
+    let stream = causeway_api::watch::watch(kube::Api::<Node>::all(client), watcher::Config::default()).reflect(writer);
     let mut stream = std::pin::pin!(stream);
     // Also without news: somebody else may have changed the table.
     let mut again = tokio::time::interval(Duration::from_secs(60));

@@ -19,10 +19,7 @@ use k8s_openapi::api::{
     discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
 };
-use kube::{
-    Api,
-    runtime::{WatchStreamExt, watcher},
-};
+use kube::{Api, runtime::watcher};
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -110,13 +107,13 @@ type Events<K> = Vec<Result<watcher::Event<K>, watcher::Error>>;
 impl Engine {
     async fn run(mut self, client: kube::Client, shutdown: CancellationToken) -> anyhow::Result<()> {
         let all = watcher::Config::default;
-        let pods = watcher(Api::<Pod>::all(client.clone()), all()).default_backoff();
-        let namespaces = watcher(Api::<Namespace>::all(client.clone()), all()).default_backoff();
-        let policies = watcher(Api::<NetworkPolicy>::all(client.clone()), all()).default_backoff();
+        let pods = causeway_api::watch::watch(Api::<Pod>::all(client.clone()), all());
+        let namespaces = causeway_api::watch::watch(Api::<Namespace>::all(client.clone()), all());
+        let policies = causeway_api::watch::watch(Api::<NetworkPolicy>::all(client.clone()), all());
         let dns = all().labels(&format!("{SERVICE_NAME_LABEL}=kube-dns"));
-        let dns = watcher(Api::<EndpointSlice>::namespaced(client.clone(), "kube-system"), dns).default_backoff();
+        let dns = causeway_api::watch::watch(Api::<EndpointSlice>::namespaced(client.clone(), "kube-system"), dns);
         let own = all().fields(&format!("metadata.name={}", self.config.node_name));
-        let node = watcher(Api::<Node>::all(client), own).default_backoff();
+        let node = causeway_api::watch::watch(Api::<Node>::all(client), own);
         let mut pods = std::pin::pin!(pods.ready_chunks(BATCH));
         let mut namespaces = std::pin::pin!(namespaces.ready_chunks(BATCH));
         let mut policies = std::pin::pin!(policies.ready_chunks(BATCH));

@@ -12,6 +12,7 @@ use crate::{
     view::View,
 };
 use anyhow::Context;
+use causeway_api::watch::watch;
 use causeway_api::{
     config::{ClusterConfig, ProxyMode},
     endpoints::ZONE_LABEL,
@@ -27,7 +28,7 @@ use k8s_openapi::{
     },
     jiff::Timestamp,
 };
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use std::{collections::HashMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
@@ -146,14 +147,11 @@ type Events<K> = Vec<Result<watcher::Event<K>, watcher::Error>>;
 impl Proxy {
     async fn run(mut self, client: kube::Client, shutdown: CancellationToken) -> anyhow::Result<()> {
         let all = watcher::Config::default;
-        let services =
-            watcher(kube::Api::<Service>::all(client.clone()), all()).backoff(causeway_api::backoff::watch());
-        let slices =
-            watcher(kube::Api::<EndpointSlice>::all(client.clone()), all()).backoff(causeway_api::backoff::watch());
+        let services = watch(kube::Api::<Service>::all(client.clone()), all());
+        let slices = watch(kube::Api::<EndpointSlice>::all(client.clone()), all());
         let own = all().fields(&format!("metadata.name={}", self.config.node_name));
-        let cidrs =
-            watcher(kube::Api::<ServiceCIDR>::all(client.clone()), all()).backoff(causeway_api::backoff::watch());
-        let nodes = watcher(kube::Api::<Node>::all(client), own).backoff(causeway_api::backoff::watch());
+        let cidrs = watch(kube::Api::<ServiceCIDR>::all(client.clone()), all());
+        let nodes = watch(kube::Api::<Node>::all(client), own);
         let mut services = std::pin::pin!(services.ready_chunks(BATCH));
         let mut slices = std::pin::pin!(slices.ready_chunks(BATCH));
         let mut nodes = std::pin::pin!(nodes.ready_chunks(BATCH));

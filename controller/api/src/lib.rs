@@ -19,3 +19,4 @@ pub mod pod_network;
 pub mod quantity;
 pub mod selector;
 pub mod version;
+pub mod watch;

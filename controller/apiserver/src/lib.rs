@@ -17,6 +17,7 @@ pub mod engine;
 pub mod feed;
 mod health;
 pub mod http;
+mod jwt;
 mod metrics;
 pub mod object;
 pub mod pki;

@@ -9,7 +9,7 @@ use causeway_api::certificates::{
 use futures::StreamExt;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use kube::api::{Api, Patch, PatchParams};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use rcgen::ExtendedKeyUsagePurpose;
 use serde_json::json;
 use std::sync::Arc;
@@ -22,8 +22,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Signs until shutdown.
 pub async fn run(client: kube::Client, pki: Arc<Pki>, shutdown: CancellationToken) {
     let requests: Api<CertificateSigningRequest> = Api::all(client);
-    let watched = watcher(requests.clone(), watcher::Config::default());
-    let mut stream = watched.backoff(causeway_api::backoff::watch()).applied_objects().boxed();
+    let mut stream = causeway_api::watch::applied(requests.clone(), watcher::Config::default());
     loop {
         let next = tokio::select! {
             next = stream.next() => next,

@@ -4,6 +4,7 @@
 //! service account (and the pod it is bound to) still exists with the same uid.
 
 use crate::engine::{Engine, text};
+use crate::jwt;
 use crate::status::{ApiError, ApiResult};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -52,6 +53,7 @@ pub struct Authenticated {
 impl Tokens {
     /// From the signing key.
     pub fn new(key_pem: &str, domain: &str) -> anyhow::Result<Self> {
+        jwt::install();
         let pair = KeyPair::from_pem(key_pem)?;
         let raw = pair.der_bytes();
         anyhow::ensure!(raw.len() == 65, "the service-account key is no P-256 key");
@@ -60,7 +62,7 @@ impl Tokens {
             issuer: format!("https://kubernetes.default.svc.{domain}"),
             key_id: URL_SAFE_NO_PAD.encode(Sha256::digest(raw)),
             checking: DecodingKey::from_ec_components(&x, &y)?,
-            signing: EncodingKey::from_ec_pem(key_pem.as_bytes())?,
+            signing: EncodingKey::from_ec_der(&pair.serialize_der()),
             x,
             y,
         })

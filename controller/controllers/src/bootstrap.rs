@@ -26,8 +26,8 @@ const PERIOD: Duration = Duration::from_secs(10);
 pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
     let (secrets, writer) = reflector::store::<Secret>();
     let config = watcher::Config::default().fields(&format!("type={SECRET_TYPE}"));
-    let watched = watcher(context.api::<Secret>(NAMESPACE), config);
-    let mut stream = watched.backoff(causeway_api::backoff::watch()).reflect(writer).boxed();
+    let watched = causeway_api::watch::watch(context.api::<Secret>(NAMESPACE), config);
+    let mut stream = watched.reflect(writer).boxed();
     let mut complete = false;
     loop {
         tokio::select! {
@@ -85,8 +85,8 @@ async fn delete(context: &Context, secret: &Secret) -> Result<()> {
 /// The signatures to write, and those to remove (`None`). Pure.
 fn signatures(data: &Map, tokens: &[Token]) -> BTreeMap<String, Option<String>> {
     let content = data.get(CLUSTER_INFO_KEY).map(String::as_str).unwrap_or_default();
-    let sign = |t: &Token| bootstrap_token::signature(&t.id, &t.secret, content).ok();
-    let wanted: Map = tokens.iter().filter_map(|t| Some((format!("{SIGNATURE_PREFIX}{}", t.id), sign(t)?))).collect();
+    let sign = |t: &Token| bootstrap_token::signature(&t.id, &t.secret, content);
+    let wanted: Map = tokens.iter().map(|t| (format!("{SIGNATURE_PREFIX}{}", t.id), sign(t))).collect();
     let gone = data.keys().filter(|k| k.starts_with(SIGNATURE_PREFIX) && !wanted.contains_key(*k));
     let mut change: BTreeMap<String, Option<String>> = gone.map(|k| (k.clone(), None)).collect();
     change.extend(wanted.into_iter().filter(|(k, v)| data.get(k) != Some(v)).map(|(k, v)| (k, Some(v))));

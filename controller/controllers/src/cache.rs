@@ -5,9 +5,7 @@
 
 use crate::queue::Key;
 use futures::StreamExt;
-use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch_kind};
 use kube::{Api, Client, Resource, ResourceExt};
 use parking_lot::RwLock;
 use serde::de::DeserializeOwned;
@@ -15,7 +13,6 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -103,8 +100,7 @@ impl<K: Cached> Cache<K> {
 
     /// Keeps the copy current until `shutdown`.
     pub async fn run(self, client: Client, shutdown: CancellationToken) {
-        let stream = watch_kind(Api::<K>::all(client), watcher::Config::default()).backoff(Retry::default());
-        let mut stream = std::pin::pin!(stream);
+        let mut stream = causeway_api::watch::watch(Api::<K>::all(client), watcher::Config::default());
         let mut listing = BTreeMap::new();
         loop {
             let event = tokio::select! {
@@ -187,35 +183,6 @@ fn slim<K: Resource>(mut object: K) -> Arc<K> {
     object.managed_fields_mut().clear();
     object.meta_mut().managed_fields = None;
     Arc::new(object)
-}
-
-/// Watches come back quickly: the API server is near, and controllers that lag are felt.
-pub struct Retry(Duration);
-
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_secs(5);
-
-impl Default for Retry {
-    fn default() -> Self {
-        Self(FIRST_RETRY)
-    }
-}
-
-impl Iterator for Retry {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let now = self.0;
-        self.0 = (now * 2).min(LAST_RETRY);
-        // Up to half more, so that many watches do not come back in step.
-        Some(now.mul_f64(1.0 + rand::random::<f64>() / 2.0))
-    }
-}
-
-impl Backoff for Retry {
-    fn reset(&mut self) {
-        self.0 = FIRST_RETRY;
-    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,6 @@
 
 pub mod graph;
 
-use crate::cache::Retry;
 use crate::context::Context;
 use crate::error::{Doing, Result, ignore_not_found};
 use crate::queue::Queue;
@@ -146,7 +145,7 @@ impl Collector {
 
     async fn monitor(self: Arc<Self>, kind: Arc<Kind>, listed: watch::Sender<bool>, stop: CancellationToken) {
         let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(self.context.client.clone(), &kind.resource);
-        let stream = watcher(api, Config::default()).backoff(Retry::default());
+        let stream = watcher(api, Config::default()).backoff(causeway_api::backoff::watch());
         let mut stream = std::pin::pin!(stream);
         let mut seen = HashSet::new();
         let is_definition = kind.resource.plural == "customresourcedefinitions";

@@ -14,7 +14,7 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::runtime::reflector::{self, ObjectRef, Store};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -132,7 +132,7 @@ where
 {
     let (store, writer) = reflector::store();
     let (wake, shutdown) = (wake.clone(), shutdown.clone());
-    let stream = reflector::reflector(writer, watcher(api, watcher::Config::default())).default_backoff();
+    let stream = reflector::reflector(writer, causeway_api::watch::watch(api, watcher::Config::default()));
     tokio::spawn(async move {
         let mut stream: Pin<Box<dyn Stream<Item = _> + Send>> = Box::pin(stream.take_until(shutdown.cancelled_owned()));
         while let Some(event) = stream.next().await {

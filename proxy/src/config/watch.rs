@@ -8,12 +8,13 @@ use super::view::{Update, View};
 use super::{Dirt, Planner};
 use crate::gateway::refs::CA_KEY;
 use crate::gateway::view::Update as GatewayUpdate;
+use causeway_api::watch::watch;
 use futures::stream::{BoxStream, SelectAll, StreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
+use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
@@ -163,7 +164,6 @@ where
 {
     let kind = K::kind(&()).into_owned();
     watch(api, config)
-        .backoff(causeway_api::backoff::watch())
         .modify(|object| object.meta_mut().managed_fields = None)
         .flat_map(move |event| {
             futures::stream::iter(match event {

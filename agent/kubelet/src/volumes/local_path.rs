@@ -4,7 +4,7 @@
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::api::{Api, Patch, PatchParams};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
 use serde_json::json;
 use std::path::{Component, Path};
@@ -22,9 +22,7 @@ pub async fn run(client: Client, node: String, shutdown: CancellationToken) {
     let api: Api<PersistentVolume> = Api::all(client.clone());
     let config = watcher::Config::default().labels(&format!("{NODE_LABEL}={node}"));
     while !shutdown.is_cancelled() {
-        let mut stream = std::pin::pin!(
-            watcher(api.clone(), config.clone()).backoff(causeway_api::backoff::watch()).applied_objects()
-        );
+        let mut stream = std::pin::pin!(causeway_api::watch::applied(api.clone(), config.clone()));
         let mut again = false;
         loop {
             let next = tokio::select! {

@@ -1,0 +1,372 @@
+//! Watches of kinds. In: an [`Api`] and what of it to watch. Out: kube's events ([`Event`]), complete lists first, for ever.
+//!
+//! The machinery of a watch (list, watch, resume, list anew, wait) is compiled once, for objects that are still text; only
+//! the last step, from text to an object, is there for each kind. A generic watcher would be compiled for each kind in each
+//! crate: that was a third of the program's code and more of the time to build it. It is no slower either: a watch event of a
+//! typed watcher is parsed twice, as the enum that it is comes with its tag in front.
+//!
+//! How long a watch waits before its next attempt: pauses that double up to a few seconds, with jitter, so that a thousand
+//! nodes do not come back in one moment. The bound is what makes a node come back soon after its link does. They begin anew
+//! only when a watch has been well for a while: a refused one is asked ever more slowly.
+
+use futures::stream::{BoxStream, Stream, StreamExt};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{Api, ApiResource};
+use kube::core::DynamicResourceScope;
+use kube::runtime::watcher::{Config, Error, Event, Result, watcher};
+use kube::{Client, Resource};
+use serde::de::{DeserializeOwned, Deserializer};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::time::{Instant, Sleep};
+
+const FIRST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(4);
+/// A watch that was well for this long begins at the first pause again.
+const FORGET: Duration = Duration::from_secs(20);
+
+/// Watches a kind; never ends, and waits by itself between attempts. An error is told once for each attempt.
+pub fn watch<K>(api: Api<K>, config: Config) -> BoxStream<'static, Result<Event<K>>>
+where
+    K: Resource<DynamicType = ()> + DeserializeOwned + Send + 'static,
+{
+    let resource = ApiResource::erase::<K>(&());
+    let namespace = api.namespace().map(str::to_owned);
+    let texts = Texts::new(Source { client: api.into_client(), resource, namespace, config });
+    Box::pin(Objects { texts, kind: PhantomData })
+}
+
+/// The objects of [`watch`] that are there or have changed; those that are gone are not told.
+pub fn applied<K>(api: Api<K>, config: Config) -> BoxStream<'static, Result<K>>
+where
+    K: Resource<DynamicType = ()> + DeserializeOwned + Send + 'static,
+{
+    let events = watch(api, config).filter_map(|event| async {
+        match event {
+            Ok(Event::InitApply(object) | Event::Apply(object)) => Some(Ok(object)),
+            Ok(Event::Init | Event::InitDone | Event::Delete(_)) => None,
+            Err(error) => Some(Err(error)),
+        }
+    });
+    Box::pin(events)
+}
+
+/// An object as text, with what a watch needs to know of it.
+#[derive(Clone, Debug)]
+struct Text {
+    meta: ObjectMeta,
+    json: Box<RawValue>,
+}
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Head {
+            #[serde(default)]
+            metadata: Version,
+        }
+        #[derive(Deserialize, Default)]
+        #[serde(rename_all = "camelCase")]
+        struct Version {
+            resource_version: Option<String>,
+        }
+        let json = Box::<RawValue>::deserialize(deserializer)?;
+        let head: Head = serde_json::from_str(json.get()).map_err(serde::de::Error::custom)?;
+        let meta = ObjectMeta { resource_version: head.metadata.resource_version, ..ObjectMeta::default() };
+        Ok(Self { meta, json })
+    }
+}
+
+impl Serialize for Text {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        self.json.serialize(serializer)
+    }
+}
+
+impl Resource for Text {
+    type DynamicType = ApiResource;
+    type Scope = DynamicResourceScope;
+
+    fn kind(resource: &ApiResource) -> Cow<'_, str> {
+        resource.kind.as_str().into()
+    }
+
+    fn group(resource: &ApiResource) -> Cow<'_, str> {
+        resource.group.as_str().into()
+    }
+
+    fn version(resource: &ApiResource) -> Cow<'_, str> {
+        resource.version.as_str().into()
+    }
+
+    fn plural(resource: &ApiResource) -> Cow<'_, str> {
+        resource.plural.as_str().into()
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.meta
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.meta
+    }
+}
+
+/// What is watched.
+struct Source {
+    client: Client,
+    resource: ApiResource,
+    namespace: Option<String>,
+    config: Config,
+}
+
+impl Source {
+    fn open(&self) -> BoxStream<'static, Result<Event<Text>>> {
+        let client = self.client.clone();
+        let api = match &self.namespace {
+            Some(namespace) => Api::namespaced_with(client, namespace, &self.resource),
+            None => Api::all_with(client, &self.resource),
+        };
+        watcher::<Text>(api, self.config.clone()).boxed()
+    }
+}
+
+/// The watch itself.
+struct Texts {
+    source: Source,
+    events: BoxStream<'static, Result<Event<Text>>>,
+    pauses: Pauses,
+    /// Until this is over, nothing is asked.
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl Texts {
+    fn new(source: Source) -> Self {
+        let events = source.open();
+        Self { source, events, pauses: Pauses::default(), pause: None }
+    }
+
+    fn wait(&mut self) {
+        self.pause = Some(Box::pin(tokio::time::sleep(self.pauses.failed(Instant::now()))));
+    }
+
+    /// Something came that cannot be read: all is listed anew, after a pause, so that nothing is passed over in silence.
+    fn again(&mut self) {
+        self.events = self.source.open();
+        self.wait();
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Event<Text>>>> {
+        if let Some(pause) = &mut self.pause {
+            ready!(pause.as_mut().poll(context));
+            self.pause = None;
+        }
+        let event = ready!(self.events.as_mut().poll_next(context));
+        match &event {
+            // Said before each attempt to list: nothing has gone well yet.
+            Some(Ok(Event::Init | Event::InitApply(_))) => {}
+            Some(Ok(_)) => self.pauses.well(Instant::now()),
+            Some(Err(_)) => self.wait(),
+            // kube's watcher does not end; should it, a new one follows.
+            None => {
+                self.again();
+                return self.poll(context);
+            }
+        }
+        Poll::Ready(event)
+    }
+}
+
+/// The same, as objects.
+struct Objects<K> {
+    texts: Texts,
+    kind: PhantomData<fn() -> K>,
+}
+
+impl<K: DeserializeOwned> Stream for Objects<K> {
+    type Item = Result<Event<K>>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Some(event) = ready!(self.texts.poll(context)) else { return Poll::Ready(None) };
+        let event = event.and_then(|event| {
+            let (make, text): (fn(K) -> Event<K>, Text) = match event {
+                Event::Init => return Ok(Event::Init),
+                Event::InitDone => return Ok(Event::InitDone),
+                Event::InitApply(text) => (Event::InitApply, text),
+                Event::Apply(text) => (Event::Apply, text),
+                Event::Delete(text) => (Event::Delete, text),
+            };
+            match serde_json::from_str(text.json.get()) {
+                Ok(object) => Ok(make(object)),
+                Err(error) => {
+                    self.texts.again();
+                    Err(Error::WatchFailed(kube::Error::SerdeError(error)))
+                }
+            }
+        });
+        Poll::Ready(Some(event))
+    }
+}
+
+/// What nearly every crate watches: said here, so that the code to read these kinds is compiled in this crate and shared by
+/// the others (the compiler shares generic code of crates below it where neither is compiled for speed).
+pub static COMMON: &[fn(&str) -> bool] = &[
+    reads::<ConfigMap>,
+    reads::<EndpointSlice>,
+    reads::<Lease>,
+    reads::<Namespace>,
+    reads::<Node>,
+    reads::<Pod>,
+    reads::<Secret>,
+    reads::<Service>,
+];
+
+fn reads<K: DeserializeOwned>(text: &str) -> bool {
+    serde_json::from_str::<K>(text).is_ok()
+}
+
+/// How long to wait after each failure.
+#[derive(Debug)]
+struct Pauses {
+    next: Duration,
+    /// Since when all is well.
+    since: Option<Instant>,
+}
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self { next: FIRST, since: None }
+    }
+}
+
+impl Pauses {
+    fn well(&mut self, now: Instant) {
+        self.since.get_or_insert(now);
+    }
+
+    fn failed(&mut self, now: Instant) -> Duration {
+        if self.since.take().is_some_and(|since| now.duration_since(since) >= FORGET) {
+            self.next = FIRST;
+        }
+        let pause = self.next;
+        self.next = (pause * 2).min(LONGEST);
+        pause.mul_f64(rand::random_range(0.75..1.25))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{Request, Response};
+    use kube::client::Body;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn pauses_grow_to_their_bound_and_begin_anew_after_a_good_while() {
+        let mut pauses = Pauses::default();
+        let now = Instant::now();
+        let many: Vec<Duration> = (0..20).map(|_| pauses.failed(now)).collect();
+        assert!(many[0] <= FIRST.mul_f64(1.25) && many[4] > many[0]);
+        assert!(many.iter().all(|p| *p <= LONGEST.mul_f64(1.25)));
+        pauses.well(now);
+        assert!(pauses.failed(now + Duration::from_secs(1)) >= LONGEST.mul_f64(0.75), "well for too short");
+        pauses.well(now);
+        pauses.well(now + FORGET);
+        assert!(pauses.failed(now + FORGET) <= FIRST.mul_f64(1.25));
+    }
+
+    /// A client whose requests are answered by `answer`, which is told how many there were before.
+    fn client(answer: fn(usize, &str) -> (u16, String)) -> (Client, Arc<AtomicUsize>) {
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = count.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let number = counted.fetch_add(1, Ordering::SeqCst);
+            let (code, text) = answer(number, &request.uri().to_string());
+            async move {
+                let body = Body::from(text.into_bytes());
+                Ok::<_, std::io::Error>(Response::builder().status(code).body(body).unwrap_or_default())
+            }
+        });
+        (Client::new(service, "default"), count)
+    }
+
+    #[test]
+    fn common_kinds_are_read() {
+        assert!(COMMON.iter().all(|reads| reads(r#"{"metadata":{"name":"x"}}"#) && !reads("[7]")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_refused_is_asked_ever_more_slowly() {
+        let (client, count) = client(|_, _| {
+            let refused = r#"{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","code":403}"#;
+            (403, refused.to_owned())
+        });
+        let watched = watch(Api::<ConfigMap>::all(client), Config::default());
+        let minute = tokio::time::timeout(Duration::from_secs(60), watched.for_each(|_| async {}));
+        assert!(minute.await.is_err(), "a watch never ends");
+        let asked = count.load(Ordering::SeqCst);
+        assert!((12..=28).contains(&asked), "{asked} requests in a minute");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lists_and_changes_come_as_objects() {
+        let (client, _) = client(|number, uri| match number {
+            0 => {
+                let list = r#"{"kind":"ConfigMapList","apiVersion":"v1","metadata":{"resourceVersion":"5"},
+                    "items":[{"metadata":{"name":"a","resourceVersion":"3"},"data":{"k":"v"}}]}"#;
+                (200, list.to_owned())
+            }
+            1 => {
+                assert!(uri.contains("resourceVersion=5"), "{uri}");
+                let lines = [
+                    r#"{"type":"ADDED","object":{"metadata":{"name":"b","resourceVersion":"6"}}}"#,
+                    r#"{"type":"DELETED","object":{"metadata":{"name":"a","resourceVersion":"7"}}}"#,
+                ];
+                (200, lines.join("\n") + "\n")
+            }
+            _ => {
+                assert!(uri.contains("resourceVersion=7"), "{uri}");
+                (200, String::new())
+            }
+        });
+        let mut watched = watch(Api::<ConfigMap>::namespaced(client, "n"), Config::default());
+        let mut said = Vec::new();
+        while said.len() < 5 {
+            said.push(match watched.next().await.unwrap().unwrap() {
+                Event::Init => "init".to_owned(),
+                Event::InitApply(map) => format!("{:?} {:?}", map.metadata.name, map.data.unwrap().get("k")),
+                Event::InitDone => "done".to_owned(),
+                Event::Apply(map) => format!("+{:?}", map.metadata.name),
+                Event::Delete(map) => format!("-{:?}", map.metadata.name),
+            });
+        }
+        let wanted = ["init", r#"Some("a") Some("v")"#, "done", r#"+Some("b")"#, r#"-Some("a")"#];
+        assert_eq!(said, wanted);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_read_is_listed_anew() {
+        let (client, count) = client(|number, _| {
+            let data = if number == 0 { r#"["no map"]"# } else { r#"{"k":"v"}"# };
+            let list = format!(
+                r#"{{"metadata":{{"resourceVersion":"5"}},"items":[{{"metadata":{{"name":"a"}},"data":{data}}}]}}"#
+            );
+            (200, list)
+        });
+        let mut watched = watch(Api::<ConfigMap>::all(client), Config::default());
+        assert!(matches!(watched.next().await, Some(Ok(Event::Init))));
+        assert!(matches!(watched.next().await, Some(Err(_))));
+        assert!(matches!(watched.next().await, Some(Ok(Event::Init))));
+        assert!(matches!(watched.next().await, Some(Ok(Event::InitApply(_)))));
+        assert_eq!(count.load(Ordering::SeqCst), 2);
+    }
+}
