@@ -15,6 +15,8 @@ demo() {
   need gcc cc
   need libc6-dev /usr/include/stdlib.h
   need cmake cmake
+  need pkg-config pkg-config
+  need libzstd-dev /usr/include/zstd.h
   need make make
   need curl curl
   need openssl openssl
