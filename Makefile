@@ -9,7 +9,8 @@ TOOLS = $(CURDIR)/target/tools:$(PATH)
 LINTED = RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-Dwarnings CARGO_INCREMENTAL=0
 
 demo: ## a cluster on this machine with the shop in it
-	@configs/setup.sh demo
+	@printf '\033[1m==> Fetching what the build needs\033[0m\n'
+	@$(CARGO) fetch --locked --quiet --target x86_64-unknown-linux-gnu & fetch=$$!; configs/setup.sh demo && wait $$fetch
 	@printf '\033[1m==> Building the program: some minutes the first time\033[0m\n'
 	$(CARGO) build --locked -p causeway-cli -p shop-api
 	@configs/demo/run.sh target/debug/causeway

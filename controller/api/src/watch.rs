@@ -293,7 +293,7 @@ mod tests {
             let (code, text) = answer(number, &request.uri().to_string());
             async move {
                 let body = Body::from(text.into_bytes());
-                Ok::<_, std::io::Error>(Response::builder().status(code).body(body).unwrap_or_default())
+                Ok::<_, std::io::Error>(Response::builder().status(code).body(body).unwrap())
             }
         });
         (Client::new(service, "default"), count)
