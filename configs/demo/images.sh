@@ -18,10 +18,8 @@ unpack() {
   wanted=$(apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces \
     --no-enhances --no-pre-depends "$@" | grep -E '^(lib[a-z0-9]|zlib)' | grep -vE '^lib(perl|debconf|pam)' | sort -u)
   # A name may be virtual or of another architecture: only what can be had is downloaded, the packages themselves must be.
-  local real=()
-  for package in $wanted; do
-    if apt-cache show --no-all-versions "$package" >/dev/null 2>&1; then real+=("$package"); fi
-  done
+  local real
+  mapfile -t real < <(apt-cache show --no-all-versions $wanted 2>/dev/null | sed -n 's/^Package: //p' | sort -u)
   (cd "$debs" && apt-get -qq -o APT::Sandbox::User=root download "$@" "${real[@]}")
   for deb in "$debs"/*.deb; do dpkg-deb -x "$deb" "$tree"; done
   rm -rf "$debs"

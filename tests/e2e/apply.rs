@@ -36,8 +36,9 @@ fn manifests_are_applied_and_waited_for(c: &Cluster, ns: &str) -> Result<()> {
     ensure!(again == "configmap/words unchanged\ndeployment.apps/web unchanged\n", "{again}");
     let changed = apply(c, ns, &[("1.yaml", &map.replace("'1'", "'2'"))], &[])?.ok()?;
     ensure!(changed == "configmap/words configured\n", "{changed}");
-    // kubectl's own way of applying goes on from there.
-    c.kubectl_in(&format!("-n {ns} apply --server-side -f -"), &map.replace("'1'", "'2'")).ok()?;
+    // kubectl's own way of applying goes on from there. (It takes a text that begins with a brace for JSON.)
+    let same = format!("---\n{}", map.replace("'1'", "'2'"));
+    c.kubectl_in(&format!("-n {ns} apply --server-side -f -"), &same).ok()?;
     Ok(())
 }
 
