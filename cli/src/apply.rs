@@ -96,12 +96,13 @@ async fn apply(
         found.insert(key.clone(), known);
     }
     let (resource, capabilities) = &found[&key];
-    let (api, name) = match capabilities.scope {
+    let name = display(resource, manifest);
+    let api: Api<DynamicObject> = match capabilities.scope {
         Scope::Namespaced => {
             let namespace = manifest.namespace().unwrap_or(&args.namespace);
-            (Api::<DynamicObject>::namespaced_with(client.clone(), namespace, resource), display(resource, manifest))
+            Api::namespaced_with(client.clone(), namespace, resource)
         }
-        Scope::Cluster => (Api::all_with(client.clone(), resource), display(resource, manifest)),
+        Scope::Cluster => Api::all_with(client.clone(), resource),
     };
     let before = api.get_opt(manifest.name()).await.with_context(|| format!("reading {name}"))?;
     let params = PatchParams { force: args.force_conflicts, ..PatchParams::apply(MANAGER) };
