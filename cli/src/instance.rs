@@ -6,7 +6,7 @@
 use crate::paths::Paths;
 use crate::tasks::Health;
 use crate::upgrade::{self, End, Wish};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -109,6 +109,10 @@ pub async fn follow(
 
 /// Patience for a cluster to stop by itself.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
+/// Patience for a killed process to be gone.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// How often a process is looked at meanwhile.
+const POLL: Duration = Duration::from_millis(50);
 
 /// Writes the record, whole or not at all.
 pub fn write(paths: &Paths, record: &Record) -> Result<()> {
@@ -129,9 +133,18 @@ pub fn read(paths: &Paths) -> Result<Option<Record>> {
     }
 }
 
-/// The record of a process that is alive.
+/// The record of a process that is alive. One that is just ending is waited for.
 pub fn running(paths: &Paths) -> Result<Option<Record>> {
-    Ok(read(paths)?.filter(|r| start_time(r.pid) == Some(r.started)))
+    let Some(record) = read(paths)? else { return Ok(None) };
+    let begin = Instant::now();
+    loop {
+        match life(&record) {
+            Life::Runs => return Ok(Some(record)),
+            Life::Gone => return Ok(None),
+            Life::Ends if begin.elapsed() > KILL_PATIENCE => return Err(stuck(&record)),
+            Life::Ends => std::thread::sleep(POLL),
+        }
+    }
 }
 
 /// The record of another process that is alive. One of ours is of the program that we have taken over from.
@@ -140,9 +153,9 @@ pub fn another(paths: &Paths) -> Result<Option<Record>> {
     Ok(running(paths)?.filter(|r| r.pid != own))
 }
 
-/// The record of this process.
+/// When this process was started, in clock ticks since boot.
 pub fn own_start() -> u64 {
-    start_time(i32::try_from(std::process::id()).unwrap_or(0)).unwrap_or(0)
+    procfs::process::Process::myself().and_then(|own| own.stat()).map_or(0, |stat| stat.starttime)
 }
 
 /// Asks a running cluster to stop and waits; kills it when it does not.
@@ -155,25 +168,89 @@ pub fn stop(paths: &Paths) -> Result<()> {
     }
     eprintln!("process {pid} did not stop within {} s: killing it", STOP_PATIENCE.as_secs());
     kill(pid, Signal::SIGKILL).with_context(|| format!("killing process {pid}"))?;
-    if !wait_gone(&record, Duration::from_secs(10)) {
-        bail!("process {pid} cannot be killed; look at it with: ps -o pid,stat,wchan,cmd -p {pid}");
+    if !wait_gone(&record, KILL_PATIENCE) {
+        return Err(stuck(&record));
     }
     Ok(())
+}
+
+fn stuck(record: &Record) -> anyhow::Error {
+    let pid = record.pid;
+    anyhow!("process {pid} was killed and does not end; look at it with: ps -L -o pid,lwp,stat,wchan,cmd -p {pid}")
 }
 
 fn wait_gone(record: &Record, patience: Duration) -> bool {
     let begin = Instant::now();
     while begin.elapsed() < patience {
-        if start_time(record.pid) != Some(record.started) {
+        if life(record) == Life::Gone {
             return true;
         }
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(POLL);
     }
     false
 }
 
-/// When a process was started (clock ticks since boot); `None` when there is none, or only its zombie.
-fn start_time(pid: i32) -> Option<u64> {
-    let stat = procfs::process::Process::new(pid).ok()?.stat().ok()?;
-    (stat.state != 'Z').then_some(stat.starttime)
+/// Whether the process of a record is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Runs,
+    /// Killed, and its first thread is gone. Its other threads still hold what the process has open: ports, locks.
+    Ends,
+    /// Gone, or only a zombie that holds nothing.
+    Gone,
+}
+
+fn life(record: &Record) -> Life {
+    let stat = procfs::process::Process::new(record.pid).and_then(|process| process.stat());
+    match stat {
+        Ok(stat) if stat.starttime != record.started => Life::Gone,
+        Ok(stat) if stat.state != 'Z' => Life::Runs,
+        Ok(stat) if stat.num_threads > 1 => Life::Ends,
+        _ => Life::Gone,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    /// Its first thread ends at once, another one lives as long as standard input is open.
+    const PROGRAM: &str = "#include <pthread.h>\n#include <unistd.h>\n\
+        static void *wait_for_end(void *unused) { char byte; while (read(0, &byte, 1) > 0); return unused; }\n\
+        int main(void) { pthread_t other; pthread_create(&other, 0, wait_for_end, 0); pthread_exit(0); }\n";
+
+    #[test]
+    fn a_process_is_gone_when_its_last_thread_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("ends");
+        let mut compiler = Command::new("cc");
+        compiler.args(["-x", "c", "-", "-pthread", "-o"]).arg(&program).stdin(Stdio::piped());
+        let mut compiler = compiler.spawn().unwrap();
+        compiler.stdin.take().unwrap().write_all(PROGRAM.as_bytes()).unwrap();
+        assert!(compiler.wait().unwrap().success());
+
+        let mut child = Command::new(&program).stdin(Stdio::piped()).spawn().unwrap();
+        let paths = Paths { run: dir.path().to_owned(), ..Paths::new("ends", None).unwrap() };
+        let pid = i32::try_from(child.id()).unwrap();
+        let started = procfs::process::Process::new(pid).unwrap().stat().unwrap().starttime;
+        let record = Record { pid, started, ..Record::of_this_process(&paths, "test").unwrap() };
+        write(&paths, &record).unwrap();
+        let begin = Instant::now();
+        while life(&record) == Life::Runs && begin.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(life(&record), Life::Ends);
+        let asked = std::thread::spawn({
+            let paths = paths.clone();
+            move || running(&paths)
+        });
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(!asked.is_finished(), "what the process has open is not free yet");
+        drop(child.stdin.take());
+        assert!(asked.join().unwrap().unwrap().is_none());
+        assert_eq!(life(&record), Life::Gone);
+        child.wait().unwrap();
+    }
 }
