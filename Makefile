@@ -12,7 +12,8 @@ demo: ## a cluster on this machine with the shop in it
 	@printf '\033[1m==> Fetching what the build needs\033[0m\n'
 	@$(CARGO) fetch --locked --quiet --target x86_64-unknown-linux-gnu & fetch=$$!; configs/setup.sh demo && wait $$fetch
 	@printf '\033[1m==> Building the program: some minutes the first time\033[0m\n'
-	$(CARGO) build --locked -p causeway-cli -p shop-api
+	@configs/demo/images.sh fetch target/shop >/dev/null 2>&1 & fetch=$$!; \
+	$(CARGO) build --locked -p causeway-cli -p shop-api || exit; wait $$fetch || true
 	@configs/demo/run.sh target/debug/causeway
 
 test: ## everything, from formatting to end-to-end on real components

@@ -2,15 +2,18 @@
 //! input. Out: server-side apply, one object after another, a line for each, and with `--wait` an answer when the
 //! workloads among them are ready.
 
+mod manifest;
+mod rollout;
+
 use crate::args::Cluster;
 use crate::kubeconfig;
-use crate::manifest::{self, Manifest};
 use crate::paths::Paths;
 use crate::progress::Progress;
-use crate::rollout::{self, State};
 use anyhow::{Context, Result, bail};
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::discovery::{self, ApiCapabilities, ApiResource, Scope};
+use manifest::Manifest;
+use rollout::State;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
 # Packs the demo's images as OCI archives from Debian's packages and our own service; no registry, no Dockerfile.
 # Nothing is installed: packages are downloaded and unpacked into a folder.
+#   images.sh fetch OUT                  only downloads and unpacks the packages, which may be done beside the build
 #   images.sh CAUSEWAY OUT SHOP_API      CAUSEWAY, SHOP_API: the built programs; OUT: folder for the archives
 set -euo pipefail
-causeway=$(realpath "$1")
-api=$(realpath "$3")
 mkdir -p "$2"
 out=$(realpath "$2")
 
@@ -41,6 +40,14 @@ stage() {
   printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n' >"$image/etc/passwd"
   printf 'root:x:0:\nnogroup:x:65534:\n' >"$image/etc/group"
 }
+
+if [ "$1" = fetch ]; then
+  unpack nginx nginx nginx-common
+  unpack redis redis-server redis-tools
+  exit
+fi
+causeway=$(realpath "$1")
+api=$(realpath "$3")
 
 if [ ! -f "$out/nginx.tar" ]; then
   unpack nginx nginx nginx-common

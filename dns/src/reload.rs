@@ -5,16 +5,16 @@
 use crate::server::Handler;
 use causeway_api::dns::{DnsSettings, PodRecords};
 use causeway_api::events::{EventType, Recorder};
+use causeway_api::watch;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client};
+use kube::Client;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::watch::Sender;
 use tokio_util::sync::CancellationToken;
 
 /// The ConfigMap's name.
@@ -76,7 +76,7 @@ pub(crate) struct Reload {
     pub base: DnsSettings,
     pub inforce: DnsSettings,
     pub forward_on: Option<Handle>,
-    pub pods: watch::Sender<PodsWanted>,
+    pub pods: Sender<PodsWanted>,
     pub node: String,
     /// Where the last good text is kept.
     pub state_dir: Option<PathBuf>,
@@ -93,9 +93,8 @@ impl Reload {
 
     /// Until `shutdown`.
     pub async fn run(mut self, client: Client, shutdown: CancellationToken) {
-        let maps = Api::<ConfigMap>::namespaced(client.clone(), crate::publish::NAMESPACE);
-        let recorder = Recorder::new(client, "causeway-dns", Some(&self.node));
-        let mut states = Box::pin(watcher::watch_object(maps, NAME).backoff(causeway_api::backoff::watch()));
+        let recorder = Recorder::new(client.clone(), "causeway-dns", Some(&self.node));
+        let mut states = watch::one::<ConfigMap>(client, crate::publish::NAMESPACE, NAME);
         let mut seen = None;
         loop {
             let state = tokio::select! {

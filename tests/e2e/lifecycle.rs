@@ -1,35 +1,28 @@
 //! Starting, stopping, crashing: each test has a cluster of its own, and the machine is as before afterwards.
 
+use crate::Alone;
 use crate::images::{BUSYBOX, busybox};
 use anyhow::{Result, bail, ensure};
 use causeway_tests::traces::Traces;
 use causeway_tests::{Cluster, eventually};
-use libtest_mimic::{Failed, Trial};
 use std::net::TcpListener;
 
-/// A test that brings its own cluster.
-type Alone = fn() -> Result<()>;
-
-pub fn tests() -> Vec<Trial> {
-    let all: [(&str, Alone); 14] = [
+/// Those that compare what the machine has before and after: nothing else may run meanwhile.
+pub fn exclusive() -> Vec<(&'static str, Alone)> {
+    vec![
         ("lifecycle::down_leaves_nothing_behind", down_leaves_nothing_behind),
         ("lifecycle::down_after_kill_leaves_nothing_behind", down_after_kill_leaves_nothing_behind),
+    ]
+}
+
+/// The others.
+pub fn tests() -> Vec<(&'static str, Alone)> {
+    vec![
         ("lifecycle::up_after_kill_finds_its_pods_running", up_after_kill_finds_its_pods_running),
         ("lifecycle::up_after_down_brings_everything_back", up_after_down_brings_everything_back),
         ("lifecycle::two_clusters_live_side_by_side", two_clusters_live_side_by_side),
         ("lifecycle::a_port_in_use_is_named", a_port_in_use_is_named),
-        ("acme::certificates_come_by_themselves", crate::acme::certificates_come_by_themselves),
-        ("upgrade::nothing_is_refused", crate::upgrade::nothing_is_refused_while_another_program_takes_over),
-        ("join::machines_join", crate::join::machines_join),
-        ("join::one_machine_has_it_all", crate::join::one_machine_has_it_all),
-        ("join::units_are_well_formed", crate::join::units_are_well_formed),
-        ("dns::a_query_stays_on_its_node", crate::dns::a_query_stays_on_its_node),
-        ("demo::the_shop_opens", crate::demo::the_shop_opens),
-        ("proxy_modes::iptables_and_a_switch", crate::proxy_modes::iptables_serves_all_and_a_switch_goes_on),
-    ];
-    all.into_iter()
-        .map(|(name, test)| Trial::test(name, move || test().map_err(|e| Failed::from(format!("{e:#}")))))
-        .collect()
+    ]
 }
 
 /// A cluster with the test image and a running deployment.

@@ -1,11 +1,10 @@
 //! Services of type LoadBalancer: an address of the pool, announced on the nodes' segment, reached from there.
 
-use crate::Test;
 use crate::images;
 use crate::kubectl::deployment;
+use crate::{Alone, Test};
 use anyhow::{Context, Result, ensure};
 use causeway_tests::{Cluster, eventually};
-use libtest_mimic::{Failed, Trial};
 use std::collections::BTreeSet;
 use std::fs;
 
@@ -50,9 +49,8 @@ fn a_new_range_is_served(c: &Cluster, ns: &str) -> Result<()> {
 }
 
 /// With clusters of their own.
-pub fn alone() -> Vec<Trial> {
-    let test = || a_full_pool_and_a_node_that_is_cut_off().map_err(|e| Failed::from(format!("{e:#}")));
-    vec![Trial::test("loadbalancer::a_full_pool_and_a_node_that_is_cut_off", test)]
+pub fn alone() -> Vec<(&'static str, Alone)> {
+    vec![("loadbalancer::a_full_pool_and_a_node_that_is_cut_off", a_full_pool_and_a_node_that_is_cut_off)]
 }
 
 fn address(c: &Cluster, ns: &str, name: &str) -> Result<String> {

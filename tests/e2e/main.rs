@@ -1,7 +1,8 @@
 //! End-to-end tests: the real `causeway`, kubectl, containerd, nftables, dig and curl.
 //!
-//! One cluster serves most tests, each in a namespace of its own; tests of starting and stopping have clusters of
-//! their own and run one after another before it. Run one by name: `cargo test -p causeway-tests --test e2e -- NAME`.
+//! One cluster serves most tests, each in a namespace of its own. Before it, tests with clusters of their own: first those
+//! that compare what the machine has before and after, one by one, then the others, two at a time. Run one by name:
+//! `cargo test -p causeway-tests --test e2e -- NAME`.
 
 mod acme;
 mod apply;
@@ -20,7 +21,6 @@ mod pods;
 mod policy;
 mod proxy_modes;
 mod services;
-
 mod storage;
 mod upgrade;
 mod workloads;
@@ -32,26 +32,35 @@ use std::sync::Arc;
 
 /// A test of the shared cluster gets it and a namespace of its own.
 type Test = fn(&Cluster, &str) -> anyhow::Result<()>;
+/// A test that brings its own cluster.
+type Alone = fn() -> anyhow::Result<()>;
 
 /// The shared cluster's name; also in the names of everything it makes.
 const SHARED: &str = "e2e";
 
 fn main() -> ExitCode {
-    let mut args = Arguments::from_args();
-    // Two cores, and a cluster on them: more at once only makes time-outs.
-    args.test_threads = Some(args.test_threads.unwrap_or(3));
-    let alone: Vec<Trial> = lifecycle::tests().into_iter().chain(nodes::tests()).chain(loadbalancer::alone()).collect();
+    let args = Arguments::from_args();
     if args.list {
-        let shared = shared_tests().into_iter().map(|(name, _)| Trial::test(name, || Ok(())));
-        return libtest_mimic::run(&args, alone.into_iter().chain(shared).collect()).exit_code();
+        let alone = lifecycle::exclusive().into_iter().chain(alone_tests()).map(|(name, _)| name);
+        let names = alone.chain(shared_tests().into_iter().map(|(name, _)| name));
+        return libtest_mimic::run(&args, names.map(|name| Trial::test(name, || Ok(()))).collect()).exit_code();
     }
-    // One after another: each counts what the machine has before and after.
-    let mut one = args.clone();
-    one.test_threads = Some(1);
-    let first = libtest_mimic::run(&one, alone);
+    // Two cores, and clusters on them: more at once only makes time-outs.
+    let with_threads =
+        |most| Arguments { test_threads: Some(args.test_threads.unwrap_or(most).min(most)), ..args.clone() };
+    let alone = |most, tests: Vec<(&'static str, Alone)>| {
+        let trial = |(name, test): (&'static str, Alone)| {
+            Trial::test(name, move || test().map_err(|e| Failed::from(format!("{e:#}"))))
+        };
+        libtest_mimic::run(&with_threads(most), tests.into_iter().map(trial).collect())
+    };
+    let exclusive = alone(1, lifecycle::exclusive());
+    let own = alone(2, alone_tests());
+    let failed = exclusive.has_failed() || own.has_failed();
+    let code = |failed| if failed { ExitCode::from(101) } else { ExitCode::SUCCESS };
     let wanted = shared_tests().into_iter().filter(|(name, _)| selected(&args, name)).collect::<Vec<_>>();
     if wanted.is_empty() {
-        return first.exit_code();
+        return code(failed);
     }
     let cluster = match prepare() {
         Ok(cluster) => Arc::new(cluster),
@@ -64,12 +73,34 @@ fn main() -> ExitCode {
         let cluster = cluster.clone();
         Trial::test(name, move || in_namespace(&cluster, name, test).map_err(|e| Failed::from(format!("{e:#}"))))
     });
-    let second = libtest_mimic::run(&args, trials.collect());
-    if second.has_failed() {
+    let shared = libtest_mimic::run(&with_threads(3), trials.collect());
+    if shared.has_failed() {
         show_log(&cluster);
     }
     drop(cluster);
-    if first.has_failed() || second.has_failed() { ExitCode::from(101) } else { ExitCode::SUCCESS }
+    code(failed || shared.has_failed())
+}
+
+/// The longest first.
+fn alone_tests() -> Vec<(&'static str, Alone)> {
+    [
+        vec![
+            ("acme::certificates_come_by_themselves", acme::certificates_come_by_themselves as Alone),
+            ("join::machines_join", join::machines_join),
+            ("demo::the_shop_opens", demo::the_shop_opens),
+            ("proxy_modes::iptables_and_a_switch", proxy_modes::iptables_serves_all_and_a_switch_goes_on),
+        ],
+        nodes::tests(),
+        loadbalancer::alone(),
+        vec![
+            ("upgrade::nothing_is_refused", upgrade::nothing_is_refused_while_another_program_takes_over),
+            ("dns::a_query_stays_on_its_node", dns::a_query_stays_on_its_node),
+            ("join::one_machine_has_it_all", join::one_machine_has_it_all),
+            ("join::units_are_well_formed", join::units_are_well_formed),
+        ],
+        lifecycle::tests(),
+    ]
+    .concat()
 }
 
 fn selected(args: &Arguments, name: &str) -> bool {

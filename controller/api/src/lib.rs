@@ -4,7 +4,6 @@
 //! ([`config`]), which endpoint may be sent traffic ([`endpoints`]), how quantities and selectors read
 //! ([`quantity`], [`selector`]), when a pod is ready ([`pod`]), and how events are written ([`events`]).
 
-pub mod backoff;
 pub mod balancer;
 pub mod bootstrap_token;
 pub mod certificates;

@@ -14,8 +14,8 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Api, ApiResource};
-use kube::core::DynamicResourceScope;
+use kube::api::{Api, ApiResource, DynamicObject};
+use kube::core::{DynamicResourceScope, NamespaceResourceScope, PartialObjectMeta};
 use kube::runtime::watcher::{Config, Error, Event, Result, watcher};
 use kube::{Client, Resource};
 use serde::de::{DeserializeOwned, Deserializer};
@@ -57,6 +57,42 @@ where
         }
     });
     Box::pin(events)
+}
+
+/// Watches what all objects have, of a kind known by its names; as [`watch`].
+pub fn metadata(
+    client: Client,
+    kind: &ApiResource,
+) -> BoxStream<'static, Result<Event<PartialObjectMeta<DynamicObject>>>> {
+    let api = Api::<PartialObjectMeta<DynamicObject>>::all_with(client, kind);
+    Box::pin(Paced::new(watcher(api, Config::default()).boxed()))
+}
+
+/// Watches one object of `namespace`: what it is now, and each time it has changed; `None` when it is not there.
+pub fn one<K>(client: Client, namespace: &str, name: &str) -> BoxStream<'static, Result<Option<K>>>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + DeserializeOwned + Send + 'static,
+{
+    let config = Config::default().fields(&format!("metadata.name={name}"));
+    let mut listed = None;
+    let states = watch(Api::<K>::namespaced(client, namespace), config).filter_map(move |event| {
+        let state = match event {
+            Ok(Event::Init) => {
+                listed = None;
+                None
+            }
+            Ok(Event::InitApply(object)) => {
+                listed = Some(object);
+                None
+            }
+            Ok(Event::InitDone) => Some(Ok(listed.take())),
+            Ok(Event::Apply(object)) => Some(Ok(Some(object))),
+            Ok(Event::Delete(_)) => Some(Ok(None)),
+            Err(error) => Some(Err(error)),
+        };
+        std::future::ready(state)
+    });
+    Box::pin(states)
 }
 
 /// An object as text, with what a watch needs to know of it.
@@ -139,32 +175,28 @@ impl Source {
     }
 }
 
-/// The watch itself.
-struct Texts {
-    source: Source,
-    events: BoxStream<'static, Result<Event<Text>>>,
+/// A watch that waits by itself between attempts.
+struct Paced<K> {
+    events: BoxStream<'static, Result<Event<K>>>,
     pauses: Pauses,
     /// Until this is over, nothing is asked.
     pause: Option<Pin<Box<Sleep>>>,
 }
 
-impl Texts {
-    fn new(source: Source) -> Self {
-        let events = source.open();
-        Self { source, events, pauses: Pauses::default(), pause: None }
+impl<K> Paced<K> {
+    fn new(events: BoxStream<'static, Result<Event<K>>>) -> Self {
+        Self { events, pauses: Pauses::default(), pause: None }
     }
 
     fn wait(&mut self) {
         self.pause = Some(Box::pin(tokio::time::sleep(self.pauses.failed(Instant::now()))));
     }
+}
 
-    /// Something came that cannot be read: all is listed anew, after a pause, so that nothing is passed over in silence.
-    fn again(&mut self) {
-        self.events = self.source.open();
-        self.wait();
-    }
+impl<K> Stream for Paced<K> {
+    type Item = Result<Event<K>>;
 
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Event<Text>>>> {
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if let Some(pause) = &mut self.pause {
             ready!(pause.as_mut().poll(context));
             self.pause = None;
@@ -172,14 +204,38 @@ impl Texts {
         let event = ready!(self.events.as_mut().poll_next(context));
         match &event {
             // Said before each attempt to list: nothing has gone well yet.
-            Some(Ok(Event::Init | Event::InitApply(_))) => {}
+            Some(Ok(Event::Init | Event::InitApply(_))) | None => {}
             Some(Ok(_)) => self.pauses.well(Instant::now()),
             Some(Err(_)) => self.wait(),
+        }
+        Poll::Ready(event)
+    }
+}
+
+/// The watch itself.
+struct Texts {
+    source: Source,
+    paced: Paced<Text>,
+}
+
+impl Texts {
+    fn new(source: Source) -> Self {
+        let paced = Paced::new(source.open());
+        Self { source, paced }
+    }
+
+    /// Something came that cannot be read: all is listed anew, after a pause, so that nothing is passed over in silence.
+    fn again(&mut self) {
+        self.paced.events = self.source.open();
+        self.paced.wait();
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Event<Text>>>> {
+        let event = ready!(self.paced.poll_next_unpin(context));
+        if event.is_none() {
             // kube's watcher does not end; should it, a new one follows.
-            None => {
-                self.again();
-                return self.poll(context);
-            }
+            self.again();
+            return self.poll(context);
         }
         Poll::Ready(event)
     }
@@ -315,6 +371,43 @@ mod tests {
         assert!(minute.await.is_err(), "a watch never ends");
         let asked = count.load(Ordering::SeqCst);
         assert!((12..=28).contains(&asked), "{asked} requests in a minute");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn metadata_is_asked_for_as_slowly() {
+        let (client, count) = client(|_, _| (500, String::new()));
+        let kind = ApiResource::erase::<ConfigMap>(&());
+        let minute = tokio::time::timeout(Duration::from_secs(60), metadata(client, &kind).for_each(|_| async {}));
+        assert!(minute.await.is_err(), "a watch never ends");
+        let asked = count.load(Ordering::SeqCst);
+        assert!((12..=28).contains(&asked), "{asked} requests in a minute");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_object_is_there_or_not() {
+        let (client, _) = client(|number, uri| match number {
+            0 => {
+                assert!(uri.contains("metadata.name%3Da"), "{uri}");
+                (200, r#"{"metadata":{"resourceVersion":"5"},"items":[]}"#.to_owned())
+            }
+            1 => {
+                let lines = [
+                    r#"{"type":"ADDED","object":{"metadata":{"name":"a","resourceVersion":"6"}}}"#,
+                    r#"{"type":"DELETED","object":{"metadata":{"name":"a","resourceVersion":"7"}}}"#,
+                    r#"{"type":"ERROR","object":{"status":"Failure","reason":"Expired","code":410}}"#,
+                ];
+                (200, lines.join("\n") + "\n")
+            }
+            _ => (200, r#"{"metadata":{"resourceVersion":"9"},"items":[{"metadata":{"name":"a"}}]}"#.to_owned()),
+        });
+        let mut states = one::<ConfigMap>(client, "n", "a");
+        let mut there = Vec::new();
+        while there.len() < 4 {
+            if let Ok(state) = states.next().await.unwrap() {
+                there.push(state.is_some());
+            }
+        }
+        assert_eq!(there, [false, true, false, true]);
     }
 
     #[tokio::test(start_paused = true)]

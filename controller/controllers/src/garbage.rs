@@ -15,8 +15,7 @@ use graph::{Decision, FOREGROUND, Graph, Node, ORPHAN, Owner};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy};
 use kube::core::PartialObjectMeta;
-use kube::runtime::watcher::{Config, Event};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher::Event;
 use parking_lot::Mutex;
 use serde_json::json;
 use std::collections::{HashMap, HashSet};
@@ -144,9 +143,7 @@ impl Collector {
     }
 
     async fn monitor(self: Arc<Self>, kind: Arc<Kind>, listed: watch::Sender<bool>, stop: CancellationToken) {
-        let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(self.context.client.clone(), &kind.resource);
-        let stream = watcher(api, Config::default()).backoff(causeway_api::backoff::watch());
-        let mut stream = std::pin::pin!(stream);
+        let mut stream = causeway_api::watch::metadata(self.context.client.clone(), &kind.resource);
         let mut seen = HashSet::new();
         let is_definition = kind.resource.plural == "customresourcedefinitions";
         loop {

@@ -1,7 +1,6 @@
 //! A link that is cut without a word, and healed: watches notice, and go on.
 
 use causeway_access::{Endpoint, Identity, client};
-use causeway_api::backoff;
 use causeway_api::config::ClusterConfig;
 use causeway_api::identity::{GROUP_MASTERS, UserInfo};
 use causeway_apiserver::{ApiServer, ApiServerConfig, DirectDialer};
@@ -11,7 +10,7 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::{ObjectMeta, PostParams};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,7 +88,7 @@ async fn a_silent_cut_is_noticed_and_a_healed_link_used() {
     let (tell, mut events) = unbounded_channel();
     runtime.handle().spawn(async move {
         let maps: Api<ConfigMap> = Api::namespaced(client(&endpoint, Some(identity)).unwrap(), "default");
-        let mut stream = watcher(maps, watcher::Config::default()).backoff(backoff::watch()).boxed();
+        let mut stream = causeway_api::watch::watch(maps, watcher::Config::default());
         while let Some(event) = stream.next().await {
             let told = match event {
                 Ok(watcher::Event::Apply(map) | watcher::Event::InitApply(map)) => Ok(map.metadata.name.unwrap()),

@@ -77,38 +77,45 @@ fn change(history: &mut History, step: &Step) -> (String, Option<causeway_servic
     (name, model)
 }
 
-#[test]
-fn any_history_leaves_the_rules_of_a_fresh_start_in_the_kernel() {
-    for flavour in Flavour::ALL {
-        let ns = Throwaway::new(&format!("history-{flavour}"));
-        let mut runner = TestRunner::deterministic();
-        for _ in 0..5 {
-            let steps = steps().new_tree(&mut runner).unwrap().current();
-            let (mut history, mut program) = (History::default(), ns.open(flavour));
-            let ranges = history.node().ranges;
-            program.sync(Vec::new(), &ranges, true).unwrap();
-            for step in &steps {
-                let change = change(&mut history, step);
-                program.sync(vec![change], &ranges, false).unwrap();
-            }
-            let mut fresh = Planner::new(FAMILIES.to_vec());
-            fresh.set_ranges(&ranges);
-            for (name, model) in &history.models {
-                fresh.set(name, Some(model.clone()));
-            }
-            let saved = ns.tool(flavour).read(&FAMILIES).unwrap();
-            let wanted = fresh.all();
-            for (id, rules) in &wanted {
-                assert_eq!(saved.chains.get(id), Some(rules), "{flavour}: {id:?} after {steps:?}");
-            }
-            assert_eq!(saved.chains.len(), wanted.len(), "{flavour}");
-            // A restart finds nothing to do.
-            let mut again = ns.open(flavour);
-            assert!(again.adopted());
-            let all = history.models.iter().map(|(n, m)| (n.clone(), Some(m.clone()))).collect();
-            assert_eq!(again.sync(all, &ranges, true).unwrap(), Done::default());
+fn any_history_leaves_the_rules_of_a_fresh_start(flavour: Flavour) {
+    let ns = Throwaway::new(&format!("history-{flavour}"));
+    let mut runner = TestRunner::deterministic();
+    for _ in 0..5 {
+        let steps = steps().new_tree(&mut runner).unwrap().current();
+        let (mut history, mut program) = (History::default(), ns.open(flavour));
+        let ranges = history.node().ranges;
+        program.sync(Vec::new(), &ranges, true).unwrap();
+        for step in &steps {
+            let change = change(&mut history, step);
+            program.sync(vec![change], &ranges, false).unwrap();
         }
+        let mut fresh = Planner::new(FAMILIES.to_vec());
+        fresh.set_ranges(&ranges);
+        for (name, model) in &history.models {
+            fresh.set(name, Some(model.clone()));
+        }
+        let saved = ns.tool(flavour).read(&FAMILIES).unwrap();
+        let wanted = fresh.all();
+        for (id, rules) in &wanted {
+            assert_eq!(saved.chains.get(id), Some(rules), "{flavour}: {id:?} after {steps:?}");
+        }
+        assert_eq!(saved.chains.len(), wanted.len(), "{flavour}");
+        // A restart finds nothing to do.
+        let mut again = ns.open(flavour);
+        assert!(again.adopted());
+        let all = history.models.iter().map(|(n, m)| (n.clone(), Some(m.clone()))).collect();
+        assert_eq!(again.sync(all, &ranges, true).unwrap(), Done::default());
     }
+}
+
+#[test]
+fn any_history_leaves_the_rules_of_a_fresh_start_in_the_kernel_nft() {
+    any_history_leaves_the_rules_of_a_fresh_start(Flavour::Nft);
+}
+
+#[test]
+fn any_history_leaves_the_rules_of_a_fresh_start_in_the_kernel_legacy() {
+    any_history_leaves_the_rules_of_a_fresh_start(Flavour::Legacy);
 }
 
 #[test]
