@@ -3,17 +3,19 @@ CARGO ?= cargo
 # Where setup.sh puts what it has to build.
 TOOLS = $(CURDIR)/target/tools:$(PATH)
 
-.PHONY: demo test test-demo conformance bench bench-net fmt lint build
+.PHONY: demo test test-demo conformance bench bench-net fmt lint build dist
 
 # Lints and code in one go: cargo hands each of our crates to clippy's compiler, which makes the program as well.
 LINTED = RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-Dwarnings CARGO_INCREMENTAL=0
 
 demo: ## a cluster on this machine with the shop in it
 	@printf '\033[1m==> Fetching what the build needs\033[0m\n'
-	@$(CARGO) fetch --locked --quiet --target x86_64-unknown-linux-gnu & fetch=$$!; configs/setup.sh demo && wait $$fetch
+	@( $(CARGO) fetch --locked --quiet --target x86_64-unknown-linux-gnu && \
+	   $(CARGO) fetch --locked --quiet --manifest-path controller/sources/read/Cargo.toml ) & fetch=$$!; \
+	configs/setup.sh demo && wait $$fetch
 	@printf '\033[1m==> Building the program: some minutes the first time\033[0m\n'
 	@configs/demo/images.sh fetch target/shop >/dev/null 2>&1 & fetch=$$!; \
-	$(CARGO) build --locked -p causeway-cli -p shop-api || exit; wait $$fetch || true
+	$(CARGO) build --locked -p causeway-cli -p shop-api || { kill $$fetch; exit 1; }; wait $$fetch || true
 	@configs/demo/run.sh target/debug/causeway
 
 test: ## everything, from formatting to end-to-end on real components
@@ -50,3 +52,6 @@ lint:
 
 build:
 	$(CARGO) build --release --locked -p causeway-cli
+
+dist: ## what packages hold
+	$(CARGO) build --profile dist --locked -p causeway-cli

@@ -9,12 +9,14 @@ use crate::args::Cluster;
 use crate::kubeconfig;
 use crate::paths::Paths;
 use crate::progress::Progress;
-use anyhow::{Context, Result, bail};
-use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use anyhow::{Context, Result, anyhow, bail};
+use kube::api::{Api, DynamicObject, Patch, PatchParams, ValidationDirective};
+use kube::core::GroupVersionKind;
 use kube::discovery::{self, ApiCapabilities, ApiResource, Scope};
 use manifest::Manifest;
 use rollout::State;
 use std::collections::HashMap;
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -22,6 +24,10 @@ use std::time::{Duration, Instant};
 const MANAGER: &str = "causeway";
 /// Between two looks at what is waited for.
 const LOOK: Duration = Duration::from_millis(300);
+/// The API answers a look within this.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// A CustomResourceDefinition is served within this.
+const ESTABLISHED_WITHIN: Duration = Duration::from_secs(10);
 
 /// `causeway apply`.
 #[derive(Debug, Clone, clap::Args)]
@@ -53,23 +59,32 @@ struct Applied {
     name: String,
     api: Api<DynamicObject>,
     object: DynamicObject,
+    /// It was ready at the last look.
+    was_ready: bool,
 }
 
 /// Runs the command. What can be applied is applied; fails if anything could not, or is not ready in time.
 pub fn run(args: &ApplyArgs, paths: &Paths) -> Result<()> {
-    let manifests = manifest::read(&args.files)?;
+    let mut manifests = manifest::read(&args.files)?;
+    // What others need goes first: namespaces, then definitions of kinds.
+    manifests.sort_by_key(|m| match m.kind().kind.as_str() {
+        "Namespace" => 0,
+        "CustomResourceDefinition" => 1,
+        _ => 2,
+    });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let client = kubeconfig::client(paths).await?;
+        let client = kubeconfig::client_that_warns(paths).await?;
         let (mut found, mut applied, mut failed) = (Found::new(), Vec::new(), 0);
         for manifest in &manifests {
             match apply(&client, &mut found, manifest, args).await {
                 Ok((outcome, object)) => {
-                    println!("{} {outcome}", object.name);
+                    // Whoever has stopped reading still gets everything applied.
+                    let _ = writeln!(std::io::stdout(), "{} {outcome}", object.name);
                     applied.push(object);
                 }
                 Err(error) => {
-                    eprintln!("{}: {error:#}", manifest.origin);
+                    let _ = writeln!(std::io::stderr(), "{}: {error:#}", manifest.origin);
                     failed += 1;
                 }
             }
@@ -93,10 +108,7 @@ async fn apply(
     let kind = manifest.kind();
     let key = (kind.api_version(), kind.kind.clone());
     if !found.contains_key(&key) {
-        let known = discovery::pinned_kind(client, &kind).await.with_context(|| {
-            format!("the cluster does not know kind {} of {}; is its definition applied?", key.1, key.0)
-        })?;
-        found.insert(key.clone(), known);
+        found.insert(key.clone(), find(client, &kind).await?);
     }
     let (resource, capabilities) = &found[&key];
     let name = display(resource, manifest);
@@ -107,16 +119,69 @@ async fn apply(
         }
         Scope::Cluster => Api::all_with(client.clone(), resource),
     };
-    let before = api.get_opt(manifest.name()).await.with_context(|| format!("reading {name}"))?;
-    let params = PatchParams { force: args.force_conflicts, ..PatchParams::apply(MANAGER) };
+    let before = api.get_opt(manifest.name()).await.map_err(plain).with_context(|| format!("reading {name}"))?;
+    let params = PatchParams {
+        force: args.force_conflicts,
+        field_validation: Some(ValidationDirective::Strict),
+        ..PatchParams::apply(MANAGER)
+    };
     let after = api.patch(manifest.name(), &params, &Patch::Apply(&manifest.value)).await;
-    let after = after.with_context(|| format!("applying {name}"))?;
+    let after = after.map_err(plain).with_context(|| format!("applying {name}"))?;
     let outcome = match before {
         None => "created",
         Some(before) if before.metadata.resource_version == after.metadata.resource_version => "unchanged",
         Some(_) => "configured",
     };
-    Ok((outcome, Applied { name, api, object: after }))
+    if resource.kind == "CustomResourceDefinition" {
+        established(&api, manifest.name()).await?;
+    }
+    Ok((outcome, Applied { name, api, object: after, was_ready: false }))
+}
+
+/// The kind, as the cluster serves it. One whose definition has just been applied may take a moment.
+async fn find(client: &kube::Client, kind: &GroupVersionKind) -> Result<(ApiResource, ApiCapabilities)> {
+    use kube::error::DiscoveryError;
+    match discovery::pinned_kind(client, kind).await {
+        Ok(found) => Ok(found),
+        Err(kube::Error::Api(status)) if status.code == 404 => Err(unknown(kind)),
+        Err(kube::Error::Discovery(
+            DiscoveryError::MissingKind(_) | DiscoveryError::MissingApiGroup(_) | DiscoveryError::MissingResource(_),
+        )) => Err(unknown(kind)),
+        Err(error) => Err(plain(error)).with_context(|| format!("asking for the kinds of {}", kind.api_version())),
+    }
+}
+
+fn unknown(kind: &GroupVersionKind) -> anyhow::Error {
+    let (version, kind) = (kind.api_version(), &kind.kind);
+    anyhow!("the cluster does not know kind {kind} of {version}; is its CustomResourceDefinition applied?")
+}
+
+/// Waits until a CustomResourceDefinition is served: objects of its kind may come next.
+async fn established(api: &Api<DynamicObject>, name: &str) -> Result<()> {
+    let begin = Instant::now();
+    loop {
+        let definition = api.get(name).await.map_err(plain).with_context(|| format!("reading {name}"))?;
+        let conditions = definition.data["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let is = |kind: &str, status: &str| conditions.iter().find(|c| c["type"] == kind && c["status"] == status);
+        if is("Established", "True").is_some() {
+            return Ok(());
+        }
+        if let Some(refused) = is("NamesAccepted", "False") {
+            bail!("the names of {name} are not accepted: {}", refused["message"].as_str().unwrap_or_default());
+        }
+        if begin.elapsed() > ESTABLISHED_WITHIN {
+            bail!("{name} is not established after {} s", ESTABLISHED_WITHIN.as_secs());
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// What the API server said, without what kube puts around it.
+fn plain(error: kube::Error) -> anyhow::Error {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => anyhow!("{}", status.message),
+        other => other.into(),
+    }
 }
 
 /// `deployment.apps/web`, as kubectl calls it.
@@ -129,18 +194,28 @@ fn display(resource: &ApiResource, manifest: &Manifest) -> String {
 /// Looks again and again until everything is ready; what failed for good, or is not ready in time, is said by name.
 async fn wait(mut open: Vec<Applied>, within: Duration) -> Result<()> {
     open.retain(|one| rollout::is_waited_for(&one.object));
-    let (all, begin) = (open.len(), Instant::now());
+    let all = open.len();
+    let mut waiting = Vec::new();
+    match tokio::time::timeout(within, all_ready(open, &mut waiting)).await {
+        Ok(Ok(progress)) => {
+            progress.done(&format!("{all} of {all} workloads ready"));
+            Ok(())
+        }
+        Ok(Err(error)) => Err(error),
+        Err(_) => bail!("not ready within {} s: {}", within.as_secs(), waiting.join("; ")),
+    }
+}
+
+async fn all_ready(mut open: Vec<Applied>, waiting: &mut Vec<String>) -> Result<Progress> {
+    let all = open.len();
     let mut progress = Progress::new();
     loop {
-        let mut waiting = Vec::new();
-        let mut still = Vec::new();
+        let (mut still, mut reasons) = (Vec::new(), Vec::new());
         for mut one in open {
-            let name = one.object.metadata.name.clone().unwrap_or_default();
-            one.object = one.api.get(&name).await.with_context(|| format!("reading {}", one.name))?;
-            match rollout::state(&one.object) {
+            match look(&mut one).await {
                 State::Ready => {}
                 State::Waiting(why) => {
-                    waiting.push(format!("{}: {why}", one.name));
+                    reasons.push(format!("{}: {why}", one.name));
                     still.push(one);
                 }
                 State::Failed(why) => bail!("{} failed: {why}", one.name),
@@ -148,13 +223,29 @@ async fn wait(mut open: Vec<Applied>, within: Duration) -> Result<()> {
         }
         open = still;
         if open.is_empty() {
-            progress.done(&format!("{all} of {all} workloads ready"));
-            return Ok(());
+            return Ok(progress);
         }
-        if begin.elapsed() > within {
-            bail!("not ready within {} s: {}", within.as_secs(), waiting.join("; "));
-        }
-        progress.step(&format!("{} of {all} workloads ready; {}", all - open.len(), waiting.join("; ")));
+        progress.step(&format!("{} of {all} workloads ready; {}", all - open.len(), reasons.join("; ")));
+        *waiting = reasons;
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// One look. An API that does not answer for a while is no reason to give up.
+async fn look(one: &mut Applied) -> State {
+    let name = one.object.metadata.name.clone().unwrap_or_default();
+    match tokio::time::timeout(ANSWER_WITHIN, one.api.get(&name)).await {
+        Ok(Ok(object)) => one.object = object,
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 => return State::Failed("it was deleted".to_owned()),
+        Ok(Err(error)) => return State::Waiting(format!("the API cannot be asked: {}", plain(error))),
+        Err(_) => return State::Waiting(format!("the API does not answer within {} s", ANSWER_WITHIN.as_secs())),
+    }
+    let state = rollout::state(&one.object);
+    let was_ready = std::mem::replace(&mut one.was_ready, state == State::Ready);
+    match state {
+        State::Ready if !was_ready && rollout::is_to_be_seen_twice(&one.object) => {
+            State::Waiting("it has just become ready".to_owned())
+        }
+        state => state,
     }
 }

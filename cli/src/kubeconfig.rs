@@ -2,10 +2,13 @@
 
 use crate::paths::Paths;
 use anyhow::{Context, Result};
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
+use tower::util::MapResponseLayer;
 
 /// Prints it.
 pub fn print(paths: &Paths) -> Result<()> {
@@ -29,9 +32,32 @@ pub fn write(paths: &Paths, text: &str) -> Result<()> {
 
 /// A client of the cluster, as its administrator.
 pub async fn client(paths: &Paths) -> Result<kube::Client> {
+    Ok(kube::Client::try_from(config(paths).await?)?)
+}
+
+/// The same; what the API server warns of goes to standard error, as kubectl has it. Gives up on a server that does not
+/// answer sooner.
+pub async fn client_that_warns(paths: &Paths) -> Result<kube::Client> {
+    let mut config = config(paths).await?;
+    config.connect_timeout = Some(Duration::from_secs(5));
+    config.read_timeout = Some(Duration::from_secs(30));
+    let builder = ClientBuilder::try_from(config)?;
+    Ok(builder.with_layer(&MapResponseLayer::new(tell_warnings)).build())
+}
+
+fn tell_warnings<B>(response: http::Response<B>) -> http::Response<B> {
+    // `299 - "text"` (RFC 9111, appendix B).
+    let texts = response.headers().get_all(http::header::WARNING).iter().filter_map(|value| value.to_str().ok());
+    for text in texts {
+        let text = text.split_once('"').map_or(text, |(_, rest)| rest).trim_end_matches('"');
+        let _ = writeln!(std::io::stderr(), "Warning: {}", text.replace("\\\"", "\""));
+    }
+    response
+}
+
+async fn config(paths: &Paths) -> Result<kube::Config> {
     let config = Kubeconfig::from_yaml(&read(paths)?).context("the cluster's kubeconfig is damaged")?;
-    let config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
-    Ok(kube::Client::try_from(config)?)
+    Ok(kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?)
 }
 
 fn read(paths: &Paths) -> Result<String> {

@@ -11,6 +11,8 @@ out=$(realpath "$2")
 unpack() {
   local name=$1; shift
   local tree="$out/$name.root" debs="$out/$name.debs"
+  # One at a time: packages may be fetched beside the build.
+  exec 9>"$out/.lock" && flock 9
   [ -f "$tree/.complete" ] && return
   rm -rf "$tree" "$debs" && mkdir -p "$tree" "$debs"
   local wanted

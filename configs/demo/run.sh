@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
 # Starts a cluster, brings the shop into it, waits until it answers by its domain, and says what to try next.
-# Running it again on a running cluster changes nothing.   run.sh CAUSEWAY
+# Running it again on a running cluster sets back what was tried out, and changes nothing else.
+#   run.sh CAUSEWAY [OUT]      OUT: folder for images and the certificate
+# A cluster of another name or other ports: CAUSEWAY_NAME, CAUSEWAY_DATA_DIR, HTTP_PORT and HTTPS_PORT in the environment.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 causeway=$(realpath "$1")
-out="$here/../../target/shop"
+out=${2:-"$here/../../target/shop"}
+http=${HTTP_PORT:-8080}
+https=${HTTPS_PORT:-8443}
 steps=5
 number=0
 step() {
@@ -16,7 +20,7 @@ step "Packing the images of the shop (nginx and redis from Debian's packages, sh
 "$here/images.sh" "$causeway" "$out" "$(dirname "$causeway")/shop-api"
 
 step "Starting the cluster"
-"$causeway" up --detach
+"$causeway" up --detach --http-port "$http" --https-port "$https"
 
 step "Loading the images"
 "$causeway" image load "$out/nginx.tar" "$out/redis.tar" "$out/shop-api.tar"
@@ -39,25 +43,27 @@ data:
   tls.key: $(base64 -w0 <"$out/shop.key")
 YAML
 )
-"$causeway" apply -f "$here" -f "$out/secret.yaml" --wait --timeout 180
+# What somebody has tried out (another number of replicas) is set back to what the files say.
+"$causeway" apply -f "$here" -f "$out/secret.yaml" --force-conflicts --wait --timeout 180
 
 step "Calling the shop by its domain"
 answer=
 for _ in $(seq 1 120); do
-  answer=$(curl -sf --max-time 5 --resolve shop.localhost:8080:127.0.0.1 http://shop.localhost:8080/api/orders) && break
+  answer=$(curl -sf --max-time 5 --resolve "shop.localhost:$http:127.0.0.1" "http://shop.localhost:$http/api/orders") && break
   sleep 0.5
 done
-[ -n "$answer" ] || { echo "the shop does not answer at http://shop.localhost:8080/ ; look at: $causeway status" >&2; exit 1; }
-echo "http://shop.localhost:8080/api/orders says $answer"
-curl -sfk --max-time 5 --resolve shop.localhost:8443:127.0.0.1 https://shop.localhost:8443/ | grep -q '<title>Causeway shop' &&
-  echo "https://shop.localhost:8443/ shows the page"
+[ -n "$answer" ] || { echo "the shop does not answer at http://shop.localhost:$http/ ; look at: $causeway status" >&2; exit 1; }
+echo "http://shop.localhost:$http/api/orders says $answer"
+page=$(curl -sfk --max-time 5 --resolve "shop.localhost:$https:127.0.0.1" "https://shop.localhost:$https/") || page=
+[[ $page == *'<title>Causeway shop'* ]] || { echo "the shop does not show its page at https://shop.localhost:$https/ ; look at: $causeway status" >&2; exit 1; }
+echo "https://shop.localhost:$https/ shows the page"
 
 cat <<EOF
 
 The shop is open. Try:
-  curl http://shop.localhost:8080/                       the page, by its domain (a browser works, too)
-  curl -k https://shop.localhost:8443/                   the same with TLS
-  curl -X POST http://shop.localhost:8080/api/orders     order something; Redis counts
+  curl http://shop.localhost:$http/                       the page, by its domain (a browser works, too)
+  curl -k https://shop.localhost:$https/                   the same with TLS
+  curl -X POST http://shop.localhost:$http/api/orders     order something; Redis counts
   export KUBECONFIG=\$HOME/.causeway-demo; $causeway kubeconfig >\$KUBECONFIG
   kubectl get pods,services,ingress -n shop -o wide
   kubectl delete pod redis-0 -n shop                     its volume keeps the orders

@@ -3,7 +3,7 @@
 //! In: the built `causeway` (environment variable `CAUSEWAY`, or the one next to this program), peers unpacked by
 //! `debian_peers.sh` and `wheels.sh`, wrk and h2load. Out: a table on the terminal, `target/bench/results.json`, and of some
 //! parts tables and plots in `docs/`. Parts that are not asked for keep their former results in that file. Run as
-//! `bench [--rounds N] [--seconds N] [PART…]` with the parts `startup`, `programming`, `ingress`, `websockets`, `routes` and
+//! `bench [--rounds N] [--seconds N] [PART…]` with the parts `startup`, `programming`, `scheduling`, `ingress`, `websockets`, `routes` and
 //! `store`; `bench pages [PART…]` writes the tables anew from `results.json`.
 
 mod ingress;
@@ -13,6 +13,7 @@ mod peers;
 mod programming;
 mod routes;
 mod scenario;
+mod scheduling;
 mod servers;
 mod startup;
 mod store;
@@ -29,7 +30,7 @@ use std::process::{Command, ExitCode};
 #[global_allocator]
 static ALLOCATOR: causeway_allocator::Allocator = causeway_allocator::Allocator;
 
-const PARTS: [&str; 6] = ["startup", "programming", "ingress", "websockets", "routes", "store"];
+const PARTS: [&str; 7] = ["startup", "programming", "scheduling", "ingress", "websockets", "routes", "store"];
 
 /// What was asked for.
 struct Options {
@@ -83,6 +84,7 @@ fn run(args: &[String]) -> Result<()> {
         let result = machine::noting(|| match part.as_str() {
             "startup" => startup::run(&options),
             "programming" => programming::run(&options),
+            "scheduling" => scheduling::run(&options),
             "ingress" => ingress::run(&options),
             "websockets" => websockets::run(&options),
             "routes" => routes::run(&options),

@@ -26,6 +26,7 @@ pub fn write(docs: &Path, report: &Report, parts: &[String]) -> Result<()> {
             "websockets" => websockets(result)?,
             "routes" => routes(result)?,
             "programming" => programming(result)?,
+            "scheduling" => scheduling(result)?,
             "startup" => startup(result)?,
             _ => store(result)?,
         };
@@ -81,6 +82,16 @@ fn ingress(docs: &Path, result: &Value) -> Result<String> {
     table("Memory (RSS) after it, MiB", &|of| number(&of["rssMiB"]["median"]).map(short))?;
     writeln!(page, "![CPU time a request, ratio to nginx](bench/ingress.svg)")?;
     bars(&docs.join("bench/ingress.svg"), result).context("drawing bench/ingress.svg")?;
+    Ok(page)
+}
+
+fn scheduling(result: &Value) -> Result<String> {
+    let mut page = String::from("| | pods a second | CPU of the whole process a pod |\n|---|---|---|\n");
+    for nodes in crate::scheduling::NODES {
+        let of = &result[format!("{nodes}Nodes")];
+        let (rate, cpu) = (spread(&of["podsPerSecond"], ""), spread(&of["cpuMicrosPerPod"], " µs"));
+        writeln!(page, "| {nodes} nodes | {rate} | {cpu} |")?;
+    }
     Ok(page)
 }
 

@@ -12,6 +12,7 @@ pub fn tests() -> Vec<(&'static str, Test)> {
         ("apply::manifests_are_applied_and_waited_for", manifests_are_applied_and_waited_for),
         ("apply::what_others_have_set_is_not_taken_in_silence", what_others_have_set_is_not_taken_in_silence),
         ("apply::what_cannot_be_applied_is_said", what_cannot_be_applied_is_said),
+        ("apply::a_kind_and_its_objects_in_one_go", a_kind_and_its_objects_in_one_go),
     ]
 }
 
@@ -64,6 +65,15 @@ fn what_cannot_be_applied_is_said(c: &Cluster, ns: &str) -> Result<()> {
     // What is good is there all the same, as with kubectl.
     c.kubectl(&format!("-n {ns} get configmap good")).ok()?;
 
+    // A field that is misspelt is refused, as kubectl does; what the API server warns of is told.
+    let misspelt = deployment("misspelt", 1).replace("replicas:", "replica:");
+    let said = apply(c, ns, &[("1.yaml", &misspelt)], &[])?.fails()?;
+    ensure!(said.contains("unknown field \"spec.replica\"") && !said.contains("ApiError"), "{said}");
+    let job = "{apiVersion: batch/v1, kind: Job, metadata: {name: later}, spec: {template: {spec: {restartPolicy: Never, \
+               containers: [{name: c, image: x}]}}}}";
+    let warned = apply(c, ns, &[("1.yaml", job)], &[])?;
+    ensure!(warned.code == 0 && warned.err.contains("Warning: "), "{warned:?}");
+
     let none = apply(c, ns, &[], &[])?.fails()?;
     ensure!(none.contains("no objects"), "{none}");
     let missing = c.command(&["apply", "-f", "/no/such/file.yaml"]).fails()?;
@@ -73,8 +83,30 @@ fn what_cannot_be_applied_is_said(c: &Cluster, ns: &str) -> Result<()> {
     let said = apply(c, ns, &[("stuck.yaml", &stuck)], &["--wait", "--timeout", "2"])?.fails()?;
     ensure!(said.contains("not ready within 2 s") && said.contains("deployment.apps/stuck"), "{said}");
     let begun = "{apiVersion: v1, kind: Pod, metadata: {name: short}, spec: {restartPolicy: Never, containers: \
-                 [{name: c, image: IMAGE, command: [sh, -c, 'exit 3']}]}}";
+                 [{name: c, image: IMAGE, command: [sh, -c, 'exit 3'], readinessProbe: {exec: {command: ['false']}}}]}}";
     let said = apply(c, ns, &[("pod.yaml", &begun.replace("IMAGE", BUSYBOX))], &["--wait"])?.fails()?;
     ensure!(said.contains("pod/short failed"), "{said}");
     Ok(())
+}
+
+/// Whatever order the files have: namespaces and definitions go first, and are waited for.
+fn a_kind_and_its_objects_in_one_go(c: &Cluster, ns: &str) -> Result<()> {
+    let own = format!(
+        "{{apiVersion: e2e-apply.example.com/v1, kind: Thing, metadata: {{name: one, namespace: {ns}-own}}, size: 3}}"
+    );
+    let definition = "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: things.e2e-apply.example.com}
+spec:
+  group: e2e-apply.example.com
+  scope: Namespaced
+  names: {plural: things, singular: thing, kind: Thing}
+  versions: [{name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object, properties: {size: {type: integer}}}}}]
+";
+    let namespace = format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {ns}-own}}}}");
+    let said = apply(c, ns, &[("1.yaml", &own), ("2.yaml", definition), ("3.yaml", &namespace)], &[])?.ok()?;
+    ensure!(said.ends_with("thing.e2e-apply.example.com/one created\n"), "{said}");
+    c.kubectl(&format!("delete namespace {ns}-own --wait=false")).ok()?;
+    c.kubectl("delete crd things.e2e-apply.example.com").ok().map(drop)
 }

@@ -7,10 +7,55 @@ use causeway_tests::Cluster;
 pub fn tests() -> Vec<(&'static str, Test)> {
     vec![
         ("bad_input::manifests", manifests),
+        ("bad_input::a_null_stops_nobody_else", a_null_stops_nobody_else),
         ("bad_input::stale_writes_conflict", stale_writes_conflict),
         ("bad_input::an_old_watch_expires", an_old_watch_expires),
         ("bad_input::what_is_not_there_says_so", what_is_not_there_says_so),
     ]
+}
+
+/// A null in a map (`note:` with nothing behind it) is an empty string, as with Kubernetes: clients with types could not read
+/// it, and neither could ours.
+fn a_null_stops_nobody_else(c: &Cluster, ns: &str) -> Result<()> {
+    let metadata =
+        |name: &str| format!("metadata: {{name: {name}, namespace: {ns}, annotations: {{note: }}, labels: {{x: }}}}");
+    for (name, rest) in [
+        ("map", "apiVersion: v1\nkind: ConfigMap\ndata: {a: }"),
+        ("secret", "apiVersion: v1\nkind: Secret\nstringData: {a: }"),
+        (
+            "pod",
+            "apiVersion: v1\nkind: Pod\nspec: {nodeSelector: {disktype: }, containers: [{name: c, image: x, command: [null]}]}",
+        ),
+        (
+            "ingress",
+            "apiVersion: networking.k8s.io/v1\nkind: Ingress\nspec: {defaultBackend: {service: {name: x, port: {number: 80}}}, tls: [null]}",
+        ),
+    ] {
+        c.kubectl_in("create --validate=ignore -f -", &format!("{rest}\n{}\n", metadata(name))).ok()?;
+    }
+    c.kubectl_args(
+        &[
+            "-n",
+            ns,
+            "patch",
+            "configmap",
+            "map",
+            "--type=json",
+            "-p",
+            r#"[{"op": "add", "path": "/metadata/annotations/more", "value": null}]"#,
+        ],
+        "",
+    )
+    .ok()?;
+    let stored = c.get(&format!("-n {ns} pod pod"))?;
+    ensure!(
+        stored["spec"]["nodeSelector"]["disktype"] == "" && stored["metadata"]["annotations"]["note"] == "",
+        "{stored}"
+    );
+    let stored = c.get(&format!("-n {ns} configmap map"))?;
+    ensure!(stored["metadata"]["annotations"]["more"] == "" && stored["data"]["a"] == "", "{stored}");
+    // Scheduler, controllers, kube-proxy and ingress go on.
+    crate::services::web(c, ns, 1).map(drop)
 }
 
 fn manifests(c: &Cluster, ns: &str) -> Result<()> {

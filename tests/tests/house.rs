@@ -128,6 +128,26 @@ fn nothing_is_left_to_be_done_in_the_sources() {
     }
 }
 
+/// kube's own watchers are compiled for each kind in each crate, and never wait longer where they are refused.
+#[test]
+fn watches_go_through_one_module() {
+    let calls = ["watcher(", "watcher::<", "watch_object(", "metadata_watcher("];
+    for (path, text) in sources() {
+        let at = path.strip_prefix(root()).unwrap();
+        if at == Path::new("controller/api/src/watch.rs") || at.components().any(|c| c.as_os_str() == "tests") {
+            continue;
+        }
+        let found = text.lines().find(|line| {
+            let line = line.split("//").next().unwrap_or_default();
+            let is_call = |call| {
+                line.match_indices(call).any(|(i, _)| !line[..i].ends_with(['.', '_']) && !line[..i].ends_with("fn "))
+            };
+            calls.iter().any(|call| is_call(*call))
+        });
+        assert!(found.is_none(), "{}: {found:?}: use causeway_api::watch", at.display());
+    }
+}
+
 #[test]
 fn every_source_file_says_what_it_is_about() {
     for (path, text) in sources() {

@@ -86,33 +86,78 @@ fn limited(from: impl std::io::Read, name: &str) -> Result<String> {
 
 /// The documents of a text; those without content are passed over, lists are taken apart.
 fn documents(name: &str, text: &str, all: &mut Vec<Manifest>) -> Result<()> {
-    for (at, document) in serde_yaml_ng::Deserializer::from_str(text).enumerate() {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    // JSON is not quite a part of YAML: surrogate pairs, documents that follow each other. What begins like it may be YAML.
+    if text.trim_start().starts_with('{') {
+        let values: serde_json::Result<Vec<Value>> = serde_json::Deserializer::from_str(text).into_iter().collect();
+        if let Ok(values) = values {
+            return take(name, values.into_iter().map(Ok), all);
+        }
+    }
+    let values = serde_yaml_ng::Deserializer::from_str(text).map(|document| {
+        let mut value = serde_yaml_ng::Value::deserialize(document)?;
+        value.apply_merge()?;
+        Ok(serde_json::to_value(value)?)
+    });
+    take(name, values, all)
+}
+
+fn take(name: &str, values: impl Iterator<Item = Result<Value>>, all: &mut Vec<Manifest>) -> Result<()> {
+    for (at, value) in values.enumerate() {
         let origin = format!("{name}, document {}", at + 1);
-        let value = Value::deserialize(document).with_context(|| format!("{origin} is neither YAML nor JSON"))?;
+        let mut value = value.with_context(|| format!("{origin} is neither YAML nor JSON"))?;
         if value.is_null() {
             continue;
         }
-        let is_list = value["kind"].as_str().is_some_and(|k| k.ends_with("List"));
-        match value {
-            Value::Object(mut fields) if is_list && fields.get("items").is_some_and(Value::is_array) => {
-                let items = fields.remove("items").and_then(|i| if let Value::Array(i) = i { Some(i) } else { None });
-                for (number, item) in items.unwrap_or_default().into_iter().enumerate() {
-                    all.push(checked(format!("{origin}, item {}", number + 1), item)?);
-                }
+        let list = value["kind"].as_str().and_then(|kind| kind.strip_suffix("List")).map(str::to_owned);
+        let (Some(kind), Some(items)) = (list, value.get_mut("items").and_then(Value::as_array_mut)) else {
+            all.push(checked(origin, value)?);
+            continue;
+        };
+        let items = std::mem::take(items);
+        for (number, mut item) in items.into_iter().enumerate() {
+            // Items of a list of one kind (`ConfigMapList`) need not repeat it.
+            if let Some(fields) = item.as_object_mut().filter(|_| !kind.is_empty()) {
+                fields.entry("apiVersion").or_insert_with(|| value["apiVersion"].clone());
+                fields.entry("kind").or_insert_with(|| kind.clone().into());
             }
-            value => all.push(checked(origin, value)?),
+            all.push(checked(format!("{origin}, item {}", number + 1), item)?);
         }
     }
     Ok(())
 }
 
-fn checked(origin: String, value: Value) -> Result<Manifest> {
+fn checked(origin: String, mut value: Value) -> Result<Manifest> {
     for (at, field) in [("/apiVersion", "apiVersion"), ("/kind", "kind"), ("/metadata/name", "metadata.name")] {
         if text(&value, at).is_empty() {
-            bail!("{origin} has no {field}, or it is no text");
+            bail!("{origin} has no {field}, or it is not a string");
         }
     }
+    let group = text(&value, "/apiVersion").split_once('/').map_or("", |(group, _)| group);
+    if !group.contains('.') || group.ends_with(".k8s.io") {
+        octal_modes(&mut value);
+    }
     Ok(Manifest { origin, value })
+}
+
+/// File modes of volumes are written in octal (`defaultMode: 0400`), which is a number to kubectl's YAML 1.1, and a string to
+/// YAML 1.2.
+fn octal_modes(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(octal_modes),
+        Value::Object(fields) => {
+            let is_file = fields.contains_key("path");
+            for (key, value) in fields {
+                let is_mode = key == "defaultMode" || key == "mode" && is_file;
+                let octal = value.as_str().filter(|text| is_mode && text.starts_with('0'));
+                match octal.and_then(|text| i32::from_str_radix(text, 8).ok()) {
+                    Some(mode) => *value = mode.into(),
+                    None => octal_modes(value),
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
 #[cfg(test)]
@@ -142,8 +187,33 @@ mod tests {
     }
 
     #[test]
-    fn json_is_yaml() {
-        assert_eq!(parse(r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"x"}}"#).unwrap().len(), 1);
+    fn json_as_programs_write_it() {
+        let pod = |name: &str| format!(r#"{{"apiVersion":"v1","kind":"Pod","metadata":{{"name":"{name}"}}}}"#);
+        let two = parse(&format!("\u{feff}\n{}{}", pod("x"), pod("y"))).unwrap();
+        assert_eq!(two.iter().map(Manifest::name).collect::<Vec<_>>(), ["x", "y"]);
+        let text = r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"x"},"data":{"k":"\ud83d\ude00"}}"#;
+        assert_eq!(parse(text).unwrap()[0].value["data"]["k"], "😀");
+    }
+
+    #[test]
+    fn yaml_as_people_write_it() {
+        let all = parse(
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  x: &base {one: 1}\n  y: {<<: *base, two: 2}\n  volumes:\n  \
+             - configMap: {name: c, defaultMode: 0400, items: [{key: k, path: p, mode: 0755}]}\n  other: '0400'\n\
+             ---\napiVersion: example.com/v1\nkind: Own\nmetadata: {name: b}\nspec: {defaultMode: '0400'}\n",
+        )
+        .unwrap();
+        let spec = &all[0].value["spec"];
+        assert_eq!(spec["y"], serde_json::json!({"one": 1, "two": 2}));
+        let map = &spec["volumes"][0]["configMap"];
+        assert_eq!((&map["defaultMode"], &map["items"][0]["mode"]), (&0o400.into(), &0o755.into()));
+        assert_eq!((&spec["other"], &all[1].value["spec"]["defaultMode"]), (&"0400".into(), &"0400".into()));
+    }
+
+    #[test]
+    fn items_of_a_list_of_one_kind() {
+        let all = parse("apiVersion: v1\nkind: ConfigMapList\nitems:\n- metadata: {name: a}\n").unwrap();
+        assert_eq!((all[0].kind().kind.as_str(), all[0].name()), ("ConfigMap", "a"));
     }
 
     #[test]
@@ -155,6 +225,7 @@ mod tests {
             ("apiVersion: v1\nkind: Pod\nmetadata: {name: 7}", "metadata.name"),
             ("just text", "apiVersion"),
             ("a: [1", "neither YAML nor JSON"),
+            ("{\"a\": [1", "neither YAML nor JSON"),
         ] {
             let said = format!("{:#}", parse(text).unwrap_err());
             assert!(said.contains(word) && said.contains("x.yaml, document 1"), "{text:?}: {said}");

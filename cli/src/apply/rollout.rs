@@ -17,11 +17,23 @@ pub enum State {
 
 /// Whether an object becomes ready at all; others are as soon as they are stored.
 pub fn is_waited_for(object: &DynamicObject) -> bool {
-    matches!(kind(object), "Deployment" | "StatefulSet" | "DaemonSet" | "Job" | "Pod")
+    !kind(object).is_empty()
 }
 
+/// Whether being ready once says little: containers of a bare Pod may end a moment later.
+pub fn is_to_be_seen_twice(object: &DynamicObject) -> bool {
+    kind(object) == "Pod"
+}
+
+/// The kinds of Kubernetes itself; empty for another group's kind of the same name, and for all others.
 fn kind(object: &DynamicObject) -> &str {
-    object.types.as_ref().map(|t| t.kind.as_str()).unwrap_or_default()
+    let Some(types) = &object.types else { return "" };
+    match (types.api_version.split_once('/').map_or("", |(group, _)| group), types.kind.as_str()) {
+        ("apps", kind @ ("Deployment" | "StatefulSet" | "DaemonSet"))
+        | ("batch", kind @ "Job")
+        | ("", kind @ "Pod") => kind,
+        _ => "",
+    }
 }
 
 /// How far an object is.
@@ -30,8 +42,8 @@ pub fn state(object: &DynamicObject) -> State {
     match kind(object) {
         "Pod" => return pod(status),
         "Job" => return job(status),
-        "Deployment" | "StatefulSet" | "DaemonSet" => {}
-        _ => return State::Ready,
+        "" => return State::Ready,
+        _ => {}
     }
     if number(status, "observedGeneration") < object.metadata.generation.unwrap_or_default() {
         return State::Waiting("its change has not been seen yet".to_owned());
@@ -51,8 +63,13 @@ pub fn state(object: &DynamicObject) -> State {
             number(status, if kind == "Deployment" { "availableReplicas" } else { "readyReplicas" }),
         ),
     };
-    if updated < wanted {
-        return State::Waiting(format!("{updated} of {wanted} pods are of the new kind"));
+    // Pods that are replaced by hand, or below the partition, stay as they are.
+    let strategy = &spec["updateStrategy"];
+    let partition = strategy["rollingUpdate"]["partition"].as_i64().unwrap_or(0);
+    let to_update = if strategy["type"] == "OnDelete" { 0 } else { (wanted - partition).max(0) };
+    if updated < to_update {
+        let paused = if spec["paused"] == true { "; it is paused" } else { "" };
+        return State::Waiting(format!("{updated} of {to_update} pods are updated{paused}"));
     }
     if ready < wanted {
         return State::Waiting(format!("{ready} of {wanted} pods are ready"));
@@ -98,7 +115,12 @@ mod tests {
     use serde_json::json;
 
     fn of(kind: &str, spec: Value, status: Value) -> State {
-        let object = json!({"apiVersion": "x/v1", "kind": kind, "metadata": {"name": "x", "generation": 2},
+        let group = match kind {
+            "Pod" | "ConfigMap" => "v1",
+            "Job" => "batch/v1",
+            _ => "apps/v1",
+        };
+        let object = json!({"apiVersion": group, "kind": kind, "metadata": {"name": "x", "generation": 2},
             "spec": spec, "status": status});
         state(&serde_json::from_value(object).unwrap())
     }
@@ -131,6 +153,28 @@ mod tests {
         let daemons = |n| json!({"observedGeneration": 2, "desiredNumberScheduled": 3, "updatedNumberScheduled": 3, "numberAvailable": n});
         waits(of("DaemonSet", json!({}), daemons(2)), "2 of 3");
         assert_eq!(of("DaemonSet", json!({}), daemons(3)), State::Ready);
+    }
+
+    #[test]
+    fn updates_by_hand_and_in_part() {
+        let full = || json!({"observedGeneration": 2, "updatedReplicas": 1, "readyReplicas": 3, "replicas": 3});
+        let part =
+            |p| json!({"replicas": 3, "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": p}}});
+        assert_eq!(of("StatefulSet", part(2), full()), State::Ready);
+        waits(of("StatefulSet", part(1), full()), "1 of 2 pods are updated");
+        let daemons = json!({"observedGeneration": 2, "desiredNumberScheduled": 3, "updatedNumberScheduled": 0, "numberAvailable": 3});
+        assert_eq!(of("DaemonSet", json!({"updateStrategy": {"type": "OnDelete"}}), daemons), State::Ready);
+        let stays = json!({"observedGeneration": 2, "updatedReplicas": 0, "availableReplicas": 2, "replicas": 2});
+        waits(of("Deployment", json!({"replicas": 2, "paused": true}), stays), "paused");
+    }
+
+    #[test]
+    fn another_groups_kind_of_the_same_name_is_not_waited_for() {
+        let own: DynamicObject =
+            serde_json::from_value(json!({"apiVersion": "vol.io/v1", "kind": "Job", "metadata": {"name": "x"}}))
+                .unwrap();
+        assert!(!is_waited_for(&own));
+        assert_eq!(state(&own), State::Ready);
     }
 
     #[test]

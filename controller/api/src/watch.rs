@@ -8,6 +8,9 @@
 //! How long a watch waits before its next attempt: pauses that double up to a few seconds, with jitter, so that a thousand
 //! nodes do not come back in one moment. The bound is what makes a node come back soon after its link does. They begin anew
 //! only when a watch has been well for a while: a refused one is asked ever more slowly.
+//!
+//! An object that cannot be read is an error of its own, told in the log by name; all others come. The API server stores
+//! nothing of the kind: it may be of another version of the API.
 
 use futures::stream::{BoxStream, Stream, StreamExt};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -102,18 +105,23 @@ struct Text {
     json: Box<RawValue>,
 }
 
+/// What is read of every object.
+#[derive(Deserialize, Default)]
+struct Head {
+    #[serde(default)]
+    metadata: HeadMeta,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+struct HeadMeta {
+    name: Option<String>,
+    namespace: Option<String>,
+    resource_version: Option<String>,
+}
+
 impl<'de> Deserialize<'de> for Text {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        struct Head {
-            #[serde(default)]
-            metadata: Version,
-        }
-        #[derive(Deserialize, Default)]
-        #[serde(rename_all = "camelCase")]
-        struct Version {
-            resource_version: Option<String>,
-        }
         let json = Box::<RawValue>::deserialize(deserializer)?;
         let head: Head = serde_json::from_str(json.get()).map_err(serde::de::Error::custom)?;
         let meta = ObjectMeta { resource_version: head.metadata.resource_version, ..ObjectMeta::default() };
@@ -185,7 +193,7 @@ struct Paced<K> {
 
 impl<K> Paced<K> {
     fn new(events: BoxStream<'static, Result<Event<K>>>) -> Self {
-        Self { events, pauses: Pauses::default(), pause: None }
+        Self { events, pauses: Pauses::new(Instant::now()), pause: None }
     }
 
     fn wait(&mut self) {
@@ -202,11 +210,8 @@ impl<K> Stream for Paced<K> {
             self.pause = None;
         }
         let event = ready!(self.events.as_mut().poll_next(context));
-        match &event {
-            // Said before each attempt to list: nothing has gone well yet.
-            Some(Ok(Event::Init | Event::InitApply(_))) | None => {}
-            Some(Ok(_)) => self.pauses.well(Instant::now()),
-            Some(Err(_)) => self.wait(),
+        if matches!(event, Some(Err(_))) {
+            self.wait();
         }
         Poll::Ready(event)
     }
@@ -224,17 +229,12 @@ impl Texts {
         Self { source, paced }
     }
 
-    /// Something came that cannot be read: all is listed anew, after a pause, so that nothing is passed over in silence.
-    fn again(&mut self) {
-        self.paced.events = self.source.open();
-        self.paced.wait();
-    }
-
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Event<Text>>>> {
         let event = ready!(self.paced.poll_next_unpin(context));
         if event.is_none() {
             // kube's watcher does not end; should it, a new one follows.
-            self.again();
+            self.paced.events = self.source.open();
+            self.paced.wait();
             return self.poll(context);
         }
         Poll::Ready(event)
@@ -260,13 +260,13 @@ impl<K: DeserializeOwned> Stream for Objects<K> {
                 Event::Apply(text) => (Event::Apply, text),
                 Event::Delete(text) => (Event::Delete, text),
             };
-            match serde_json::from_str(text.json.get()) {
-                Ok(object) => Ok(make(object)),
-                Err(error) => {
-                    self.texts.again();
-                    Err(Error::WatchFailed(kube::Error::SerdeError(error)))
-                }
-            }
+            serde_json::from_str(text.json.get()).map(make).map_err(|error| {
+                let Head { metadata, .. } = serde_json::from_str(text.json.get()).unwrap_or_default();
+                let kind = &self.texts.source.resource.kind;
+                let (namespace, name) = (metadata.namespace.unwrap_or_default(), metadata.name.unwrap_or_default());
+                tracing::warn!(kind, namespace, name, %error, "an object cannot be read and is passed over; correct or delete it");
+                Error::WatchFailed(kube::Error::SerdeError(error))
+            })
         });
         Poll::Ready(Some(event))
     }
@@ -293,28 +293,24 @@ fn reads<K: DeserializeOwned>(text: &str) -> bool {
 #[derive(Debug)]
 struct Pauses {
     next: Duration,
-    /// Since when all is well.
-    since: Option<Instant>,
-}
-
-impl Default for Pauses {
-    fn default() -> Self {
-        Self { next: FIRST, since: None }
-    }
+    /// When the last pause was over.
+    over: Instant,
 }
 
 impl Pauses {
-    fn well(&mut self, now: Instant) {
-        self.since.get_or_insert(now);
+    fn new(now: Instant) -> Self {
+        Self { next: FIRST, over: now }
     }
 
     fn failed(&mut self, now: Instant) -> Duration {
-        if self.since.take().is_some_and(|since| now.duration_since(since) >= FORGET) {
+        // A watch of objects that never change says nothing while it is well.
+        if now.saturating_duration_since(self.over) >= FORGET {
             self.next = FIRST;
         }
-        let pause = self.next;
-        self.next = (pause * 2).min(LONGEST);
-        pause.mul_f64(rand::random_range(0.75..1.25))
+        let pause = self.next.mul_f64(rand::random_range(0.75..1.25));
+        self.next = (self.next * 2).min(LONGEST);
+        self.over = now + pause;
+        pause
     }
 }
 
@@ -328,16 +324,19 @@ mod tests {
 
     #[test]
     fn pauses_grow_to_their_bound_and_begin_anew_after_a_good_while() {
-        let mut pauses = Pauses::default();
-        let now = Instant::now();
-        let many: Vec<Duration> = (0..20).map(|_| pauses.failed(now)).collect();
+        let mut now = Instant::now();
+        let mut pauses = Pauses::new(now);
+        let mut failed = |well: Duration| {
+            now += well;
+            let pause = pauses.failed(now);
+            now += pause;
+            pause
+        };
+        let many: Vec<Duration> = (0..20).map(|_| failed(Duration::from_millis(1))).collect();
         assert!(many[0] <= FIRST.mul_f64(1.25) && many[4] > many[0]);
         assert!(many.iter().all(|p| *p <= LONGEST.mul_f64(1.25)));
-        pauses.well(now);
-        assert!(pauses.failed(now + Duration::from_secs(1)) >= LONGEST.mul_f64(0.75), "well for too short");
-        pauses.well(now);
-        pauses.well(now + FORGET);
-        assert!(pauses.failed(now + FORGET) <= FIRST.mul_f64(1.25));
+        assert!(failed(Duration::from_secs(1)) >= LONGEST.mul_f64(0.75), "well for too short");
+        assert!(failed(FORGET) <= FIRST.mul_f64(1.25));
     }
 
     /// A client whose requests are answered by `answer`, which is told how many there were before.
@@ -447,19 +446,35 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_cannot_be_read_is_listed_anew() {
-        let (client, count) = client(|number, _| {
-            let data = if number == 0 { r#"["no map"]"# } else { r#"{"k":"v"}"# };
-            let list = format!(
-                r#"{{"metadata":{{"resourceVersion":"5"}},"items":[{{"metadata":{{"name":"a"}},"data":{data}}}]}}"#
-            );
-            (200, list)
+    async fn what_cannot_be_read_keeps_nothing_else_away() {
+        let (client, count) = client(|number, _| match number {
+            0 => {
+                let list = r#"{"metadata":{"resourceVersion":"5"},"items":[
+                    {"metadata":{"name":"a"}},{"metadata":{"name":"b"},"data":["no map"]},{"metadata":{"name":"c"}}]}"#;
+                (200, list.to_owned())
+            }
+            1 => {
+                let lines = [
+                    r#"{"type":"MODIFIED","object":{"metadata":{"name":"a","resourceVersion":"6","labels":{"x":null}}}}"#,
+                    r#"{"type":"MODIFIED","object":{"metadata":{"name":"c","resourceVersion":"7"}}}"#,
+                ];
+                (200, lines.join("\n") + "\n")
+            }
+            _ => (200, String::new()),
         });
         let mut watched = watch(Api::<ConfigMap>::all(client), Config::default());
-        assert!(matches!(watched.next().await, Some(Ok(Event::Init))));
-        assert!(matches!(watched.next().await, Some(Err(_))));
-        assert!(matches!(watched.next().await, Some(Ok(Event::Init))));
-        assert!(matches!(watched.next().await, Some(Ok(Event::InitApply(_)))));
-        assert_eq!(count.load(Ordering::SeqCst), 2);
+        let mut said = Vec::new();
+        while said.len() < 7 {
+            said.push(match watched.next().await.unwrap() {
+                Ok(Event::InitApply(map)) => map.metadata.name.unwrap(),
+                Ok(Event::Apply(map)) => format!("+{}", map.metadata.name.unwrap()),
+                Ok(Event::Init) => "init".to_owned(),
+                Ok(Event::InitDone) => "done".to_owned(),
+                Ok(Event::Delete(_)) => "-".to_owned(),
+                Err(_) => "unreadable".to_owned(),
+            });
+        }
+        assert_eq!(said, ["init", "a", "unreadable", "c", "done", "unreadable", "+c"]);
+        assert!(count.load(Ordering::SeqCst) <= 3, "nothing is listed anew for it");
     }
 }

@@ -37,8 +37,25 @@ pub fn decode_yaml(body: &[u8]) -> ApiResult<Value> {
     serde_yaml_ng::from_slice(body).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))
 }
 
-/// Drops or refuses fields the kind does not have, and refuses values of wrong types. Returns warnings.
+/// Makes a whole object one of its kind: as [`conform_applied`], and with zero values for nulls in maps and lists.
 pub fn conform(
+    served: &Served,
+    object: &mut Value,
+    problems: Vec<String>,
+    validation: FieldValidation,
+) -> ApiResult<Vec<String>> {
+    let warnings = conform_applied(served, object, problems, validation)?;
+    if served.custom.is_none() {
+        strict::zero_nulls(object, &served.schema);
+    } else if let (Some(meta), Some(schema)) = (object.get_mut("metadata"), served.schema.child("metadata")) {
+        strict::zero_nulls(meta, schema);
+    }
+    Ok(warnings)
+}
+
+/// Drops or refuses fields the kind does not have, and refuses values of wrong types. Returns warnings. For server-side
+/// apply, to which a null says nothing.
+pub fn conform_applied(
     served: &Served,
     object: &mut Value,
     mut problems: Vec<String>,

@@ -162,7 +162,7 @@ impl Server {
                 ));
             }
             let mut applied = codec::decode_yaml(&body)?;
-            let problems = codec::conform(&call.served, &mut applied, Vec::new(), call.options.validation)?;
+            let problems = codec::conform_applied(&call.served, &mut applied, Vec::new(), call.options.validation)?;
             call.warnings = problems;
             return self.engine.apply(call, name, part, &applied).await;
         }

@@ -3,7 +3,7 @@
 
 use crate::pod::{PodInfo, Term};
 use crate::snapshot::{NodeInfo, Snapshot, TAINT_UNSCHEDULABLE};
-use causeway_api::selector::{Requirement, Selector};
+use causeway_api::selector::Requirement;
 use k8s_openapi::api::core::v1::{NodeSelectorTerm, Taint, Toleration};
 use std::collections::{BTreeMap, HashMap};
 
@@ -22,8 +22,11 @@ fn one(reason: impl Into<String>) -> Result<(), Vec<String>> {
 }
 
 fn unschedulable(pod: &PodInfo, node: &NodeInfo) -> Result<(), Vec<String>> {
+    if !node.unschedulable {
+        return Ok(());
+    }
     let taint = Taint { key: TAINT_UNSCHEDULABLE.to_owned(), effect: "NoSchedule".to_owned(), ..Taint::default() };
-    if node.unschedulable && !tolerates(&pod.tolerations, &taint) {
+    if !tolerates(&pod.tolerations, &taint) {
         return one("node(s) were unschedulable");
     }
     Ok(())
@@ -52,11 +55,10 @@ pub fn tolerates(tolerations: &[Toleration], taint: &Taint) -> bool {
 }
 
 fn node_affinity(pod: &PodInfo, node: &NodeInfo) -> Result<(), Vec<String>> {
-    let wanted = pod.spec.node_selector.as_ref().map(Selector::from_map).unwrap_or_default();
-    let affinity = pod.spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
-    let required = affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+    let required =
+        pod.node_affinity.as_ref().and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
     let fits = required.is_none_or(|r| r.node_selector_terms.iter().any(|t| node_term(t, node)));
-    if wanted.matches(&node.labels) && fits {
+    if pod.node_selector.matches(&node.labels) && fits {
         return Ok(());
     }
     one("node(s) didn't match Pod's node affinity/selector")
@@ -112,13 +114,16 @@ pub struct Affinity {
 }
 
 impl Affinity {
-    /// Looks at every placed pod once.
+    /// Looks at every placed pod once, if any of them or the pod itself has such terms.
     pub fn new(pod: &PodInfo, snapshot: &Snapshot) -> Self {
         let mut all = Self {
             wanted: vec![HashMap::new(); pod.affinity.len()],
             avoided: vec![HashMap::new(); pod.anti_affinity.len()],
             refused: HashMap::new(),
         };
+        if pod.affinity.is_empty() && pod.anti_affinity.is_empty() && snapshot.avoiding() == 0 {
+            return all;
+        }
         for node in &snapshot.nodes {
             for other in &node.pods {
                 count(&pod.affinity, &mut all.wanted, other, node);

@@ -2,7 +2,9 @@
 
 use causeway_api::quantity;
 use causeway_api::selector::Selector;
-use k8s_openapi::api::core::v1::{Container, Pod, PodAffinityTerm, PodSpec, Toleration, TopologySpreadConstraint};
+use k8s_openapi::api::core::v1::{
+    Container, NodeAffinity, ObjectReference, Pod, PodAffinityTerm, PodSpec, Toleration, TopologySpreadConstraint,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Amounts by resource name: `cpu` in thousandths, everything else in whole units.
@@ -32,6 +34,13 @@ impl Resources {
         }
     }
 
+    /// Takes away what was added before.
+    pub fn subtract(&mut self, other: &Self) {
+        for (name, amount) in &other.0 {
+            *self.0.entry(name.clone()).or_default() -= amount;
+        }
+    }
+
     /// Raises every amount to at least the other's.
     pub fn max(&mut self, other: &Self) {
         for (name, amount) in &other.0 {
@@ -45,7 +54,7 @@ impl Resources {
 pub type HostPort = (String, String, i32);
 
 /// A pod affinity term with its selector parsed and its namespaces resolved as far as the pod alone tells.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Term {
     /// Which pods it speaks of.
     pub selector: Selector,
@@ -87,7 +96,7 @@ fn nothing() -> Selector {
 }
 
 /// A pod, as the scheduler sees it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PodInfo {
     /// `metadata.uid`.
     pub uid: String,
@@ -117,14 +126,19 @@ pub struct PodInfo {
     pub claims: Vec<String>,
     /// `spec.priority`.
     pub priority: i32,
-    /// The rest.
-    pub spec: PodSpec,
+    /// `spec.nodeSelector`.
+    pub node_selector: Selector,
+    /// `spec.affinity.nodeAffinity`.
+    pub node_affinity: Option<NodeAffinity>,
+    /// It has scheduling gates (KEP-3521).
+    pub gated: bool,
 }
 
 impl PodInfo {
     /// Works out what matters of a pod.
     pub fn new(pod: &Pod) -> Self {
-        let spec = pod.spec.clone().unwrap_or_default();
+        let none = PodSpec::default();
+        let spec = pod.spec.as_ref().unwrap_or(&none);
         let affinity = spec.affinity.clone().unwrap_or_default();
         let with = affinity.pod_affinity.unwrap_or_default();
         let against = affinity.pod_anti_affinity.unwrap_or_default();
@@ -146,16 +160,41 @@ impl PodInfo {
             name: pod.metadata.name.clone().unwrap_or_default(),
             labels: pod.metadata.labels.clone().unwrap_or_default(),
             owner: owners.filter(|o| o.controller == Some(true)).map(|o| o.uid.clone()).next(),
-            requests: requests(&spec),
-            host_ports: host_ports(&spec),
+            requests: requests(spec),
+            host_ports: host_ports(spec),
             affinity: required(with.required_during_scheduling_ignored_during_execution),
             anti_affinity: required(against.required_during_scheduling_ignored_during_execution),
             preferred,
             tolerations: spec.tolerations.clone().unwrap_or_default(),
             spread: spec.topology_spread_constraints.clone().unwrap_or_default(),
-            claims: claims(pod, &spec),
+            claims: claims(pod, spec),
             priority: spec.priority.unwrap_or(0),
-            spec,
+            node_selector: spec.node_selector.as_ref().map(Selector::from_map).unwrap_or_default(),
+            node_affinity: affinity.node_affinity,
+            gated: spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty()),
+        }
+    }
+
+    /// Both may go to the same nodes: replicas of one set, as a rule.
+    pub fn wants_as(&self, other: &Self) -> bool {
+        let of = |p: &Self| Self { uid: String::new(), name: String::new(), claims: Vec::new(), ..p.clone() };
+        self.claims.is_empty() && other.claims.is_empty() && self.owner == other.owner && of(self) == of(other)
+    }
+
+    /// Where it may go depends on where other pods are.
+    pub fn looks_at_others(&self) -> bool {
+        !(self.affinity.is_empty() && self.anti_affinity.is_empty() && self.spread.is_empty())
+    }
+
+    /// The pod, for events about it.
+    pub fn reference(&self) -> ObjectReference {
+        ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            name: Some(self.name.clone()),
+            namespace: Some(self.namespace.clone()),
+            uid: Some(self.uid.clone()),
+            ..ObjectReference::default()
         }
     }
 }

@@ -17,7 +17,7 @@ pub fn total(pod: &PodInfo, snapshot: &Snapshot, candidates: &[&NodeInfo], sprea
     let wishes = normalized(candidates, false, |n| node_preference(pod, n));
     let crowd = normalized(candidates, true, |n| spreads.iter().map(|s| s.crowd(n)).sum());
     let siblings = normalized(candidates, true, |n| match &pod.owner {
-        Some(owner) => count(n.pods.iter().filter(|p| p.owner.as_ref() == Some(owner))),
+        Some(owner) => n.of_owner(owner),
         None => 0,
     });
     let each = candidates.iter().enumerate().map(|(i, node)| {
@@ -58,8 +58,8 @@ fn used_percent(pod: &PodInfo, node: &NodeInfo, name: &str) -> i64 {
 }
 
 fn node_preference(pod: &PodInfo, node: &NodeInfo) -> i64 {
-    let affinity = pod.spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
-    let terms = affinity.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
+    let terms =
+        pod.node_affinity.as_ref().and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
     let met = terms.into_iter().flatten().filter(|t| node_term(&t.preference, node));
     met.map(|t| i64::from(t.weight)).sum()
 }
@@ -67,6 +67,9 @@ fn node_preference(pod: &PodInfo, node: &NodeInfo) -> i64 {
 /// Preferred (anti-)affinity of the pod, and of the pods already placed towards it.
 fn pod_affinity(pod: &PodInfo, snapshot: &Snapshot, candidates: &[&NodeInfo]) -> Vec<i64> {
     let mut weights: HashMap<(&str, &str), i64> = HashMap::new();
+    if pod.preferred.is_empty() && snapshot.preferring() == 0 {
+        return vec![0; candidates.len()];
+    }
     for node in &snapshot.nodes {
         for other in &node.pods {
             let mine = pod.preferred.iter().filter(|t| t.selects(other));

@@ -1,5 +1,5 @@
-//! The cluster as one immutable picture. In: nodes and placed pods. Out: [`Snapshot`], with what every node has, has
-//! given away and runs. Pure.
+//! The cluster as one picture. In: nodes and placed pods, as they come and go. Out: [`Snapshot`], with what every node has,
+//! has given away and runs. Pure.
 
 use crate::pod::{PodInfo, Resources};
 use k8s_openapi::api::core::v1::{Node, Taint};
@@ -30,6 +30,8 @@ pub struct NodeInfo {
     pub pods: Vec<Arc<PodInfo>>,
     /// Host ports in use: protocol, address, port.
     pub ports: BTreeSet<(String, String, i32)>,
+    /// How many of its pods belong to a controller, by its uid.
+    owners: HashMap<String, i64>,
 }
 
 impl NodeInfo {
@@ -53,6 +55,7 @@ impl NodeInfo {
             requested: Resources::default(),
             pods: Vec::new(),
             ports: BTreeSet::new(),
+            owners: HashMap::new(),
         }
     }
 
@@ -60,7 +63,40 @@ impl NodeInfo {
     pub fn add(&mut self, pod: Arc<PodInfo>) {
         self.requested.add(&pod.requests);
         self.ports.extend(pod.host_ports.iter().cloned());
+        if let Some(owner) = &pod.owner {
+            *self.owners.entry(owner.clone()).or_default() += 1;
+        }
         self.pods.push(pod);
+    }
+
+    /// Takes a pod off the node; `None` if it is not there.
+    pub fn remove(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
+        let at = self.pods.iter().position(|p| p.uid == uid)?;
+        let pod = self.pods.swap_remove(at);
+        self.requested.subtract(&pod.requests);
+        if !pod.host_ports.is_empty() {
+            self.ports = self.pods.iter().flat_map(|p| p.host_ports.iter().cloned()).collect();
+        }
+        if let Some(owner) = &pod.owner
+            && let Some(count) = self.owners.get_mut(owner)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.owners.remove(owner);
+            }
+        }
+        Some(pod)
+    }
+
+    /// How many of its pods a controller owns.
+    pub fn of_owner(&self, uid: &str) -> i64 {
+        self.owners.get(uid).copied().unwrap_or(0)
+    }
+
+    /// Whether the other says the same of the node, whatever is on it.
+    fn is_as(&self, other: &Self) -> bool {
+        let of = |n: &Self| (n.labels.clone(), n.taints.clone(), n.unschedulable, n.allocatable.clone());
+        of(self) == of(other)
     }
 }
 
@@ -70,6 +106,9 @@ pub struct Snapshot {
     /// Sorted by name.
     pub nodes: Vec<NodeInfo>,
     index: HashMap<String, usize>,
+    avoiding: usize,
+    preferring: usize,
+    version: u64,
 }
 
 impl Snapshot {
@@ -78,20 +117,97 @@ impl Snapshot {
         nodes: impl IntoIterator<Item = &'a Node>,
         placed: impl IntoIterator<Item = (String, Arc<PodInfo>)>,
     ) -> Self {
-        let mut nodes: Vec<NodeInfo> = nodes.into_iter().map(NodeInfo::new).collect();
-        nodes.sort_by(|a, b| a.name.cmp(&b.name));
-        let index = nodes.iter().enumerate().map(|(i, n)| (n.name.clone(), i)).collect();
-        let mut snapshot = Self { nodes, index };
+        let mut snapshot = Self::default();
+        for node in nodes {
+            snapshot.set_node(node);
+        }
         for (node, pod) in placed {
             snapshot.place(&node, pod);
         }
         snapshot
     }
 
+    /// Another number after each change.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// How many placed pods have required anti-affinity.
+    pub fn avoiding(&self) -> usize {
+        self.avoiding
+    }
+
+    /// How many placed pods have preferred (anti-)affinity.
+    pub fn preferring(&self) -> usize {
+        self.preferring
+    }
+
+    /// A node is there or has changed; what is on it stays. Returns whether that makes a difference to any pod.
+    pub fn set_node(&mut self, node: &Node) -> bool {
+        let mut new = NodeInfo::new(node);
+        if let Some(old) = self.index.get(&new.name).and_then(|i| self.nodes.get_mut(*i)) {
+            if old.is_as(&new) {
+                return false;
+            }
+            new.requested = std::mem::take(&mut old.requested);
+            new.pods = std::mem::take(&mut old.pods);
+            new.ports = std::mem::take(&mut old.ports);
+            new.owners = std::mem::take(&mut old.owners);
+            *old = new;
+            self.version += 1;
+            return true;
+        }
+        self.version += 1;
+        let at = self.nodes.partition_point(|n| n.name < new.name);
+        self.nodes.insert(at, new);
+        self.reindex(at);
+        true
+    }
+
+    /// A node is gone, with what is on it.
+    pub fn remove_node(&mut self, name: &str) {
+        let Some(at) = self.index.remove(name) else { return };
+        self.version += 1;
+        let node = self.nodes.remove(at);
+        for pod in &node.pods {
+            self.count(pod, false);
+        }
+        self.reindex(at);
+    }
+
+    /// Nodes from this position on have moved.
+    fn reindex(&mut self, from: usize) {
+        for (at, node) in self.nodes.iter().enumerate().skip(from) {
+            match self.index.get_mut(&node.name) {
+                Some(known) => *known = at,
+                None => drop(self.index.insert(node.name.clone(), at)),
+            }
+        }
+    }
+
+    fn count(&mut self, pod: &PodInfo, there: bool) {
+        self.version += 1;
+        let step = |number: &mut usize| *number = if there { *number + 1 } else { number.saturating_sub(1) };
+        if !pod.anti_affinity.is_empty() {
+            step(&mut self.avoiding);
+        }
+        if !pod.preferred.is_empty() {
+            step(&mut self.preferring);
+        }
+    }
+
     /// Puts a pod on a node.
     pub fn place(&mut self, node: &str, pod: Arc<PodInfo>) {
-        if let Some(node) = self.index.get(node).and_then(|i| self.nodes.get_mut(*i)) {
-            node.add(pod);
+        let Some(node) = self.index.get(node).and_then(|i| self.nodes.get_mut(*i)) else { return };
+        node.add(pod.clone());
+        self.count(&pod, true);
+    }
+
+    /// Takes a pod off a node.
+    pub fn remove(&mut self, node: &str, uid: &str) {
+        let Some(node) = self.index.get(node).and_then(|i| self.nodes.get_mut(*i)) else { return };
+        if let Some(pod) = node.remove(uid) {
+            self.count(&pod, false);
         }
     }
 }

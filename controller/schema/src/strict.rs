@@ -47,6 +47,42 @@ pub fn drop_unknown(object: &mut Value, schema: &Schema) {
     }
 }
 
+/// Writes zero values for nulls in maps and lists, as Go's decoder does: `annotations: {note: null}` is an empty string.
+/// Clients with types (kube-rs, the Python client) cannot read a null there. A null field means that it is not set, and stays.
+pub fn zero_nulls(object: &mut Value, schema: &Schema) {
+    let fill = |value: &mut Value, schema: &Schema| {
+        if value.is_null() {
+            *value = zero(&schema.node);
+        }
+        zero_nulls(value, schema);
+    };
+    match (object, &schema.node) {
+        (Value::Object(map), Node::Object(fields)) => {
+            for (key, value) in map {
+                if let Some(field) = fields.get(key) {
+                    zero_nulls(value, field.schema.get());
+                }
+            }
+        }
+        (Value::Object(map), Node::Map(inner)) => map.values_mut().for_each(|v| fill(v, inner.get())),
+        (Value::Array(items), Node::List(list)) => items.iter_mut().for_each(|v| fill(v, list.item.get())),
+        _ => {}
+    }
+}
+
+fn zero(node: &Node) -> Value {
+    match node {
+        // Go's zero time is a null in JSON.
+        Node::Any | Node::Time { .. } => Value::Null,
+        Node::String | Node::Bytes => "".into(),
+        Node::Quantity => "0".into(),
+        Node::IntOrString | Node::Integer { .. } | Node::Number => 0.into(),
+        Node::Boolean => false.into(),
+        Node::Object(_) | Node::Map(_) => Map::new().into(),
+        Node::List(_) => Vec::<Value>::new().into(),
+    }
+}
+
 /// Values of the wrong JSON type, as (path, text of Go's JSON decoder). The decoder of Go stops at the first one, so
 /// callers usually show the first.
 pub fn type_errors(object: &Value, schema: &Schema) -> Vec<(String, String)> {
@@ -365,6 +401,31 @@ mod tests {
         drop_unknown(&mut object, &pod);
         assert!(unknown_fields(&object, &pod).is_empty());
         assert_eq!(object["spec"]["containers"][0], json!({"name": "a", "livenessProbe": {"httpGet": {"port": 1}}}));
+    }
+
+    #[test]
+    fn nulls_in_maps_and_lists_are_zero_as_in_go() {
+        let pod = builtin("", "v1", "Pod").unwrap();
+        let mut object = json!({
+            "metadata": {"name": "x", "creationTimestamp": null, "annotations": {"note": null, "kept": "yes"},
+                "finalizers": [null]},
+            "spec": {"nodeSelector": {"disktype": null}, "hostname": null, "containers": [
+                {"name": "a", "command": ["x", null], "resources": {"limits": {"cpu": null}}, "env": [null]}]},
+        });
+        zero_nulls(&mut object, &pod);
+        let expected = json!({
+            "metadata": {"name": "x", "creationTimestamp": null, "annotations": {"note": "", "kept": "yes"},
+                "finalizers": [""]},
+            "spec": {"nodeSelector": {"disktype": ""}, "hostname": null, "containers": [
+                {"name": "a", "command": ["x", ""], "resources": {"limits": {"cpu": "0"}}, "env": [{}]}]},
+        });
+        assert_eq!(object, expected);
+        let definition = builtin("apiextensions.k8s.io", "v1", "CustomResourceDefinition").unwrap();
+        let mut object =
+            json!({"spec": {"versions": [{"schema": {"openAPIV3Schema": {"default": null, "enum": [null]}}}]}});
+        let before = object.clone();
+        zero_nulls(&mut object, &definition);
+        assert_eq!(object, before, "where anything may be, null is a value");
     }
 
     #[test]

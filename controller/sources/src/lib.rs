@@ -7,12 +7,18 @@ use std::process::Command;
 
 /// The folder of the package `name`.
 ///
-/// Asks cargo: first without the network, which is enough once it was fetched; then as cargo is configured.
+/// Asks cargo: first without the network, which is enough once it was fetched; then as cargo is configured (with
+/// `CARGO_NET_OFFLINE` or `net.offline` it stays without). Tells cargo to run the build script again when the manifest
+/// changes.
 ///
 /// # Errors
 /// With cargo's own words when it cannot say.
 pub fn folder(name: &str) -> Result<PathBuf, String> {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("read/Cargo.toml");
+    // Another version is another input of the build script that asks.
+    for file in [manifest.clone(), manifest.with_extension("lock")] {
+        println!("cargo::rerun-if-changed={}", file.display());
+    }
     let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let target = env::var("TARGET").map_err(|_| "TARGET is not set: this is for build scripts")?;
     let mut problem = String::new();
@@ -32,5 +38,9 @@ pub fn folder(name: &str) -> Result<PathBuf, String> {
         let folder = found.and_then(|m| Path::new(m).parent()).map(Path::to_path_buf);
         return folder.ok_or_else(|| format!("{} does not depend on {name}", manifest.display()));
     }
-    Err(format!("cargo cannot say where the sources of {name} are (is there a way to crates.io?): {problem}"))
+    Err(format!(
+        "cargo cannot say where the sources of {name} are (is there a way to crates.io? \
+         cargo fetch --manifest-path {} gets them): {problem}",
+        manifest.display()
+    ))
 }

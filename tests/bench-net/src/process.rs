@@ -72,17 +72,7 @@ impl Server {
 
     /// The same with the time of programs that it started and that have ended.
     pub fn cpu_with_children(&self) -> Result<Duration> {
-        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.pid))?;
-        // The name may have spaces; fields count from the state on.
-        let after = text.rsplit_once(')').map_or("", |(_, rest)| rest);
-        let ticks: Vec<u32> = after
-            .split_whitespace()
-            .skip(13)
-            .take(2)
-            .map(str::parse)
-            .collect::<Result<_, _>>()
-            .context("reading stat")?;
-        Ok(self.cpu()? + TICK * ticks.iter().sum::<u32>())
+        Ok(self.cpu()? + ticks(self.pid, 13)?)
     }
 }
 
@@ -118,6 +108,21 @@ fn before(words: &[&str], command: &Command) -> Command {
         }
     }
     longer
+}
+
+/// CPU time used so far by all threads of a process, ended ones included; in steps of ten milliseconds.
+pub fn cpu_seconds(pid: i32) -> Result<f64> {
+    Ok(ticks(u32::try_from(pid)?, 11)?.as_secs_f64())
+}
+
+/// User and system time in `/proc/PID/stat`, two fields that begin so many after the state.
+fn ticks(pid: u32, first: usize) -> Result<Duration> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name may have spaces; fields count from the state on.
+    let after = text.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let fields = after.split_whitespace().skip(first).take(2);
+    let ticks: Vec<u32> = fields.map(str::parse).collect::<Result<_, _>>().context("reading stat")?;
+    Ok(TICK * ticks.iter().sum::<u32>())
 }
 
 /// A line of `/proc/PID/status` in MiB.
