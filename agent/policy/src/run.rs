@@ -109,7 +109,7 @@ impl Engine {
         let all = watcher::Config::default;
         let pods = causeway_api::watch::watch(Api::<Pod>::all(client.clone()), all());
         let namespaces = causeway_api::watch::watch(Api::<Namespace>::all(client.clone()), all());
-        let policies = causeway_api::watch::watch(Api::<NetworkPolicy>::all(client.clone()), all());
+        let policies = causeway_api::watch::strict(Api::<NetworkPolicy>::all(client.clone()), all());
         let dns = all().labels(&format!("{SERVICE_NAME_LABEL}=kube-dns"));
         let dns = causeway_api::watch::watch(Api::<EndpointSlice>::namespaced(client.clone(), "kube-system"), dns);
         let own = all().fields(&format!("metadata.name={}", self.config.node_name));

@@ -10,7 +10,8 @@
 //! only when a watch has been well for a while: a refused one is asked ever more slowly.
 //!
 //! An object that cannot be read is an error of its own, told in the log by name; all others come. The API server stores
-//! nothing of the kind: it may be of another version of the API.
+//! nothing of the kind: it may be of another version of the API. Where to pass over an object would be to allow something,
+//! [`strict`] waits for it.
 
 use futures::stream::{BoxStream, Stream, StreamExt};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -41,10 +42,22 @@ pub fn watch<K>(api: Api<K>, config: Config) -> BoxStream<'static, Result<Event<
 where
     K: Resource<DynamicType = ()> + DeserializeOwned + Send + 'static,
 {
+    Box::pin(Objects { texts: texts(api, config), strict: false, kind: PhantomData })
+}
+
+/// As [`watch`], for kinds that forbid something: while an object cannot be read, no list is complete, and all is listed anew
+/// after a pause. To pass over it would be to allow what it forbids.
+pub fn strict<K>(api: Api<K>, config: Config) -> BoxStream<'static, Result<Event<K>>>
+where
+    K: Resource<DynamicType = ()> + DeserializeOwned + Send + 'static,
+{
+    Box::pin(Objects { texts: texts(api, config), strict: true, kind: PhantomData })
+}
+
+fn texts<K: Resource<DynamicType = ()>>(api: Api<K>, config: Config) -> Texts {
     let resource = ApiResource::erase::<K>(&());
     let namespace = api.namespace().map(str::to_owned);
-    let texts = Texts::new(Source { client: api.into_client(), resource, namespace, config });
-    Box::pin(Objects { texts, kind: PhantomData })
+    Texts::new(Source { client: api.into_client(), resource, namespace, config })
 }
 
 /// The objects of [`watch`] that are there or have changed; those that are gone are not told.
@@ -233,17 +246,24 @@ impl Texts {
         let event = ready!(self.paced.poll_next_unpin(context));
         if event.is_none() {
             // kube's watcher does not end; should it, a new one follows.
-            self.paced.events = self.source.open();
-            self.paced.wait();
+            self.again();
             return self.poll(context);
         }
         Poll::Ready(event)
+    }
+
+    /// Lists anew, after a pause.
+    fn again(&mut self) {
+        self.paced.events = self.source.open();
+        self.paced.wait();
     }
 }
 
 /// The same, as objects.
 struct Objects<K> {
     texts: Texts,
+    /// An object that cannot be read stops all.
+    strict: bool,
     kind: PhantomData<fn() -> K>,
 }
 
@@ -264,7 +284,10 @@ impl<K: DeserializeOwned> Stream for Objects<K> {
                 let Head { metadata, .. } = serde_json::from_str(text.json.get()).unwrap_or_default();
                 let kind = &self.texts.source.resource.kind;
                 let (namespace, name) = (metadata.namespace.unwrap_or_default(), metadata.name.unwrap_or_default());
-                tracing::warn!(kind, namespace, name, %error, "an object cannot be read and is passed over; correct or delete it");
+                tracing::warn!(kind, namespace, name, %error, "an object cannot be read; correct or delete it");
+                if self.strict {
+                    self.texts.again();
+                }
                 Error::WatchFailed(kube::Error::SerdeError(error))
             })
         });
@@ -476,5 +499,25 @@ mod tests {
         }
         assert_eq!(said, ["init", "a", "unreadable", "c", "done", "unreadable", "+c"]);
         assert!(count.load(Ordering::SeqCst) <= 3, "nothing is listed anew for it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_forbids_is_not_passed_over() {
+        let (client, count) = client(|number, _| {
+            let data = if number < 3 { r#"["no map"]"# } else { r#"{"k":"v"}"# };
+            let list = format!(
+                r#"{{"metadata":{{"resourceVersion":"5"}},"items":[{{"metadata":{{"name":"a"}},"data":{data}}}]}}"#
+            );
+            (200, list)
+        });
+        let mut watched = strict(Api::<ConfigMap>::all(client), Config::default());
+        for _ in 0..3 {
+            assert!(matches!(watched.next().await, Some(Ok(Event::Init))));
+            assert!(matches!(watched.next().await, Some(Err(_))));
+        }
+        assert!(matches!(watched.next().await, Some(Ok(Event::Init))));
+        assert!(matches!(watched.next().await, Some(Ok(Event::InitApply(_)))));
+        assert!(matches!(watched.next().await, Some(Ok(Event::InitDone))));
+        assert_eq!(count.load(Ordering::SeqCst), 4);
     }
 }

@@ -95,7 +95,9 @@ impl Nodes {
             ignore_not_found(written.doing(|| format!("mark node {key} unknown")))?;
             return Ok(Some(self.period()));
         }
-        let taints = health::taints(&node, &caches.nodes.all(), now);
+        // The others count only where this one is not ready: a renewed lease costs the same however many there are.
+        let others = if health::ready(&node) == Some("True") { Vec::new() } else { caches.nodes.all() };
+        let taints = health::taints(&node, &others, now);
         if let Some(taints) = taints {
             // No list rather than an empty one, as Kubernetes writes it.
             let taints = (!taints.is_empty()).then_some(taints);
@@ -130,11 +132,13 @@ impl Nodes {
     fn allocate(&self, node: &Node) -> Result<Option<Vec<String>>> {
         let node_name = name(&node.metadata);
         let mut ranges = self.ranges.lock();
+        let own = cidr::of(node);
+        if !own.is_empty() {
+            ranges.occupy(node_name, &own);
+            return Ok(None);
+        }
         for other in self.context.caches.nodes.all() {
             ranges.occupy(name(&other.metadata), &cidr::of(&other));
-        }
-        if !cidr::of(node).is_empty() {
-            return Ok(None);
         }
         let free = ranges.allocate(node_name);
         if free.is_err() {
