@@ -236,7 +236,11 @@ async fn look(one: &mut Applied) -> State {
     let name = one.object.metadata.name.clone().unwrap_or_default();
     match tokio::time::timeout(ANSWER_WITHIN, one.api.get(&name)).await {
         Ok(Ok(object)) => one.object = object,
-        Ok(Err(kube::Error::Api(status))) if status.code == 404 => return State::Failed("it was deleted".to_owned()),
+        // A Job may be deleted as soon as it has finished.
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
+            let ends_so = one.object.data["spec"]["ttlSecondsAfterFinished"].is_number();
+            return if ends_so { State::Ready } else { State::Failed("it was deleted".to_owned()) };
+        }
         Ok(Err(error)) => return State::Waiting(format!("the API cannot be asked: {}", plain(error))),
         Err(_) => return State::Waiting(format!("the API does not answer within {} s", ANSWER_WITHIN.as_secs())),
     }

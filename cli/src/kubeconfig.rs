@@ -49,8 +49,9 @@ fn tell_warnings<B>(response: http::Response<B>) -> http::Response<B> {
     // `299 - "text"` (RFC 9111, appendix B).
     let texts = response.headers().get_all(http::header::WARNING).iter().filter_map(|value| value.to_str().ok());
     for text in texts {
-        let text = text.split_once('"').map_or(text, |(_, rest)| rest).trim_end_matches('"');
-        let _ = writeln!(std::io::stderr(), "Warning: {}", text.replace("\\\"", "\""));
+        let text = text.split_once('"').map_or(text, |(_, rest)| rest.strip_suffix('"').unwrap_or(rest));
+        let text = text.replace("\\\"", "\"").replace("\\\\", "\\");
+        let _ = writeln!(std::io::stderr(), "Warning: {text}");
     }
     response
 }

@@ -47,6 +47,20 @@ fn a_null_stops_nobody_else(c: &Cluster, ns: &str) -> Result<()> {
         "",
     )
     .ok()?;
+    // Server-side apply leaves out what says nothing; an item of a list is one all the same.
+    let policy = format!(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: all, namespace: {ns}}}\nspec: {{podSelector: {{}}, ingress: [null]}}\n"
+    );
+    c.kubectl_in("apply --server-side -f -", &policy).ok()?;
+    let stored = c.get(&format!("-n {ns} networkpolicy all"))?;
+    ensure!(stored["spec"]["ingress"] == serde_json::json!([{}]), "{stored}");
+    let wrong = r#"{"spec":{"replicas":"3"}}"#;
+    c.kubectl_in(&format!("-n {ns} create -f -"), &crate::kubectl::deployment("scaled", 0)).ok()?;
+    let refused = c.kubectl_args(
+        &["-n", ns, "patch", "deployment", "scaled", "--subresource=scale", "--type=merge", "-p", wrong],
+        "",
+    );
+    ensure!(refused.fails()?.contains("cannot unmarshal string"), "a text is no number of replicas");
     let stored = c.get(&format!("-n {ns} pod pod"))?;
     ensure!(
         stored["spec"]["nodeSelector"]["disktype"] == "" && stored["metadata"]["annotations"]["note"] == "",

@@ -135,24 +135,23 @@ fn checked(origin: String, mut value: Value) -> Result<Manifest> {
     }
     let group = text(&value, "/apiVersion").split_once('/').map_or("", |(group, _)| group);
     if !group.contains('.') || group.ends_with(".k8s.io") {
-        octal_modes(&mut value);
+        octal_modes(&mut value, false);
     }
     Ok(Manifest { origin, value })
 }
 
 /// File modes of volumes are written in octal (`defaultMode: 0400`), which is a number to kubectl's YAML 1.1, and a string to
 /// YAML 1.2.
-fn octal_modes(value: &mut Value) {
+fn octal_modes(value: &mut Value, in_volumes: bool) {
     match value {
-        Value::Array(items) => items.iter_mut().for_each(octal_modes),
+        Value::Array(items) => items.iter_mut().for_each(|item| octal_modes(item, in_volumes)),
         Value::Object(fields) => {
-            let is_file = fields.contains_key("path");
             for (key, value) in fields {
-                let is_mode = key == "defaultMode" || key == "mode" && is_file;
+                let is_mode = in_volumes && (key == "defaultMode" || key == "mode");
                 let octal = value.as_str().filter(|text| is_mode && text.starts_with('0'));
                 match octal.and_then(|text| i32::from_str_radix(text, 8).ok()) {
                     Some(mode) => *value = mode.into(),
-                    None => octal_modes(value),
+                    None => octal_modes(value, in_volumes || key == "volumes" && value.is_array()),
                 }
             }
         }
@@ -199,7 +198,7 @@ mod tests {
     fn yaml_as_people_write_it() {
         let all = parse(
             "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  x: &base {one: 1}\n  y: {<<: *base, two: 2}\n  volumes:\n  \
-             - configMap: {name: c, defaultMode: 0400, items: [{key: k, path: p, mode: 0755}]}\n  other: '0400'\n\
+             - configMap: {name: c, defaultMode: 0400, items: [{key: k, path: p, mode: 0755}]}\n  data: {defaultMode: '0400', path: p, mode: '0755'}\n\
              ---\napiVersion: example.com/v1\nkind: Own\nmetadata: {name: b}\nspec: {defaultMode: '0400'}\n",
         )
         .unwrap();
@@ -207,7 +206,11 @@ mod tests {
         assert_eq!(spec["y"], serde_json::json!({"one": 1, "two": 2}));
         let map = &spec["volumes"][0]["configMap"];
         assert_eq!((&map["defaultMode"], &map["items"][0]["mode"]), (&0o400.into(), &0o755.into()));
-        assert_eq!((&spec["other"], &all[1].value["spec"]["defaultMode"]), (&"0400".into(), &"0400".into()));
+        assert_eq!(spec["data"]["mode"], "0755");
+        assert_eq!(
+            (&spec["data"]["defaultMode"], &all[1].value["spec"]["defaultMode"]),
+            (&"0400".into(), &"0400".into())
+        );
     }
 
     #[test]

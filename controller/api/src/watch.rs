@@ -24,6 +24,7 @@ use kube::runtime::watcher::{Config, Error, Event, Result, watcher};
 use kube::{Client, Resource};
 use serde::de::{DeserializeOwned, Deserializer};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::marker::PhantomData;
@@ -280,7 +281,7 @@ impl<K: DeserializeOwned> Stream for Objects<K> {
                 Event::Apply(text) => (Event::Apply, text),
                 Event::Delete(text) => (Event::Delete, text),
             };
-            serde_json::from_str(text.json.get()).map(make).map_err(|error| {
+            read(text.json.get()).map(make).map_err(|error| {
                 let Head { metadata, .. } = serde_json::from_str(text.json.get()).unwrap_or_default();
                 let kind = &self.texts.source.resource.kind;
                 let (namespace, name) = (metadata.namespace.unwrap_or_default(), metadata.name.unwrap_or_default());
@@ -310,6 +311,34 @@ pub static COMMON: &[fn(&str) -> bool] = &[
 
 fn reads<K: DeserializeOwned>(text: &str) -> bool {
     serde_json::from_str::<K>(text).is_ok()
+}
+
+/// An object from its text. Nulls in maps and lists, which another API server or an older one may have stored, are left out:
+/// an object that cannot be read counts as deleted to who lists.
+fn read<K: DeserializeOwned>(text: &str) -> serde_json::Result<K> {
+    serde_json::from_str(text).or_else(|error| match without_nulls(text) {
+        Some(text) => serde_json::from_str(&text),
+        None => Err(error),
+    })
+}
+
+fn without_nulls(text: &str) -> Option<String> {
+    fn strip(value: &mut Value) {
+        match value {
+            Value::Object(fields) => {
+                fields.retain(|_, value| !value.is_null());
+                fields.values_mut().for_each(strip);
+            }
+            Value::Array(items) => {
+                items.retain(|item| !item.is_null());
+                items.iter_mut().for_each(strip);
+            }
+            _ => {}
+        }
+    }
+    let mut value: Value = serde_json::from_str(text).ok()?;
+    strip(&mut value);
+    serde_json::to_string(&value).ok()
 }
 
 /// How long to wait after each failure.
@@ -478,7 +507,7 @@ mod tests {
             }
             1 => {
                 let lines = [
-                    r#"{"type":"MODIFIED","object":{"metadata":{"name":"a","resourceVersion":"6","labels":{"x":null}}}}"#,
+                    r#"{"type":"MODIFIED","object":{"metadata":{"name":"a","resourceVersion":"6","labels":{"x":7}}}}"#,
                     r#"{"type":"MODIFIED","object":{"metadata":{"name":"c","resourceVersion":"7"}}}"#,
                 ];
                 (200, lines.join("\n") + "\n")
@@ -499,6 +528,14 @@ mod tests {
         }
         assert_eq!(said, ["init", "a", "unreadable", "c", "done", "unreadable", "+c"]);
         assert!(count.load(Ordering::SeqCst) <= 3, "nothing is listed anew for it");
+    }
+
+    #[test]
+    fn nulls_in_maps_and_lists_are_left_out() {
+        let text = r#"{"metadata":{"name":"a","labels":{"x":null,"y":"z"},"finalizers":[null,"f"]},"data":{"k":null}}"#;
+        let map: ConfigMap = read(text).unwrap();
+        assert_eq!(map.metadata.labels.unwrap().into_iter().collect::<Vec<_>>(), [("y".to_owned(), "z".to_owned())]);
+        assert_eq!((map.metadata.finalizers.unwrap(), map.data.unwrap().len()), (vec!["f".to_owned()], 0));
     }
 
     #[tokio::test(start_paused = true)]

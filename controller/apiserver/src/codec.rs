@@ -53,8 +53,8 @@ pub fn conform(
     Ok(warnings)
 }
 
-/// Drops or refuses fields the kind does not have, and refuses values of wrong types. Returns warnings. For server-side
-/// apply, to which a null says nothing.
+/// Drops or refuses fields the kind does not have, and refuses values of wrong types; nulls in lists become zero values.
+/// Returns warnings. For server-side apply, to which a null in a map says nothing.
 pub fn conform_applied(
     served: &Served,
     object: &mut Value,
@@ -81,6 +81,11 @@ pub fn conform_applied(
             strict::drop_unknown(object, &served.schema);
         }
         problems.extend(unknown);
+    }
+    if served.custom.is_none() {
+        strict::zero_null_items(object, &served.schema);
+    } else if let (Some(meta), Some(schema)) = (object.get_mut("metadata"), served.schema.child("metadata")) {
+        strict::zero_null_items(meta, schema);
     }
     match validation {
         FieldValidation::Strict if !problems.is_empty() => {

@@ -65,6 +65,11 @@ pub async fn bind(server: &Arc<Server>, call: &mut Call, name: &str, binding: &V
     let annotations = binding.pointer("/metadata/annotations").cloned();
     let resource = call.served.resource.clone();
     let conflict = |why: String| ApiError::conflict_because(&resource, name, &why);
+    let no_text = || {
+        ApiError::bad_request(
+            "Binding in version \"v1\" cannot be handled as a Binding: values of metadata.annotations must be strings",
+        )
+    };
     // The whole object changes, but only here: /binding is the one way to a node's name.
     let bound = server.engine.patch(call, name, Part::Binding, |old| {
         let current = text(old, "/spec/nodeName");
@@ -87,7 +92,9 @@ pub async fn bind(server: &Arc<Server>, call: &mut Call, name: &str, binding: &V
         new["spec"]["nodeName"] = node.as_str().into();
         if let Some(annotations) = annotations.as_ref().and_then(Value::as_object) {
             for (key, value) in annotations {
-                new["metadata"]["annotations"][key] = value.clone();
+                // A null is an empty string, as in Go.
+                let value = if value.is_null() { "" } else { value.as_str().ok_or_else(no_text)? };
+                new["metadata"]["annotations"][key] = value.into();
             }
         }
         set_scheduled(&mut new);

@@ -43,7 +43,8 @@ pub async fn select_node(client: &Client, pod: &PodInfo, claims: &[String], node
 /// Writes `PodScheduled=False`.
 pub async fn mark_unschedulable(client: &Client, pod: &PodInfo, reason: &str, message: &str) -> Result<(), Error> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
-    let patch = json!({ "status": { "conditions": [{
+    // The uid: a pod of the same name that has come since is another one.
+    let patch = json!({ "metadata": { "uid": pod.uid }, "status": { "conditions": [{
         "type": "PodScheduled", "status": "False", "reason": reason, "message": message,
         "lastProbeTime": null, "lastTransitionTime": Time(Timestamp::now()),
     }] } });

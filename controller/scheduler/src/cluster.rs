@@ -66,6 +66,12 @@ struct Known {
     rest: Duration,
     /// Parked, and not looked at before this.
     rests_until: Option<Instant>,
+    /// A decision on it is being written; the next one waits for the outcome.
+    writing: bool,
+    /// It is to be looked at again after that.
+    again: bool,
+    /// Where room was held for it: its claims may have been told.
+    held: Option<String>,
     /// What was last told about why it cannot be placed, and when.
     told: Option<(String, Instant)>,
 }
@@ -203,6 +209,9 @@ impl Cluster {
             delay: RETRY_MIN,
             rest: PARKED_MIN,
             rests_until: None,
+            writing: false,
+            again: false,
+            held: None,
             told: None,
         });
         let changed = known.info != info;
@@ -221,8 +230,17 @@ impl Cluster {
                 self.moved |= leaves || arrives && self.parked_that_look > 0;
                 self.put(&uid, Place::On(now.to_owned()));
             }
-            // What we have decided is on its way; a pod that is being decided on is looked at again if that fails.
-            (Place::Assumed(..) | Place::Held(..) | Place::InHand, None) if waits => {}
+            // What we have decided is on its way. Should it fail, the pod is looked at as it is now.
+            (Place::Assumed(..) | Place::Held(..) | Place::InHand, None) if waits => {
+                if changed {
+                    let place = known.place.clone();
+                    self.put(&uid, Place::Nowhere);
+                    if let Some(known) = self.pods.get_mut(&uid) {
+                        known.info = info;
+                    }
+                    self.put(&uid, place);
+                }
+            }
             (Place::Queued | Place::Parked | Place::Later(_), None) if waits && !changed => {}
             (_, None) => {
                 self.moved |= known.place.node().is_some();
@@ -231,7 +249,8 @@ impl Cluster {
                     known.info = info;
                 }
                 if waits {
-                    self.put(&uid, Place::Queued);
+                    self.put(&uid, Place::Parked);
+                    self.look_again(&uid);
                 }
             }
         }
@@ -269,12 +288,49 @@ impl Cluster {
         known.place = place;
     }
 
+    /// Queues a pod, or sees to it that it is when what was decided before has been written.
+    fn look_again(&mut self, uid: &str) {
+        let Some(known) = self.pods.get_mut(uid) else { return };
+        if known.writing {
+            known.again = true;
+        } else {
+            self.put(uid, Place::Queued);
+        }
+    }
+
     /// Claims, volumes or classes have changed.
     pub fn storage_changed(&mut self) {
         self.moved = true;
         let held = self.pods.iter().filter(|(_, p)| matches!(p.place, Place::Held(..)));
         for uid in held.map(|(uid, _)| uid.clone()).collect::<Vec<_>>() {
-            self.put(&uid, Place::Queued);
+            self.look_again(&uid);
+        }
+    }
+
+    /// Parked pods are looked at even though nothing has changed.
+    pub fn look_around(&mut self) {
+        self.moved = true;
+    }
+
+    /// Where room was held for a pod whose claims are not bound yet: they may have been told of that node.
+    pub fn held_on(&self, uid: &str) -> Option<&str> {
+        let node = self.pods.get(uid)?.held.as_deref()?;
+        self.snapshot.has(node).then_some(node)
+    }
+
+    /// A decision on the pod is being written; [`Cluster::written`] or [`Cluster::retry`] follows.
+    pub fn writing(&mut self, uid: &str) {
+        if let Some(known) = self.pods.get_mut(uid) {
+            known.writing = true;
+        }
+    }
+
+    /// The decision was written.
+    pub fn written(&mut self, uid: &str) {
+        let Some(known) = self.pods.get_mut(uid) else { return };
+        known.writing = false;
+        if std::mem::take(&mut known.again) && matches!(known.place, Place::Parked | Place::Held(..)) {
+            self.put(uid, Place::Queued);
         }
     }
 
@@ -291,15 +347,23 @@ impl Cluster {
                 Place::Assumed(_, since) | Place::Held(_, since) => now.duration_since(*since) >= ASSUMED_FOR,
                 Place::Nowhere | Place::Queued | Place::InHand | Place::On(_) => false,
             });
-            if due {
-                self.put(&uid, Place::Queued);
+            if due && let Some(known) = self.pods.get_mut(&uid) {
+                if known.place.node().is_some() {
+                    if known.writing {
+                        self.alarms.insert((now + ASSUMED_FOR, uid));
+                        continue;
+                    }
+                    known.held = None;
+                    self.moved = true;
+                }
+                self.look_again(&uid);
             }
         }
         if std::mem::take(&mut self.moved) {
             for uid in self.parked.iter().cloned().collect::<Vec<_>>() {
                 match self.pods.get(&uid).and_then(|p| p.rests_until).filter(|until| *until > now) {
                     Some(until) => drop(self.alarms.insert((until, uid))),
-                    None => self.put(&uid, Place::Queued),
+                    None => self.look_again(&uid),
                 }
             }
         }
@@ -330,6 +394,9 @@ impl Cluster {
     /// Room on a node is kept for the pod while its claims are bound.
     pub fn hold(&mut self, uid: &str, node: &str, now: Instant) {
         self.put(uid, Place::Held(node.to_owned(), now));
+        if let Some(known) = self.pods.get_mut(uid) {
+            known.held = Some(node.to_owned());
+        }
         self.alarms.insert((now + ASSUMED_FOR, uid.to_owned()));
     }
 
@@ -337,6 +404,7 @@ impl Cluster {
     pub fn park(&mut self, uid: &str, message: &str, now: Instant) -> bool {
         self.put(uid, Place::Parked);
         let Some(known) = self.pods.get_mut(uid) else { return false };
+        known.held = None;
         let rests_until = now + known.rest;
         known.rests_until = Some(rests_until);
         known.rest = (known.rest * 2).min(PARKED_MAX);
@@ -356,6 +424,8 @@ impl Cluster {
     /// What was decided could not be written: again, after a while.
     pub fn retry(&mut self, uid: &str, now: Instant) {
         let Some(known) = self.pods.get_mut(uid) else { return };
+        known.writing = false;
+        known.again = false;
         if matches!(known.place, Place::On(_) | Place::Nowhere) {
             return;
         }

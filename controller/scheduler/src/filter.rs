@@ -32,7 +32,7 @@ fn unschedulable(pod: &PodInfo, node: &NodeInfo) -> Result<(), Vec<String>> {
     Ok(())
 }
 
-fn taints(pod: &PodInfo, node: &NodeInfo) -> Result<(), Vec<String>> {
+pub(crate) fn taints(pod: &PodInfo, node: &NodeInfo) -> Result<(), Vec<String>> {
     let hard = node.taints.iter().filter(|t| matches!(t.effect.as_str(), "NoSchedule" | "NoExecute"));
     match hard.into_iter().find(|t| !tolerates(&pod.tolerations, t)) {
         None => Ok(()),
@@ -54,7 +54,7 @@ pub fn tolerates(tolerations: &[Toleration], taint: &Taint) -> bool {
     })
 }
 
-fn node_affinity(pod: &PodInfo, node: &NodeInfo) -> Result<(), Vec<String>> {
+pub(crate) fn node_affinity(pod: &PodInfo, node: &NodeInfo) -> Result<(), Vec<String>> {
     let required =
         pod.node_affinity.as_ref().and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
     let fits = required.is_none_or(|r| r.node_selector_terms.iter().any(|t| node_term(t, node)));

@@ -132,6 +132,11 @@ impl Snapshot {
         self.version
     }
 
+    /// Whether there is a node of this name.
+    pub fn has(&self, node: &str) -> bool {
+        self.index.contains_key(node)
+    }
+
     /// How many placed pods have required anti-affinity.
     pub fn avoiding(&self) -> usize {
         self.avoiding

@@ -1,6 +1,7 @@
 //! Topology spread constraints (KEP-895). In: a pod, the picture, the nodes that passed the other filters. Out: which
 //! nodes would break `DoNotSchedule`, and how crowded each is for `ScheduleAnyway`. Pure.
 
+use crate::filter;
 use crate::pod::PodInfo;
 use crate::snapshot::{NodeInfo, Snapshot};
 use causeway_api::selector::Selector;
@@ -17,7 +18,8 @@ pub struct Spread {
     least: i64,
 }
 
-/// Counts all constraints of a pod. Nodes that the pod's own node affinity excludes are not part of the domain.
+/// Counts all constraints of a pod. Nodes that the pod's own node affinity excludes are not part of the domain, unless the
+/// constraint says so.
 pub fn count(pod: &PodInfo, snapshot: &Snapshot, eligible: impl Fn(&NodeInfo) -> bool) -> Vec<Spread> {
     pod.spread.iter().map(|c| one(c, pod, snapshot, &eligible)).collect()
 }
@@ -38,7 +40,15 @@ fn one(
         c.label_selector.is_some() && other.namespace == pod.namespace && selector.matches(&other.labels)
     };
     let mut counts: HashMap<String, i64> = HashMap::new();
-    for node in snapshot.nodes.iter().filter(|n| eligible(n)) {
+    // KEP-3094; by default nodes are honoured by affinity, and not by taints.
+    let by_affinity = c.node_affinity_policy.as_deref() != Some("Ignore");
+    let by_taints = c.node_taints_policy.as_deref() == Some("Honor");
+    let counts_for = |n: &NodeInfo| {
+        eligible(n)
+            && (!by_affinity || filter::node_affinity(pod, n).is_ok())
+            && (!by_taints || filter::taints(pod, n).is_ok())
+    };
+    for node in snapshot.nodes.iter().filter(|n| counts_for(n)) {
         if let Some(value) = node.labels.get(&c.topology_key) {
             let here = node.pods.iter().filter(|p| selects(p)).count();
             *counts.entry(value.clone()).or_default() += i64::try_from(here).unwrap_or(i64::MAX);

@@ -29,6 +29,8 @@ pub struct Volumes {
     selected: Option<String>,
     /// Claims that wait for a node.
     pub waiting: Vec<String>,
+    /// Those of them for which none was chosen yet.
+    pub unselected: Vec<String>,
 }
 
 /// Looks the claims of a pod up. An error says why the pod cannot be placed anywhere yet.
@@ -60,8 +62,9 @@ pub fn of_pod(pod: &PodInfo, storage: &dyn Storage) -> Result<Volumes, String> {
                     return Err("pod has unbound immediate PersistentVolumeClaims".to_owned());
                 }
                 let chosen = claim.metadata.annotations.as_ref().and_then(|a| a.get(SELECTED_NODE));
-                if let Some(node) = chosen {
-                    all.selected = Some(node.clone());
+                match chosen {
+                    Some(node) => all.selected = Some(node.clone()),
+                    None => all.unselected.push(name.clone()),
                 }
                 all.waiting.push(name.clone());
             }
@@ -71,6 +74,14 @@ pub fn of_pod(pod: &PodInfo, storage: &dyn Storage) -> Result<Volumes, String> {
 }
 
 impl Volumes {
+    /// The node that was chosen before is the only one that will do, unless the claims say another.
+    pub fn keep_to(mut self, node: &str) -> Self {
+        if !self.waiting.is_empty() {
+            self.selected.get_or_insert_with(|| node.to_owned());
+        }
+        self
+    }
+
     /// Whether the volumes can be on a node.
     pub fn check(&self, node: &NodeInfo) -> Result<(), Vec<String>> {
         let reachable = self.required.iter().all(|terms| terms.iter().any(|t| node_term(t, node)));

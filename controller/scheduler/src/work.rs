@@ -40,7 +40,7 @@ impl Default for SchedulerConfig {
 const WRITERS: usize = 32;
 /// So many events are taken over in one go.
 const BATCH: usize = 1024;
-/// Without anything to wait for, the loop looks around this often.
+/// Without any change, pods that wait are looked at this often.
 const RESYNC: Duration = Duration::from_secs(30);
 
 /// Runs the scheduler until `shutdown`.
@@ -57,6 +57,8 @@ pub async fn run(client: Client, config: SchedulerConfig, shutdown: Cancellation
         () = shutdown.cancelled() => return Ok(()),
         ready = storage.ready() => ready?,
     }
+    let mut resync = tokio::time::interval(RESYNC);
+    resync.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut ready = false;
     loop {
         if !ready && cluster.is_complete() {
@@ -70,7 +72,7 @@ pub async fn run(client: Client, config: SchedulerConfig, shutdown: Cancellation
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
             Some(written) = writers.join_next() => match written {
-                Ok(Written { error: None, .. }) => {}
+                Ok(Written { pod, error: None }) => cluster.written(&pod.uid),
                 Ok(Written { pod, error: Some(error) }) => {
                     told(&pod, &error);
                     cluster.retry(&pod.uid, Instant::now());
@@ -91,6 +93,7 @@ pub async fn run(client: Client, config: SchedulerConfig, shutdown: Cancellation
                 tokio::task::yield_now().await;
             }
             () = tokio::time::sleep(alarm), if !work => {}
+            _ = resync.tick() => cluster.look_around(),
         }
     }
 }
@@ -219,6 +222,11 @@ impl Scheduler {
             }
             Ok(volumes) => volumes,
         };
+        // Its claims may have been told of a node that the local copies do not show yet.
+        let volumes = match cluster.held_on(&pod.uid) {
+            Some(node) => volumes.keep_to(node),
+            None => volumes,
+        };
         let version = cluster.snapshot().version();
         if let Some(last) = refused.as_ref().filter(|r| r.version == version && r.pod.wants_as(&pod)) {
             return self.refuse(pod, "Unschedulable", &last.message, cluster, writers);
@@ -235,6 +243,7 @@ impl Scheduler {
         let client = self.client.clone();
         if volumes.waiting.is_empty() {
             cluster.assume(&pod.uid, &node, now);
+            cluster.writing(&pod.uid);
             let recorder = self.recorder.clone();
             writers.spawn(async move {
                 let error = bind::bind(&client, &pod, &node).await.err();
@@ -247,8 +256,12 @@ impl Scheduler {
         } else {
             // The claims' binding will wake us again; until then the room is kept.
             cluster.hold(&pod.uid, &node, now);
+            if volumes.unselected.is_empty() {
+                return;
+            }
+            cluster.writing(&pod.uid);
             writers.spawn(async move {
-                let error = bind::select_node(&client, &pod, &volumes.waiting, &node).await.err();
+                let error = bind::select_node(&client, &pod, &volumes.unselected, &node).await.err();
                 Written { pod, error }
             });
         }
@@ -265,6 +278,7 @@ impl Scheduler {
         if !cluster.park(&pod.uid, message, Instant::now()) {
             return;
         }
+        cluster.writing(&pod.uid);
         let (client, recorder, message) = (self.client.clone(), self.recorder.clone(), message.to_owned());
         writers.spawn(async move {
             let error = bind::mark_unschedulable(&client, &pod, reason, &message).await.err();

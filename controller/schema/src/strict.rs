@@ -50,22 +50,31 @@ pub fn drop_unknown(object: &mut Value, schema: &Schema) {
 /// Writes zero values for nulls in maps and lists, as Go's decoder does: `annotations: {note: null}` is an empty string.
 /// Clients with types (kube-rs, the Python client) cannot read a null there. A null field means that it is not set, and stays.
 pub fn zero_nulls(object: &mut Value, schema: &Schema) {
-    let fill = |value: &mut Value, schema: &Schema| {
-        if value.is_null() {
+    zero_nulls_in(object, schema, true);
+}
+
+/// The same for items of lists only: in a configuration for server-side apply, a null in a map says nothing.
+pub fn zero_null_items(object: &mut Value, schema: &Schema) {
+    zero_nulls_in(object, schema, false);
+}
+
+fn zero_nulls_in(object: &mut Value, schema: &Schema, maps: bool) {
+    let fill = |value: &mut Value, schema: &Schema, zeroed: bool| {
+        if zeroed && value.is_null() {
             *value = zero(&schema.node);
         }
-        zero_nulls(value, schema);
+        zero_nulls_in(value, schema, maps);
     };
     match (object, &schema.node) {
         (Value::Object(map), Node::Object(fields)) => {
             for (key, value) in map {
                 if let Some(field) = fields.get(key) {
-                    zero_nulls(value, field.schema.get());
+                    zero_nulls_in(value, field.schema.get(), maps);
                 }
             }
         }
-        (Value::Object(map), Node::Map(inner)) => map.values_mut().for_each(|v| fill(v, inner.get())),
-        (Value::Array(items), Node::List(list)) => items.iter_mut().for_each(|v| fill(v, list.item.get())),
+        (Value::Object(map), Node::Map(inner)) => map.values_mut().for_each(|v| fill(v, inner.get(), maps)),
+        (Value::Array(items), Node::List(list)) => items.iter_mut().for_each(|v| fill(v, list.item.get(), true)),
         _ => {}
     }
 }
@@ -420,6 +429,12 @@ mod tests {
                 {"name": "a", "command": ["x", ""], "resources": {"limits": {"cpu": "0"}}, "env": [{}]}]},
         });
         assert_eq!(object, expected);
+        let mut applied =
+            json!({"metadata": {"annotations": {"note": null}}, "spec": {"containers": [{"args": ["-x", null]}]}});
+        zero_null_items(&mut applied, &pod);
+        let expected =
+            json!({"metadata": {"annotations": {"note": null}}, "spec": {"containers": [{"args": ["-x", ""]}]}});
+        assert_eq!(applied, expected);
         let definition = builtin("apiextensions.k8s.io", "v1", "CustomResourceDefinition").unwrap();
         let mut object =
             json!({"spec": {"versions": [{"schema": {"openAPIV3Schema": {"default": null, "enum": [null]}}}]}});

@@ -290,7 +290,7 @@ impl Inner {
             if own_label(&container, CGROUP).is_none() {
                 continue;
             }
-            let state = self.state(&container, tasks.get(&container.id)).await;
+            let state = self.state(&container, tasks.get(&container.id)).await?;
             infos.push(ContainerInfo {
                 created_at: rpc::time(container.created_at.as_ref()).unwrap_or(Timestamp::UNIX_EPOCH),
                 labels: container.labels.into_iter().filter(|(key, _)| !key.starts_with(PREFIX)).collect(),
@@ -302,29 +302,37 @@ impl Inner {
         Ok(infos)
     }
 
-    async fn state(&self, container: &Container, task: Option<&Process>) -> ContainerState {
+    async fn state(&self, container: &Container, task: Option<&Process>) -> Result<ContainerState> {
         let id = &container.id;
         let mut record = Record::load(&self.record_folder(id));
+        // The list of tasks is older than the record: a task that is not in it may have been made since. One that is not
+        // there now, after its record, is gone.
+        let made_since = match task {
+            None if record.started_at.is_some() && record.finished_at.is_none() => self.task(id).await?,
+            _ => None,
+        };
+        let task = task.or(made_since.as_ref());
         match task.map(|task| (task, task.status())) {
             Some((task, TaskStatus::Running | TaskStatus::Paused | TaskStatus::Pausing | TaskStatus::Unknown)) => {
                 let since = record.started_at.or(rpc::time(container.created_at.as_ref()));
-                return ContainerState::Running { pid: task.pid, started_at: since.unwrap_or(Timestamp::UNIX_EPOCH) };
+                let started_at = since.unwrap_or(Timestamp::UNIX_EPOCH);
+                return Ok(ContainerState::Running { pid: task.pid, started_at });
             }
             Some((task, TaskStatus::Stopped)) => {
                 let code = i32::try_from(task.exit_status).unwrap_or(UNKNOWN_EXIT);
                 record = self.settle(id, code, rpc::time(task.exited_at.as_ref())).await;
             }
-            Some((_, TaskStatus::Created)) => return ContainerState::Created,
-            None if record.started_at.is_none() => return ContainerState::Created,
+            Some((_, TaskStatus::Created)) => return Ok(ContainerState::Created),
+            None if record.started_at.is_none() => return Ok(ContainerState::Created),
             // Its task went with a crash or a reboot.
             None => record = self.settle(id, UNKNOWN_EXIT, None).await,
         }
-        ContainerState::Exited {
+        Ok(ContainerState::Exited {
             code: record.exit_code.unwrap_or(UNKNOWN_EXIT),
             started_at: record.started_at,
             finished_at: record.finished_at.unwrap_or(Timestamp::UNIX_EPOCH),
             oom_killed: record.oom_killed,
-        }
+        })
     }
 
     /// After a restart of either side: takes up the logs of what runs, notes what has ended and returns it.
@@ -336,7 +344,7 @@ impl Inner {
                 continue;
             }
             let task = tasks.get(&container.id);
-            if matches!(self.state(container, task).await, ContainerState::Exited { .. }) {
+            if matches!(self.state(container, task).await?, ContainerState::Exited { .. }) {
                 ended.push(container.id.clone());
             } else if task.is_some_and(|t| t.status() == TaskStatus::Running) {
                 self.resume_log(container);

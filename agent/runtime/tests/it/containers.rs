@@ -43,6 +43,34 @@ async fn runs_logs_and_exits() {
     assert_eq!(house.exit("a").await.0, 0);
 }
 
+/// A list of containers and tasks that was begun before a container was started says nothing about how it ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn looking_while_containers_start_ends_none() {
+    let house = std::sync::Arc::new(House::new().await);
+    let stop = tokio_util::sync::CancellationToken::new();
+    let looking = {
+        let (house, stop) = (house.clone(), stop.clone());
+        tokio::spawn(async move {
+            let mut looks = 0;
+            while !stop.is_cancelled() {
+                house.runtime.containers().await.unwrap();
+                looks += 1;
+            }
+            looks
+        })
+    };
+    for number in 0..12 {
+        let id = format!("l{number}");
+        house.run(&house.spec(&id, "sleep 60")).await;
+        let state = house.info(&id).await.state;
+        assert!(matches!(state, ContainerState::Running { .. }), "{id}: {state:?}");
+    }
+    stop.cancel();
+    assert!(looking.await.unwrap() > 20, "too few looks: the test says nothing");
+    let all = house.runtime.containers().await.unwrap();
+    assert!(all.iter().all(|c| matches!(c.state, ContainerState::Running { .. })), "{all:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sees_the_world_that_the_specification_describes() {
     let house = House::new().await;

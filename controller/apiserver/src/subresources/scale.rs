@@ -57,7 +57,15 @@ pub async fn serve(
             if !wanted.is_empty() {
                 new["metadata"]["resourceVersion"] = wanted.into();
             }
-            let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
+            let replicas = match scale.pointer("/spec/replicas").filter(|r| !r.is_null()) {
+                None => 0,
+                Some(given) => given.as_i64().filter(|n| i32::try_from(*n).is_ok()).ok_or_else(|| {
+                    let what = if given.is_number() { format!("number {given}") } else { kind_of(given).to_owned() };
+                    ApiError::bad_request(format!(
+                        "Scale in version \"v1\" cannot be handled as a Scale: json: cannot unmarshal {what} into Go struct field ScaleSpec.spec.replicas of type int32"
+                    ))
+                })?,
+            };
             if replicas < 0 {
                 return Err(ApiError::new(
                     422,
@@ -70,6 +78,16 @@ pub async fn serve(
         })
         .await?;
     Ok(Reply::json(StatusCode::OK, &scale_of(&changed, &paths)))
+}
+
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::String(_) => "string",
+        Value::Bool(_) => "bool",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+        Value::Null | Value::Number(_) => "number",
+    }
 }
 
 /// The Scale of an object.

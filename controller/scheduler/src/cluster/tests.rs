@@ -195,6 +195,66 @@ fn room_is_held_while_claims_are_bound() {
     assert_eq!(requested(&c), 0);
 }
 
+#[test]
+fn a_decision_waits_for_the_one_before_to_be_written() {
+    let mut c = cluster(4);
+    let mut now = Instant::now();
+    c.take_pod(waiting("p"));
+    assert!(next(&mut c, now).is_some());
+    c.hold("p", "a", now);
+    c.writing("p");
+    c.storage_changed();
+    assert_eq!((next(&mut c, now), requested(&c)), (None, 1000), "its claims are being told of the node");
+    c.written("p");
+    assert_eq!(next(&mut c, now).as_deref(), Some("p"));
+    assert_eq!(c.held_on("p"), Some("a"));
+    // No room is left there: nothing ties it to the node any longer.
+    assert!(c.park("p", "full", now));
+    assert_eq!(c.held_on("p"), None);
+    c.writing("p");
+    now += PARKED_MAX;
+    c.look_around();
+    assert_eq!(next(&mut c, now), None);
+    c.take_pod(Event::Apply(pod("p", json!({ "priority": 3 }), "Pending")));
+    assert_eq!(next(&mut c, now), None, "a change waits, too");
+    c.written("p");
+    assert_eq!(next(&mut c, now).as_deref(), Some("p"));
+    c.assume("p", "a", now);
+    c.writing("p");
+    c.retry("p", now);
+    assert_eq!((requested(&c), next(&mut c, now + RETRY_MAX).as_deref()), (0, Some("p")));
+}
+
+#[test]
+fn a_pod_that_changes_meanwhile_is_placed_as_it_is() {
+    let mut c = cluster(4);
+    let now = Instant::now();
+    c.take_pod(waiting("p"));
+    assert!(next(&mut c, now).is_some());
+    c.hold("p", "a", now);
+    let tolerates = json!({ "tolerations": [{ "operator": "Exists" }] });
+    c.take_pod(Event::Apply(pod("p", tolerates, "Pending")));
+    assert_eq!(requested(&c), 1000);
+    c.storage_changed();
+    assert!(c.has_next(now));
+    assert_eq!(c.take_next().unwrap().tolerations.len(), 1);
+}
+
+#[test]
+fn room_that_nobody_came_for_is_told() {
+    let mut c = cluster(1);
+    let now = Instant::now();
+    c.take_pod(waiting("first"));
+    assert!(next(&mut c, now).is_some());
+    c.assume("first", "a", now);
+    c.take_pod(waiting("second"));
+    assert!(next(&mut c, now).is_some());
+    c.park("second", "no room", now);
+    let later = now + ASSUMED_FOR;
+    let both: BTreeSet<String> = std::iter::from_fn(|| next(&mut c, later)).collect();
+    assert_eq!(both.into_iter().collect::<Vec<_>>(), ["first", "second"]);
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Node(u8, u32),

@@ -45,6 +45,24 @@ fn place(pod: &PodInfo, snapshot: &Snapshot) -> Result<String, String> {
 }
 
 #[test]
+fn spreading_counts_only_where_the_pod_may_go() {
+    let zone = |name: &str, zone: &str| node(name, "4", json!({ "metadata": { "labels": { "zone": zone } } }));
+    let nodes = [zone("a", "1"), zone("b", "2"), zone("c", "3")];
+    let spec = |policy: Value| {
+        json!({ "spec": {
+            "affinity": { "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": [
+                { "matchExpressions": [{ "key": "zone", "operator": "In", "values": ["1", "2"] }] }] } } },
+            "topologySpreadConstraints": [{ "maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule",
+                "labelSelector": { "matchLabels": { "app": "web" } }, "nodeAffinityPolicy": policy }],
+        } })
+    };
+    let placed = ["a", "b"].map(|on| (on.to_owned(), pod(&format!("on-{on}"), "1", spec(Value::Null))));
+    let snapshot = Snapshot::new(&nodes, placed);
+    assert!(place(&pod("p", "1", spec(Value::Null)), &snapshot).is_ok(), "zone 3 is none of its domains");
+    assert!(place(&pod("p", "1", spec(json!("Ignore"))), &snapshot).is_err());
+}
+
+#[test]
 fn resources_and_the_sentence() {
     let nodes = [
         node("a", "1", json!({})),
