@@ -138,7 +138,7 @@ async fn apply(
     Ok((outcome, Applied { name, api, object: after, was_ready: false }))
 }
 
-/// The kind, as the cluster serves it. One whose definition has just been applied may take a moment.
+/// The kind, as the cluster serves it.
 async fn find(client: &kube::Client, kind: &GroupVersionKind) -> Result<(ApiResource, ApiCapabilities)> {
     use kube::error::DiscoveryError;
     match discovery::pinned_kind(client, kind).await {

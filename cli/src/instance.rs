@@ -136,14 +136,10 @@ pub fn read(paths: &Paths) -> Result<Option<Record>> {
 /// The record of a process that is alive. One that is just ending is waited for.
 pub fn running(paths: &Paths) -> Result<Option<Record>> {
     let Some(record) = read(paths)? else { return Ok(None) };
-    let begin = Instant::now();
-    loop {
-        match life(&record) {
-            Life::Runs => return Ok(Some(record)),
-            Life::Gone => return Ok(None),
-            Life::Ends if begin.elapsed() > KILL_PATIENCE => return Err(stuck(&record)),
-            Life::Ends => std::thread::sleep(POLL),
-        }
+    match wait_while(&record, |life| life == Life::Ends, KILL_PATIENCE) {
+        Life::Runs => Ok(Some(record)),
+        Life::Gone => Ok(None),
+        Life::Ends => Err(stuck(&record)),
     }
 }
 
@@ -163,12 +159,13 @@ pub fn stop(paths: &Paths) -> Result<()> {
     let Some(record) = running(paths)? else { return Ok(()) };
     let pid = Pid::from_raw(record.pid);
     kill(pid, Signal::SIGTERM).with_context(|| format!("stopping process {pid}"))?;
-    if wait_gone(&record, STOP_PATIENCE) {
+    let is_there = |life| life != Life::Gone;
+    if wait_while(&record, is_there, STOP_PATIENCE) == Life::Gone {
         return Ok(());
     }
     eprintln!("process {pid} did not stop within {} s: killing it", STOP_PATIENCE.as_secs());
     kill(pid, Signal::SIGKILL).with_context(|| format!("killing process {pid}"))?;
-    if !wait_gone(&record, KILL_PATIENCE) {
+    if wait_while(&record, is_there, KILL_PATIENCE) != Life::Gone {
         return Err(stuck(&record));
     }
     Ok(())
@@ -179,15 +176,16 @@ fn stuck(record: &Record) -> anyhow::Error {
     anyhow!("process {pid} was killed and does not end; look at it with: ps -L -o pid,lwp,stat,wchan,cmd -p {pid}")
 }
 
-fn wait_gone(record: &Record, patience: Duration) -> bool {
+/// Waits while the process is in such a state, but no longer than `patience`. Returns the state that it is in then.
+fn wait_while(record: &Record, such: impl Fn(Life) -> bool, patience: Duration) -> Life {
     let begin = Instant::now();
-    while begin.elapsed() < patience {
-        if life(record) == Life::Gone {
-            return true;
+    loop {
+        let life = life(record);
+        if !such(life) || begin.elapsed() > patience {
+            return life;
         }
         std::thread::sleep(POLL);
     }
-    false
 }
 
 /// Whether the process of a record is there.

@@ -13,6 +13,8 @@
 //! nothing of the kind: it may be of another version of the API. Where to pass over an object would be to allow something,
 //! [`strict`] waits for it.
 
+mod pace;
+
 use futures::stream::{BoxStream, Stream, StreamExt};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, Service};
@@ -22,6 +24,7 @@ use kube::api::{Api, ApiResource, DynamicObject};
 use kube::core::{DynamicResourceScope, NamespaceResourceScope, PartialObjectMeta};
 use kube::runtime::watcher::{Config, Error, Event, Result, watcher};
 use kube::{Client, Resource};
+use pace::Paced;
 use serde::de::{DeserializeOwned, Deserializer};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -30,13 +33,6 @@ use std::borrow::Cow;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
-use tokio::time::{Instant, Sleep};
-
-const FIRST: Duration = Duration::from_millis(100);
-const LONGEST: Duration = Duration::from_secs(4);
-/// A watch that was well for this long begins at the first pause again.
-const FORGET: Duration = Duration::from_secs(20);
 
 /// Watches a kind; never ends, and waits by itself between attempts. An error is told once for each attempt.
 pub fn watch<K>(api: Api<K>, config: Config) -> BoxStream<'static, Result<Event<K>>>
@@ -197,40 +193,6 @@ impl Source {
     }
 }
 
-/// A watch that waits by itself between attempts.
-struct Paced<K> {
-    events: BoxStream<'static, Result<Event<K>>>,
-    pauses: Pauses,
-    /// Until this is over, nothing is asked.
-    pause: Option<Pin<Box<Sleep>>>,
-}
-
-impl<K> Paced<K> {
-    fn new(events: BoxStream<'static, Result<Event<K>>>) -> Self {
-        Self { events, pauses: Pauses::new(Instant::now()), pause: None }
-    }
-
-    fn wait(&mut self) {
-        self.pause = Some(Box::pin(tokio::time::sleep(self.pauses.failed(Instant::now()))));
-    }
-}
-
-impl<K> Stream for Paced<K> {
-    type Item = Result<Event<K>>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if let Some(pause) = &mut self.pause {
-            ready!(pause.as_mut().poll(context));
-            self.pause = None;
-        }
-        let event = ready!(self.events.as_mut().poll_next(context));
-        if matches!(event, Some(Err(_))) {
-            self.wait();
-        }
-        Poll::Ready(event)
-    }
-}
-
 /// The watch itself.
 struct Texts {
     source: Source,
@@ -341,220 +303,5 @@ fn without_nulls(text: &str) -> Option<String> {
     serde_json::to_string(&value).ok()
 }
 
-/// How long to wait after each failure.
-#[derive(Debug)]
-struct Pauses {
-    next: Duration,
-    /// When the last pause was over.
-    over: Instant,
-}
-
-impl Pauses {
-    fn new(now: Instant) -> Self {
-        Self { next: FIRST, over: now }
-    }
-
-    fn failed(&mut self, now: Instant) -> Duration {
-        // A watch of objects that never change says nothing while it is well.
-        if now.saturating_duration_since(self.over) >= FORGET {
-            self.next = FIRST;
-        }
-        let pause = self.next.mul_f64(rand::random_range(0.75..1.25));
-        self.next = (self.next * 2).min(LONGEST);
-        self.over = now + pause;
-        pause
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use http::{Request, Response};
-    use kube::client::Body;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    #[test]
-    fn pauses_grow_to_their_bound_and_begin_anew_after_a_good_while() {
-        let mut now = Instant::now();
-        let mut pauses = Pauses::new(now);
-        let mut failed = |well: Duration| {
-            now += well;
-            let pause = pauses.failed(now);
-            now += pause;
-            pause
-        };
-        let many: Vec<Duration> = (0..20).map(|_| failed(Duration::from_millis(1))).collect();
-        assert!(many[0] <= FIRST.mul_f64(1.25) && many[4] > many[0]);
-        assert!(many.iter().all(|p| *p <= LONGEST.mul_f64(1.25)));
-        assert!(failed(Duration::from_secs(1)) >= LONGEST.mul_f64(0.75), "well for too short");
-        assert!(failed(FORGET) <= FIRST.mul_f64(1.25));
-    }
-
-    /// A client whose requests are answered by `answer`, which is told how many there were before.
-    fn client(answer: fn(usize, &str) -> (u16, String)) -> (Client, Arc<AtomicUsize>) {
-        let count = Arc::new(AtomicUsize::new(0));
-        let counted = count.clone();
-        let service = tower::service_fn(move |request: Request<Body>| {
-            let number = counted.fetch_add(1, Ordering::SeqCst);
-            let (code, text) = answer(number, &request.uri().to_string());
-            async move {
-                let body = Body::from(text.into_bytes());
-                Ok::<_, std::io::Error>(Response::builder().status(code).body(body).unwrap())
-            }
-        });
-        (Client::new(service, "default"), count)
-    }
-
-    #[test]
-    fn common_kinds_are_read() {
-        assert!(COMMON.iter().all(|reads| reads(r#"{"metadata":{"name":"x"}}"#) && !reads("[7]")));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_refused_is_asked_ever_more_slowly() {
-        let (client, count) = client(|_, _| {
-            let refused = r#"{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","code":403}"#;
-            (403, refused.to_owned())
-        });
-        let watched = watch(Api::<ConfigMap>::all(client), Config::default());
-        let minute = tokio::time::timeout(Duration::from_secs(60), watched.for_each(|_| async {}));
-        assert!(minute.await.is_err(), "a watch never ends");
-        let asked = count.load(Ordering::SeqCst);
-        assert!((12..=28).contains(&asked), "{asked} requests in a minute");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn metadata_is_asked_for_as_slowly() {
-        let (client, count) = client(|_, _| (500, String::new()));
-        let kind = ApiResource::erase::<ConfigMap>(&());
-        let minute = tokio::time::timeout(Duration::from_secs(60), metadata(client, &kind).for_each(|_| async {}));
-        assert!(minute.await.is_err(), "a watch never ends");
-        let asked = count.load(Ordering::SeqCst);
-        assert!((12..=28).contains(&asked), "{asked} requests in a minute");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn one_object_is_there_or_not() {
-        let (client, _) = client(|number, uri| match number {
-            0 => {
-                assert!(uri.contains("metadata.name%3Da"), "{uri}");
-                (200, r#"{"metadata":{"resourceVersion":"5"},"items":[]}"#.to_owned())
-            }
-            1 => {
-                let lines = [
-                    r#"{"type":"ADDED","object":{"metadata":{"name":"a","resourceVersion":"6"}}}"#,
-                    r#"{"type":"DELETED","object":{"metadata":{"name":"a","resourceVersion":"7"}}}"#,
-                    r#"{"type":"ERROR","object":{"status":"Failure","reason":"Expired","code":410}}"#,
-                ];
-                (200, lines.join("\n") + "\n")
-            }
-            _ => (200, r#"{"metadata":{"resourceVersion":"9"},"items":[{"metadata":{"name":"a"}}]}"#.to_owned()),
-        });
-        let mut states = one::<ConfigMap>(client, "n", "a");
-        let mut there = Vec::new();
-        while there.len() < 4 {
-            if let Ok(state) = states.next().await.unwrap() {
-                there.push(state.is_some());
-            }
-        }
-        assert_eq!(there, [false, true, false, true]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn lists_and_changes_come_as_objects() {
-        let (client, _) = client(|number, uri| match number {
-            0 => {
-                let list = r#"{"kind":"ConfigMapList","apiVersion":"v1","metadata":{"resourceVersion":"5"},
-                    "items":[{"metadata":{"name":"a","resourceVersion":"3"},"data":{"k":"v"}}]}"#;
-                (200, list.to_owned())
-            }
-            1 => {
-                assert!(uri.contains("resourceVersion=5"), "{uri}");
-                let lines = [
-                    r#"{"type":"ADDED","object":{"metadata":{"name":"b","resourceVersion":"6"}}}"#,
-                    r#"{"type":"DELETED","object":{"metadata":{"name":"a","resourceVersion":"7"}}}"#,
-                ];
-                (200, lines.join("\n") + "\n")
-            }
-            _ => {
-                assert!(uri.contains("resourceVersion=7"), "{uri}");
-                (200, String::new())
-            }
-        });
-        let mut watched = watch(Api::<ConfigMap>::namespaced(client, "n"), Config::default());
-        let mut said = Vec::new();
-        while said.len() < 5 {
-            said.push(match watched.next().await.unwrap().unwrap() {
-                Event::Init => "init".to_owned(),
-                Event::InitApply(map) => format!("{:?} {:?}", map.metadata.name, map.data.unwrap().get("k")),
-                Event::InitDone => "done".to_owned(),
-                Event::Apply(map) => format!("+{:?}", map.metadata.name),
-                Event::Delete(map) => format!("-{:?}", map.metadata.name),
-            });
-        }
-        let wanted = ["init", r#"Some("a") Some("v")"#, "done", r#"+Some("b")"#, r#"-Some("a")"#];
-        assert_eq!(said, wanted);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_cannot_be_read_keeps_nothing_else_away() {
-        let (client, count) = client(|number, _| match number {
-            0 => {
-                let list = r#"{"metadata":{"resourceVersion":"5"},"items":[
-                    {"metadata":{"name":"a"}},{"metadata":{"name":"b"},"data":["no map"]},{"metadata":{"name":"c"}}]}"#;
-                (200, list.to_owned())
-            }
-            1 => {
-                let lines = [
-                    r#"{"type":"MODIFIED","object":{"metadata":{"name":"a","resourceVersion":"6","labels":{"x":7}}}}"#,
-                    r#"{"type":"MODIFIED","object":{"metadata":{"name":"c","resourceVersion":"7"}}}"#,
-                ];
-                (200, lines.join("\n") + "\n")
-            }
-            _ => (200, String::new()),
-        });
-        let mut watched = watch(Api::<ConfigMap>::all(client), Config::default());
-        let mut said = Vec::new();
-        while said.len() < 7 {
-            said.push(match watched.next().await.unwrap() {
-                Ok(Event::InitApply(map)) => map.metadata.name.unwrap(),
-                Ok(Event::Apply(map)) => format!("+{}", map.metadata.name.unwrap()),
-                Ok(Event::Init) => "init".to_owned(),
-                Ok(Event::InitDone) => "done".to_owned(),
-                Ok(Event::Delete(_)) => "-".to_owned(),
-                Err(_) => "unreadable".to_owned(),
-            });
-        }
-        assert_eq!(said, ["init", "a", "unreadable", "c", "done", "unreadable", "+c"]);
-        assert!(count.load(Ordering::SeqCst) <= 3, "nothing is listed anew for it");
-    }
-
-    #[test]
-    fn nulls_in_maps_and_lists_are_left_out() {
-        let text = r#"{"metadata":{"name":"a","labels":{"x":null,"y":"z"},"finalizers":[null,"f"]},"data":{"k":null}}"#;
-        let map: ConfigMap = read(text).unwrap();
-        assert_eq!(map.metadata.labels.unwrap().into_iter().collect::<Vec<_>>(), [("y".to_owned(), "z".to_owned())]);
-        assert_eq!((map.metadata.finalizers.unwrap(), map.data.unwrap().len()), (vec!["f".to_owned()], 0));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_forbids_is_not_passed_over() {
-        let (client, count) = client(|number, _| {
-            let data = if number < 3 { r#"["no map"]"# } else { r#"{"k":"v"}"# };
-            let list = format!(
-                r#"{{"metadata":{{"resourceVersion":"5"}},"items":[{{"metadata":{{"name":"a"}},"data":{data}}}]}}"#
-            );
-            (200, list)
-        });
-        let mut watched = strict(Api::<ConfigMap>::all(client), Config::default());
-        for _ in 0..3 {
-            assert!(matches!(watched.next().await, Some(Ok(Event::Init))));
-            assert!(matches!(watched.next().await, Some(Err(_))));
-        }
-        assert!(matches!(watched.next().await, Some(Ok(Event::Init))));
-        assert!(matches!(watched.next().await, Some(Ok(Event::InitApply(_)))));
-        assert!(matches!(watched.next().await, Some(Ok(Event::InitDone))));
-        assert_eq!(count.load(Ordering::SeqCst), 4);
-    }
-}
+mod tests;

@@ -4,7 +4,7 @@ use crate::catalog::Served;
 use crate::request::FieldValidation;
 use crate::status::{ApiError, ApiResult};
 use causeway_schema::apply::ApplyError;
-use causeway_schema::strict;
+use causeway_schema::{Schema, strict};
 use serde_json::Value;
 
 /// Media types of request bodies.
@@ -44,13 +44,7 @@ pub fn conform(
     problems: Vec<String>,
     validation: FieldValidation,
 ) -> ApiResult<Vec<String>> {
-    let warnings = conform_applied(served, object, problems, validation)?;
-    if served.custom.is_none() {
-        strict::zero_nulls(object, &served.schema);
-    } else if let (Some(meta), Some(schema)) = (object.get_mut("metadata"), served.schema.child("metadata")) {
-        strict::zero_nulls(meta, schema);
-    }
-    Ok(warnings)
+    conform_with(served, object, problems, validation, strict::zero_nulls)
 }
 
 /// Drops or refuses fields the kind does not have, and refuses values of wrong types; nulls in lists become zero values.
@@ -58,8 +52,18 @@ pub fn conform(
 pub fn conform_applied(
     served: &Served,
     object: &mut Value,
+    problems: Vec<String>,
+    validation: FieldValidation,
+) -> ApiResult<Vec<String>> {
+    conform_with(served, object, problems, validation, strict::zero_null_items)
+}
+
+fn conform_with(
+    served: &Served,
+    object: &mut Value,
     mut problems: Vec<String>,
     validation: FieldValidation,
+    zero_nulls: fn(&mut Value, &Schema),
 ) -> ApiResult<Vec<String>> {
     let r = &served.resource;
     let cannot = |why: String| {
@@ -83,9 +87,9 @@ pub fn conform_applied(
         problems.extend(unknown);
     }
     if served.custom.is_none() {
-        strict::zero_null_items(object, &served.schema);
+        zero_nulls(object, &served.schema);
     } else if let (Some(meta), Some(schema)) = (object.get_mut("metadata"), served.schema.child("metadata")) {
-        strict::zero_null_items(meta, schema);
+        zero_nulls(meta, schema);
     }
     match validation {
         FieldValidation::Strict if !problems.is_empty() => {

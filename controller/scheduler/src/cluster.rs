@@ -223,33 +223,21 @@ impl Cluster {
                 // Room may be left behind, or be where others want to be near.
                 let leaves = before.node().is_some_and(|n| n != now) || changed;
                 let arrives = before.node().is_none();
-                self.put(&uid, Place::Nowhere);
-                if let Some(known) = self.pods.get_mut(&uid) {
-                    known.info = info;
-                }
+                self.replace(&uid, info, Place::On(now.to_owned()));
                 self.moved |= leaves || arrives && self.parked_that_look > 0;
-                self.put(&uid, Place::On(now.to_owned()));
             }
             // What we have decided is on its way. Should it fail, the pod is looked at as it is now.
             (Place::Assumed(..) | Place::Held(..) | Place::InHand, None) if waits => {
                 if changed {
                     let place = known.place.clone();
-                    self.put(&uid, Place::Nowhere);
-                    if let Some(known) = self.pods.get_mut(&uid) {
-                        known.info = info;
-                    }
-                    self.put(&uid, place);
+                    self.replace(&uid, info, place);
                 }
             }
             (Place::Queued | Place::Parked | Place::Later(_), None) if waits && !changed => {}
             (_, None) => {
                 self.moved |= known.place.node().is_some();
-                self.put(&uid, Place::Nowhere);
-                if let Some(known) = self.pods.get_mut(&uid) {
-                    known.info = info;
-                }
+                self.replace(&uid, info, if waits { Place::Parked } else { Place::Nowhere });
                 if waits {
-                    self.put(&uid, Place::Parked);
                     self.look_again(&uid);
                 }
             }
@@ -260,6 +248,15 @@ impl Cluster {
         self.moved |= self.pods.get(uid).is_some_and(|p| p.place.node().is_some());
         self.put(uid, Place::Nowhere);
         self.pods.remove(uid);
+    }
+
+    /// A pod has changed, and with it perhaps its place: queue and picture know it by what it was.
+    fn replace(&mut self, uid: &str, info: Arc<PodInfo>, place: Place) {
+        self.put(uid, Place::Nowhere);
+        if let Some(known) = self.pods.get_mut(uid) {
+            known.info = info;
+        }
+        self.put(uid, place);
     }
 
     /// The only place where a pod changes its place: queue, picture and what is parked stay in step with it.

@@ -27,8 +27,8 @@ pub struct Volumes {
     required: Vec<Vec<NodeSelectorTerm>>,
     /// A node was chosen for a claim before: only that one will do.
     selected: Option<String>,
-    /// Claims that wait for a node.
-    pub waiting: Vec<String>,
+    /// There are claims that wait for a node.
+    pub waiting: bool,
     /// Those of them for which none was chosen yet.
     pub unselected: Vec<String>,
 }
@@ -66,7 +66,7 @@ pub fn of_pod(pod: &PodInfo, storage: &dyn Storage) -> Result<Volumes, String> {
                     Some(node) => all.selected = Some(node.clone()),
                     None => all.unselected.push(name.clone()),
                 }
-                all.waiting.push(name.clone());
+                all.waiting = true;
             }
         }
     }
@@ -76,7 +76,7 @@ pub fn of_pod(pod: &PodInfo, storage: &dyn Storage) -> Result<Volumes, String> {
 impl Volumes {
     /// The node that was chosen before is the only one that will do, unless the claims say another.
     pub fn keep_to(mut self, node: &str) -> Self {
-        if !self.waiting.is_empty() {
+        if self.waiting {
             self.selected.get_or_insert_with(|| node.to_owned());
         }
         self

@@ -121,6 +121,17 @@ struct Written {
     error: Option<kube::Error>,
 }
 
+/// Starts to write what was decided on a pod; the outcome comes out of `writers`.
+fn write<W, F>(cluster: &mut Cluster, writers: &mut JoinSet<Written>, pod: Arc<PodInfo>, work: W)
+where
+    W: FnOnce(Arc<PodInfo>) -> F,
+    F: Future<Output = Result<(), kube::Error>> + Send + 'static,
+{
+    cluster.writing(&pod.uid);
+    let work = work(pod.clone());
+    writers.spawn(async move { Written { error: work.await.err(), pod } });
+}
+
 /// There was no node for a pod, as the picture was.
 struct Refused {
     pod: Arc<PodInfo>,
@@ -241,17 +252,14 @@ impl Scheduler {
         };
         let now = Instant::now();
         let client = self.client.clone();
-        if volumes.waiting.is_empty() {
+        if !volumes.waiting {
             cluster.assume(&pod.uid, &node, now);
-            cluster.writing(&pod.uid);
             let recorder = self.recorder.clone();
-            writers.spawn(async move {
-                let error = bind::bind(&client, &pod, &node).await.err();
-                if error.is_none() {
-                    let text = format!("Successfully assigned {}/{} to {node}", pod.namespace, pod.name);
-                    recorder.record_ref(pod.reference(), EventType::Normal, "Scheduled", text);
-                }
-                Written { pod, error }
+            write(cluster, writers, pod, |pod| async move {
+                bind::bind(&client, &pod, &node).await?;
+                let text = format!("Successfully assigned {}/{} to {node}", pod.namespace, pod.name);
+                recorder.record_ref(pod.reference(), EventType::Normal, "Scheduled", text);
+                Ok(())
             });
         } else {
             // The claims' binding will wake us again; until then the room is kept.
@@ -259,10 +267,8 @@ impl Scheduler {
             if volumes.unselected.is_empty() {
                 return;
             }
-            cluster.writing(&pod.uid);
-            writers.spawn(async move {
-                let error = bind::select_node(&client, &pod, &volumes.unselected, &node).await.err();
-                Written { pod, error }
+            write(cluster, writers, pod, |pod| async move {
+                bind::select_node(&client, &pod, &volumes.unselected, &node).await
             });
         }
     }
@@ -278,14 +284,13 @@ impl Scheduler {
         if !cluster.park(&pod.uid, message, Instant::now()) {
             return;
         }
-        cluster.writing(&pod.uid);
         let (client, recorder, message) = (self.client.clone(), self.recorder.clone(), message.to_owned());
-        writers.spawn(async move {
-            let error = bind::mark_unschedulable(&client, &pod, reason, &message).await.err();
-            if error.is_none() && reason == "Unschedulable" {
+        write(cluster, writers, pod, |pod| async move {
+            bind::mark_unschedulable(&client, &pod, reason, &message).await?;
+            if reason == "Unschedulable" {
                 recorder.record_ref(pod.reference(), EventType::Warning, "FailedScheduling", message);
             }
-            Written { pod, error }
+            Ok(())
         });
     }
 }

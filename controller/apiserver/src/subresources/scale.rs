@@ -6,6 +6,7 @@ use crate::http::{Incoming, Reply, Server};
 use crate::status::{ApiError, ApiResult};
 use causeway_api::selector::Selector;
 use causeway_registry::ScalePaths;
+use causeway_schema::strict;
 use http::StatusCode;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::{Value, json};
@@ -47,6 +48,8 @@ pub async fn serve(
         }
         _ => return Err(ApiError::method_not_allowed()),
     };
+    let schema = causeway_schema::builtin("autoscaling", "v1", "Scale")
+        .ok_or_else(|| ApiError::internal("the schema of autoscaling/v1 Scale is missing"))?;
     let changed = server
         .engine
         .patch(&mut call, name, Part::Main, |old| {
@@ -57,15 +60,12 @@ pub async fn serve(
             if !wanted.is_empty() {
                 new["metadata"]["resourceVersion"] = wanted.into();
             }
-            let replicas = match scale.pointer("/spec/replicas").filter(|r| !r.is_null()) {
-                None => 0,
-                Some(given) => given.as_i64().filter(|n| i32::try_from(*n).is_ok()).ok_or_else(|| {
-                    let what = if given.is_number() { format!("number {given}") } else { kind_of(given).to_owned() };
-                    ApiError::bad_request(format!(
-                        "Scale in version \"v1\" cannot be handled as a Scale: json: cannot unmarshal {what} into Go struct field ScaleSpec.spec.replicas of type int32"
-                    ))
-                })?,
-            };
+            let given = scale.pointer("/spec/replicas").unwrap_or(&Value::Null);
+            if let Some((_, why)) = strict::type_errors(&json!({ "spec": { "replicas": given } }), &schema).first() {
+                let text = format!("Scale in version \"v1\" cannot be handled as a Scale: {why}");
+                return Err(ApiError::bad_request(text));
+            }
+            let replicas = given.as_i64().unwrap_or(0);
             if replicas < 0 {
                 return Err(ApiError::new(
                     422,
@@ -78,16 +78,6 @@ pub async fn serve(
         })
         .await?;
     Ok(Reply::json(StatusCode::OK, &scale_of(&changed, &paths)))
-}
-
-fn kind_of(value: &Value) -> &'static str {
-    match value {
-        Value::String(_) => "string",
-        Value::Bool(_) => "bool",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
-        Value::Null | Value::Number(_) => "number",
-    }
 }
 
 /// The Scale of an object.

@@ -52,6 +52,14 @@ fn next(cluster: &mut Cluster, now: Instant) -> Option<String> {
     cluster.take_next().map(|p| p.name.clone())
 }
 
+/// With one node, and a pod `p` that is being decided on.
+fn in_hand(cpu: u32) -> (Cluster, Instant) {
+    let (mut cluster, now) = (cluster(cpu), Instant::now());
+    cluster.take_pod(waiting("p"));
+    assert_eq!(next(&mut cluster, now).as_deref(), Some("p"));
+    (cluster, now)
+}
+
 fn requested(cluster: &Cluster) -> i128 {
     cluster.snapshot().nodes[0].requested.get("cpu")
 }
@@ -93,10 +101,7 @@ fn what_was_placed_takes_room_at_once_and_once() {
 
 #[test]
 fn what_never_shows_is_placed_anew() {
-    let mut c = cluster(4);
-    let now = Instant::now();
-    c.take_pod(waiting("p"));
-    assert!(next(&mut c, now).is_some());
+    let (mut c, now) = in_hand(4);
     c.assume("p", "a", now);
     assert_eq!(next(&mut c, now + ASSUMED_FOR / 2), None);
     assert_eq!(c.wakes_at(), Some(now + ASSUMED_FOR));
@@ -184,10 +189,7 @@ fn who_wants_to_be_near_others_hears_of_them() {
 
 #[test]
 fn room_is_held_while_claims_are_bound() {
-    let mut c = cluster(1);
-    let now = Instant::now();
-    c.take_pod(waiting("p"));
-    assert!(next(&mut c, now).is_some());
+    let (mut c, now) = in_hand(1);
     c.hold("p", "a", now);
     assert_eq!((requested(&c), next(&mut c, now)), (1000, None));
     c.storage_changed();
@@ -197,10 +199,7 @@ fn room_is_held_while_claims_are_bound() {
 
 #[test]
 fn a_decision_waits_for_the_one_before_to_be_written() {
-    let mut c = cluster(4);
-    let mut now = Instant::now();
-    c.take_pod(waiting("p"));
-    assert!(next(&mut c, now).is_some());
+    let (mut c, mut now) = in_hand(4);
     c.hold("p", "a", now);
     c.writing("p");
     c.storage_changed();
@@ -227,10 +226,7 @@ fn a_decision_waits_for_the_one_before_to_be_written() {
 
 #[test]
 fn a_pod_that_changes_meanwhile_is_placed_as_it_is() {
-    let mut c = cluster(4);
-    let now = Instant::now();
-    c.take_pod(waiting("p"));
-    assert!(next(&mut c, now).is_some());
+    let (mut c, now) = in_hand(4);
     c.hold("p", "a", now);
     let tolerates = json!({ "tolerations": [{ "operator": "Exists" }] });
     c.take_pod(Event::Apply(pod("p", tolerates, "Pending")));
