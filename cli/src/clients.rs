@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result};
 use causeway_access::{Endpoint, Identity};
-use causeway_api::identity::{USER_ANNOUNCE, USER_DNS, USER_INGRESS, USER_POLICY, USER_PROXY, UserInfo};
+use causeway_api::identity::{USER_ANNOUNCE, USER_DNS, USER_INGRESS, USER_NODE, USER_POLICY, UserInfo};
 use causeway_apiserver::{CertKey, Pki};
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -65,7 +65,7 @@ impl Subject {
 impl Issued {
     /// The clients of a node, each component with a name of its own.
     pub fn clients(&self, pki: &Pki, endpoint: Endpoint, node: &str) -> Result<Clients> {
-        let own = [USER_PROXY, USER_ANNOUNCE, USER_DNS, USER_INGRESS, USER_POLICY].map(|user| {
+        let own = [USER_NODE, USER_ANNOUNCE, USER_DNS, USER_INGRESS, USER_POLICY].map(|user| {
             let identity = self.issue(pki, Subject::Client(UserInfo::component(user, &[])))?;
             Ok((user, identity))
         });

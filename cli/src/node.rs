@@ -8,9 +8,10 @@ use anyhow::{Context, Result};
 use causeway_access::Identity;
 use causeway_announce::AnnounceConfig;
 use causeway_api::config::ClusterConfig;
-use causeway_api::identity::{USER_ANNOUNCE, USER_DNS, USER_INGRESS, USER_POLICY, USER_PROXY};
+use causeway_api::identity::{USER_ANNOUNCE, USER_DNS, USER_INGRESS, USER_NODE, USER_POLICY};
 use causeway_dns::DnsConfig;
 use causeway_handover::Sockets;
+use causeway_informers::Informers;
 use causeway_kubelet::{KubeletConfig, NodeCapacity};
 use causeway_network::{BridgeConfig, BridgeNetwork, NetNs, NetNsRuntime, PodNetwork, vxlan};
 use causeway_policy::{Gate, PolicyConfig};
@@ -120,17 +121,21 @@ impl Node {
         .await?;
         let ingress = config.ingress.take();
         let config = Arc::new(config);
+        let informers = {
+            let _inside = runtime.handle().enter();
+            Informers::new(config.clients.client(USER_NODE)?)
+        };
         // Before the kubelet: a pod starts when its policies are in force.
         let gate = Gate::default();
-        network_policy(&config, &gate, &mut tasks)?;
-        kubelet(&config, Arc::new(containers), &gate, &mut tasks)?;
-        services(&config, &mut tasks)?;
-        announce(&config, &mut tasks)?;
-        dns(&config, &mut tasks)?;
+        network_policy(&config, &informers, &gate, &mut tasks)?;
+        kubelet(&config, &informers, Arc::new(containers), &gate, &mut tasks)?;
+        services(&config, &informers, &mut tasks)?;
+        announce(&config, &informers, &mut tasks)?;
+        dns(&config, &informers, &mut tasks)?;
         if let Some(ingress) = ingress {
-            proxy(&config, ingress, &mut front)?;
+            proxy(&config, &informers, ingress, &mut front)?;
         }
-        node_routes(&config, &mut tasks);
+        node_routes(&config, &informers, &mut tasks);
         Ok(Self { name, runtime, tasks, front, sockets: config.sockets.clone() })
     }
 
@@ -188,12 +193,19 @@ pub fn containerd_namespace(node: &str) -> String {
     format!("causeway-{node}")
 }
 
-fn kubelet(config: &Arc<NodeConfig>, runtime: Arc<dyn Runtime>, gate: &Gate, tasks: &mut Tasks) -> Result<()> {
+fn kubelet(
+    config: &Arc<NodeConfig>,
+    informers: &Informers,
+    runtime: Arc<dyn Runtime>,
+    gate: &Gate,
+    tasks: &mut Tasks,
+) -> Result<()> {
     let listener = config.listen(config.primary()?, KUBELET_PORT, "the kubelet")?;
-    let (config, gate, token) = (config.clone(), gate.clone(), tasks.token());
+    let (config, informers, gate, token) = (config.clone(), informers.clone(), gate.clone(), tasks.token());
     tasks.supervise("kubelet", move || {
         let listener = listener.try_clone();
         let (config, runtime, gate, token) = (config.clone(), runtime.clone(), gate.clone(), token.clone());
+        let informers = informers.clone();
         async move {
             let kubelet = KubeletConfig {
                 dns_ip: config.cluster.dns_ip,
@@ -225,17 +237,18 @@ fn kubelet(config: &Arc<NodeConfig>, runtime: Arc<dyn Runtime>, gate: &Gate, tas
                 };
                 Box::pin(opened) as futures::future::BoxFuture<'static, _>
             };
-            causeway_kubelet::run(client, kubelet, runtime, network, token).await
+            causeway_kubelet::run(client, informers, kubelet, runtime, network, token).await
         }
     });
     Ok(())
 }
 
-fn network_policy(config: &Arc<NodeConfig>, gate: &Gate, tasks: &mut Tasks) -> Result<()> {
+fn network_policy(config: &Arc<NodeConfig>, informers: &Informers, gate: &Gate, tasks: &mut Tasks) -> Result<()> {
     let admin = config.listen(config.primary()?, POLICY_PORT, "the health of network policies")?;
-    let (config, gate, token) = (config.clone(), gate.clone(), tasks.token());
+    let (config, informers, gate, token) = (config.clone(), informers.clone(), gate.clone(), tasks.token());
     tasks.supervise("network-policy", move || {
         let (config, gate, token, admin) = (config.clone(), gate.clone(), token.clone(), admin.try_clone());
+        let informers = informers.clone();
         async move {
             let policy = PolicyConfig {
                 node_name: config.name.clone(),
@@ -244,17 +257,18 @@ fn network_policy(config: &Arc<NodeConfig>, gate: &Gate, tasks: &mut Tasks) -> R
                 admin: Some(admin?),
                 ready: None,
             };
-            causeway_policy::run(config.clients.client(USER_POLICY)?, policy, token).await
+            causeway_policy::run(config.clients.client(USER_POLICY)?, informers, policy, token).await
         }
     });
     Ok(())
 }
 
-fn services(config: &Arc<NodeConfig>, tasks: &mut Tasks) -> Result<()> {
+fn services(config: &Arc<NodeConfig>, informers: &Informers, tasks: &mut Tasks) -> Result<()> {
     let healthz = config.listen(config.primary()?, SERVICES_PORT, "kube-proxy's health")?;
-    let (config, token) = (config.clone(), tasks.token());
+    let (config, informers, token) = (config.clone(), informers.clone(), tasks.token());
     tasks.supervise("kube-proxy", move || {
         let (config, token, healthz) = (config.clone(), token.clone(), healthz.try_clone());
+        let informers = informers.clone();
         async move {
             let services = ServicesConfig {
                 node_name: config.name.clone(),
@@ -265,24 +279,25 @@ fn services(config: &Arc<NodeConfig>, tasks: &mut Tasks) -> Result<()> {
                 registry: None,
                 ready: None,
             };
-            causeway_services::run(config.clients.client(USER_PROXY)?, services, token).await
+            causeway_services::run(informers, services, token).await
         }
     });
     Ok(())
 }
 
-fn announce(config: &Arc<NodeConfig>, tasks: &mut Tasks) -> Result<()> {
+fn announce(config: &Arc<NodeConfig>, informers: &Informers, tasks: &mut Tasks) -> Result<()> {
     let (node_ip, config, token) = (config.primary()?, config.clone(), tasks.token());
+    let informers = informers.clone();
     tasks.supervise("announce", move || {
-        let (config, token) = (config.clone(), token.clone());
+        let (config, informers, token) = (config.clone(), informers.clone(), token.clone());
         let pools = config.cluster.pools().to_vec();
         let announce = AnnounceConfig { node_name: config.name.clone(), node_ip, pools };
-        async move { causeway_announce::run(config.clients.client(USER_ANNOUNCE)?, announce, token).await }
+        async move { causeway_announce::run(config.clients.client(USER_ANNOUNCE)?, informers, announce, token).await }
     });
     Ok(())
 }
 
-fn dns(config: &Arc<NodeConfig>, tasks: &mut Tasks) -> Result<()> {
+fn dns(config: &Arc<NodeConfig>, informers: &Informers, tasks: &mut Tasks) -> Result<()> {
     let (mut udp, mut tcp) = (Vec::new(), Vec::new());
     for ip in &config.ips {
         let addr = SocketAddr::new(*ip, 53);
@@ -296,11 +311,12 @@ fn dns(config: &Arc<NodeConfig>, tasks: &mut Tasks) -> Result<()> {
     let mut cluster = config.cluster.clone();
     cluster.dns.upstreams.extend(config.dns_upstreams.iter().cloned());
     causeway_dns::check(&cluster.dns).map_err(anyhow::Error::msg).context("reading the settings of DNS")?;
-    let (config, token) = (config.clone(), tasks.token());
+    let (config, informers, token) = (config.clone(), informers.clone(), tasks.token());
     tasks.supervise("dns", move || {
         let udp = udp.iter().map(std::net::UdpSocket::try_clone).collect::<std::io::Result<Vec<_>>>();
         let tcp = tcp.iter().map(TcpListener::try_clone).collect::<std::io::Result<Vec<_>>>();
         let (config, token, admin, cluster) = (config.clone(), token.clone(), admin.try_clone(), cluster.clone());
+        let informers = informers.clone();
         async move {
             let dns = DnsConfig {
                 cluster,
@@ -313,7 +329,7 @@ fn dns(config: &Arc<NodeConfig>, tasks: &mut Tasks) -> Result<()> {
                 publish: true,
                 state_dir: Some(config.dir.join("dns")),
             };
-            causeway_dns::run(config.clients.client(USER_DNS)?, dns, token).await
+            causeway_dns::run(config.clients.client(USER_DNS)?, informers, dns, token).await
         }
     });
     Ok(())
@@ -327,14 +343,14 @@ pub fn upstreams(texts: &[String]) -> Result<Vec<String>> {
     Ok(texts.to_vec())
 }
 
-fn proxy(config: &Arc<NodeConfig>, ingress: Ingress, tasks: &mut Tasks) -> Result<()> {
+fn proxy(config: &Arc<NodeConfig>, informers: &Informers, ingress: Ingress, tasks: &mut Tasks) -> Result<()> {
     let ip = config.primary()?;
     let admin = config.listen(ip, INGRESS_ADMIN_PORT, "the ingress' health")?;
-    let (config, token) = (config.clone(), tasks.token());
+    let (config, informers, token) = (config.clone(), informers.clone(), tasks.token());
     tasks.supervise("ingress", move || {
         let copies = |all: &[TcpListener]| all.iter().map(TcpListener::try_clone).collect::<std::io::Result<Vec<_>>>();
         let (http, https, admin) = (copies(&ingress.http), copies(&ingress.https), admin.try_clone());
-        let (config, token) = (config.clone(), token.clone());
+        let (config, informers, token) = (config.clone(), informers.clone(), token.clone());
         let (public_ports, addresses) = (Some(ingress.public_ports), ingress.addresses.clone());
         async move {
             let proxy = ProxyConfig {
@@ -350,16 +366,16 @@ fn proxy(config: &Arc<NodeConfig>, ingress: Ingress, tasks: &mut Tasks) -> Resul
                 acme: config.cluster.ingress.acme.clone().map(|acme| (acme, config.outside.clone())),
                 ..ProxyConfig::default()
             };
-            causeway_proxy::run(config.clients.client(USER_INGRESS)?, proxy, token).await
+            causeway_proxy::run(config.clients.client(USER_INGRESS)?, informers, proxy, token).await
         }
     });
     Ok(())
 }
 
-fn node_routes(config: &Arc<NodeConfig>, tasks: &mut Tasks) {
-    let (config, token) = (config.clone(), tasks.token());
+fn node_routes(config: &Arc<NodeConfig>, informers: &Informers, tasks: &mut Tasks) {
+    let (config, informers, token) = (config.clone(), informers.clone(), tasks.token());
     tasks.supervise("node-routes", move || {
-        let (config, token) = (config.clone(), token.clone());
+        let (config, informers, token) = (config.clone(), informers.clone(), token.clone());
         async move {
             let routes = causeway_network::node_routes::NodeRoutesConfig {
                 node_name: Some(config.name.clone()),
@@ -367,7 +383,7 @@ fn node_routes(config: &Arc<NodeConfig>, tasks: &mut Tasks) {
                 netns: None,
                 cluster: config.cluster.clone(),
             };
-            causeway_network::node_routes::run(config.clients.kubelet()?, routes, token).await
+            causeway_network::node_routes::run(informers, routes, token).await
         }
     });
 }

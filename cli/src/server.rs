@@ -229,7 +229,7 @@ async fn serve(
     };
     let admin = api.kubeconfig(&format!("https://{here}"), &format!("causeway-{}", paths.name), &UserInfo::admin())?;
     kubeconfig::write(paths, &admin)?;
-    control_plane::start(&api, &cluster, paths, &mut control);
+    control_plane::start(&api, &control_plane::informers(&api), &cluster, paths, &mut control);
     // It asks for the sockets of Gateways when it has seen them.
     let has_ingress = ingress.is_some();
     let node = match args.with_node {

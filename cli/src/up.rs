@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use causeway_access::Endpoint;
 use causeway_api::balancer::Pool;
 use causeway_api::config::{ClusterConfig, PodNetworkMode, ipv6_defaults};
-use causeway_api::identity::{USER_CONTROLLER_MANAGER, UserInfo};
+use causeway_api::identity::UserInfo;
 use causeway_apiserver::{ApiServer, ApiServerConfig, NodeDialer};
 use causeway_handover::Sockets;
 use causeway_kubelet::NodeCapacity;
@@ -330,18 +330,16 @@ async fn start(
     let containerd = Arc::new(ContainerdDaemon::start(&paths.data, &paths.name).await?);
 
     phase.is("starting controllers and scheduler")?;
-    control_plane::start(&api, &config, paths, &mut control);
+    let informers = control_plane::informers(&api);
+    control_plane::start(&api, &informers, &config, paths, &mut control);
     control.supervise("lan-routes", {
-        let (api, token) = (api.clone(), control.token());
+        let token = control.token();
         let lan = NodeRoutesConfig {
             netns: Some(segment.lan().clone()),
             cluster: config.clone(),
             ..NodeRoutesConfig::default()
         };
-        move || {
-            let client = api.client(UserInfo::component(USER_CONTROLLER_MANAGER, &[]));
-            causeway_network::node_routes::run(client, lan.clone(), token.clone())
-        }
+        move || causeway_network::node_routes::run(informers.clone(), lan.clone(), token.clone())
     });
 
     phase.is("starting the nodes")?;

@@ -8,6 +8,7 @@ use crate::server::Handler;
 use crate::zone::Zone;
 use crate::{admin, listen, publish, snapshot, watch};
 use anyhow::{Context, Result};
+use causeway_informers::Informers;
 use kube::Client;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,8 +24,9 @@ const REPUBLISH: Duration = Duration::from_secs(60);
 /// Snapshots are written at most this often.
 const SNAPSHOT_EVERY: Duration = Duration::from_secs(2);
 
-/// Runs cluster DNS until `shutdown`.
-pub async fn run(client: Client, config: DnsConfig, shutdown: CancellationToken) -> Result<()> {
+/// Runs cluster DNS until `shutdown`. `client` reads the settings and publishes this server; all else comes from the node's
+/// copies.
+pub async fn run(client: Client, informers: Informers, config: DnsConfig, shutdown: CancellationToken) -> Result<()> {
     let base = config.cluster.dns.clone();
     let settings = reload::last(config.state_dir.as_deref(), &base);
     let ranges = config.cluster.service_cidrs.iter().chain(&config.cluster.pod_cidrs).copied().collect();
@@ -70,7 +72,7 @@ pub async fn run(client: Client, config: DnsConfig, shutdown: CancellationToken)
         tokio::spawn(save(dir, zone, ready, changed, stop))
     });
     let (wants, wanted) = tokio::sync::watch::channel(PodsWanted::from(&settings));
-    tokio::spawn(watch::pods(client.clone(), config.node_name.clone(), pods, wanted, stop.clone()));
+    tokio::spawn(watch::pods(informers.clone(), config.node_name.clone(), pods, wanted, stop.clone()));
     let reload = reload::Reload {
         handler: handler.clone(),
         base,
@@ -93,7 +95,7 @@ pub async fn run(client: Client, config: DnsConfig, shutdown: CancellationToken)
         changed.notify_one();
     };
     let ended = tokio::select! {
-        ended = watch::run(&client, &zone, &metrics, on_sync, on_change, &shutdown) => ended,
+        ended = watch::run(&informers, &zone, &metrics, on_sync, on_change, &shutdown) => ended,
         Some(ended) = serving.join_next() => Err(match ended {
             Err(panic) => anyhow::Error::new(panic).context("serving DNS"),
             Ok(()) => anyhow::anyhow!("serving DNS ended by itself"),

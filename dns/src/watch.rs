@@ -8,14 +8,14 @@ use crate::pods::{PodPart, Pods};
 use crate::reload::PodsWanted;
 use crate::zone::Zone;
 use anyhow::{Result, bail};
-use futures::{Stream, StreamExt};
+use causeway_informers::{Informer, Informers, Kind};
+use futures::stream::{BoxStream, StreamExt};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::jiff::Timestamp;
-use kube::runtime::watcher;
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::ResourceExt;
+use kube::runtime::watcher::Event;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,8 @@ use tokio_util::sync::CancellationToken;
 /// When the pods behind a slice changed, as the controller of slices says.
 const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
-type Events<K> = Pin<Box<dyn Stream<Item = watcher::Result<watcher::Event<K>>> + Send>>;
+/// Events of a kind's copy.
+type Events<K> = BoxStream<'static, Event<Arc<K>>>;
 
 /// What the API says, as far as names depend on it.
 #[derive(Default)]
@@ -37,8 +38,8 @@ pub(crate) struct View {
 
 /// What one step of a watch means.
 enum Step<K> {
-    Set(K),
-    Remove(K),
+    Set(Arc<K>),
+    Remove(Arc<K>),
     /// The list is complete: everything not seen in it is gone.
     Complete(HashSet<Key>),
 }
@@ -49,27 +50,22 @@ struct Follow<K> {
     seen: HashSet<Key>,
 }
 
-impl<K> Follow<K>
-where
-    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
-{
-    fn new(client: &Client, config: watcher::Config) -> Self {
-        let events = causeway_api::watch::watch(Api::<K>::all(client.clone()), config);
-        Self { events, seen: HashSet::new() }
+impl<K: Kind> Follow<K> {
+    fn new(copy: &Informer<K>) -> Self {
+        Self { events: copy.subscribe().boxed(), seen: HashSet::new() }
     }
 
     async fn next(&mut self) -> Option<Step<K>> {
         loop {
             match self.events.next().await? {
-                Ok(watcher::Event::Init) => self.seen.clear(),
-                Ok(watcher::Event::InitApply(object)) => {
-                    self.seen.insert(key_of(&object));
+                Event::Init => self.seen.clear(),
+                Event::InitApply(object) => {
+                    self.seen.insert(key_of(&*object));
                     return Some(Step::Set(object));
                 }
-                Ok(watcher::Event::Apply(object)) => return Some(Step::Set(object)),
-                Ok(watcher::Event::InitDone) => return Some(Step::Complete(std::mem::take(&mut self.seen))),
-                Ok(watcher::Event::Delete(object)) => return Some(Step::Remove(object)),
-                Err(error) => tracing::debug!(%error, kind = %K::kind(&()), "watch interrupted; the zone stays"),
+                Event::Apply(object) => return Some(Step::Set(object)),
+                Event::InitDone => return Some(Step::Complete(std::mem::take(&mut self.seen))),
+                Event::Delete(object) => return Some(Step::Remove(object)),
             }
         }
     }
@@ -82,17 +78,16 @@ fn key_of<K: ResourceExt>(object: &K) -> Key {
 /// Keeps the zone up to date until `shutdown`. `synced` is called once, when the zone is first complete, and `changed`
 /// after every change.
 pub(crate) async fn run(
-    client: &Client,
+    informers: &Informers,
     zone: &Zone,
     metrics: &Metrics,
     mut synced: impl FnMut(),
     mut changed: impl FnMut(),
     shutdown: &CancellationToken,
 ) -> Result<()> {
-    let config = watcher::Config::default;
-    let mut services = Follow::<Service>::new(client, config());
-    let mut slices = Follow::<EndpointSlice>::new(client, config());
-    let mut namespaces = Follow::<Namespace>::new(client, config());
+    let mut services = Follow::new(&informers.services());
+    let mut slices = Follow::new(&informers.slices());
+    let mut namespaces = Follow::new(&informers.namespaces());
     let mut view = View::default();
     let mut have = [false; 3];
     loop {
@@ -163,7 +158,7 @@ fn programmed(metrics: &Metrics, service: Option<&ServicePart>, triggered: Optio
 
 /// Follows the pods that settings want, until `shutdown`.
 pub(crate) async fn pods(
-    client: Client,
+    informers: Informers,
     node: String,
     pods: Arc<Pods>,
     mut wanted: tokio::sync::watch::Receiver<PodsWanted>,
@@ -171,18 +166,18 @@ pub(crate) async fn pods(
 ) {
     loop {
         let now = *wanted.borrow_and_update();
-        let config = match now {
+        let copy = match now {
             PodsWanted::None => None,
-            PodsWanted::OfNode => Some(watcher::Config::default().fields(&format!("spec.nodeName={node}"))),
-            PodsWanted::All => Some(watcher::Config::default()),
+            PodsWanted::OfNode => Some(informers.pods_of(&node)),
+            PodsWanted::All => Some(informers.pods()),
         };
         let follow = async {
-            match config {
+            match copy {
                 None => {
                     pods.clear();
                     std::future::pending().await
                 }
-                Some(config) => follow_pods(Follow::<Pod>::new(&client, config), &pods).await,
+                Some(copy) => follow_pods(Follow::new(&copy), &pods).await,
             }
         };
         // Settings that want the same pods change nothing here.
@@ -197,8 +192,8 @@ pub(crate) async fn pods(
 async fn follow_pods(mut follow: Follow<Pod>, pods: &Pods) {
     while let Some(step) = follow.next().await {
         match step {
-            Step::Set(pod) => pods.set(PodPart::from(&pod)),
-            Step::Remove(pod) => pods.remove(&key_of(&pod)),
+            Step::Set(pod) => pods.set(PodPart::from(&*pod)),
+            Step::Remove(pod) => pods.remove(&key_of(&*pod)),
             Step::Complete(seen) => pods.retain(&seen),
         }
     }
@@ -233,12 +228,12 @@ impl View {
     fn service(&mut self, step: Step<Service>) -> Vec<Key> {
         match step {
             Step::Set(service) => {
-                let key = key_of(&service);
-                self.services.insert(key.clone(), ServicePart::from(&service));
+                let key = key_of(&*service);
+                self.services.insert(key.clone(), ServicePart::from(&*service));
                 vec![key]
             }
             Step::Remove(service) => {
-                let key = key_of(&service);
+                let key = key_of(&*service);
                 self.services.remove(&key);
                 vec![key]
             }
@@ -253,7 +248,7 @@ impl View {
     fn slice(&mut self, step: Step<EndpointSlice>) -> Vec<Key> {
         match step {
             Step::Set(slice) => {
-                let key = key_of(&slice);
+                let key = key_of(&*slice);
                 let owner = causeway_api::endpoints::service_name(&slice)
                     .map(|name| Key { namespace: key.namespace.clone(), name: name.into() });
                 let mut touched = Vec::new();
@@ -262,12 +257,12 @@ impl View {
                 }
                 if let Some(owner) = owner {
                     self.owners.insert(key.clone(), owner.clone());
-                    self.slices.entry(owner.clone()).or_default().insert(key.name, SlicePart::from(&slice));
+                    self.slices.entry(owner.clone()).or_default().insert(key.name, SlicePart::from(&*slice));
                     touched.push(owner);
                 }
                 touched
             }
-            Step::Remove(slice) => self.forget_slice(&key_of(&slice)).into_iter().collect(),
+            Step::Remove(slice) => self.forget_slice(&key_of(&*slice)).into_iter().collect(),
             Step::Complete(seen) => {
                 let gone: Vec<Key> = self.owners.keys().filter(|k| !seen.contains(k)).cloned().collect();
                 gone.iter().filter_map(|k| self.forget_slice(k)).collect()
@@ -292,16 +287,16 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn service(name: &str) -> Service {
+    fn service(name: &str) -> Arc<Service> {
         let value = json!({ "metadata": { "name": name, "namespace": "n" },
             "spec": { "clusterIP": "None", "clusterIPs": ["None"] } });
-        serde_json::from_value(value).unwrap()
+        Arc::new(serde_json::from_value(value).unwrap())
     }
 
-    fn slice(name: &str, owner: &str, ip: &str) -> EndpointSlice {
+    fn slice(name: &str, owner: &str, ip: &str) -> Arc<EndpointSlice> {
         let value = json!({ "addressType": "IPv4", "endpoints": [{ "addresses": [ip] }],
             "metadata": { "name": name, "namespace": "n", "labels": { "kubernetes.io/service-name": owner } } });
-        serde_json::from_value(value).unwrap()
+        Arc::new(serde_json::from_value(value).unwrap())
     }
 
     fn key(name: &str) -> Key {
@@ -316,13 +311,10 @@ mod tests {
     }
 
     /// Feeds a list as the watcher reports it.
-    async fn list<K>(objects: Vec<K>) -> Follow<K>
-    where
-        K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
-    {
-        let begin = std::iter::once(Ok(watcher::Event::Init));
-        let each = objects.into_iter().map(|o| Ok(watcher::Event::InitApply(o)));
-        let events: Vec<_> = begin.chain(each).chain([Ok(watcher::Event::InitDone)]).collect();
+    async fn list<K: Kind>(objects: Vec<Arc<K>>) -> Follow<K> {
+        let begin = std::iter::once(Event::Init);
+        let each = objects.into_iter().map(Event::InitApply);
+        let events: Vec<_> = begin.chain(each).chain([Event::InitDone]).collect();
         Follow { events: Box::pin(futures::stream::iter(events)), seen: HashSet::new() }
     }
 
@@ -364,11 +356,11 @@ mod tests {
             view.service(step);
         }
         let broken = vec![
-            Ok(watcher::Event::Init),
-            Ok(watcher::Event::InitApply(service("b"))),
-            Ok(watcher::Event::Init),
-            Ok(watcher::Event::InitApply(service("a"))),
-            Ok(watcher::Event::InitDone),
+            Event::Init,
+            Event::InitApply(service("b")),
+            Event::Init,
+            Event::InitApply(service("a")),
+            Event::InitDone,
         ];
         let mut follow = Follow { events: Box::pin(futures::stream::iter(broken)), seen: HashSet::new() };
         view.service(follow.next().await.unwrap());

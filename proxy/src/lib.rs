@@ -17,6 +17,7 @@ use acme::issue::Issuer;
 use causeway_api::events::Recorder;
 use causeway_api::ingress::AcmeSettings;
 use causeway_handover::Sockets;
+use causeway_informers::Informers;
 use config::model::Settings;
 use config::{Planner, Shared, names, watch};
 use kube::Client;
@@ -87,7 +88,14 @@ impl Default for ProxyConfig {
 /// Runs the ingress on the current runtime until shutdown. Connections to pods are made from the network namespace of
 /// the runtime's threads; listening sockets may come from another one. Nothing is accepted before the first complete
 /// configuration is in force; when the API goes away, the last good one stays.
-pub async fn run(client: Client, config: ProxyConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
+///
+/// `client` writes, and reads what nobody else on the node reads; `informers` are the node's copies of all else.
+pub async fn run(
+    client: Client,
+    informers: Informers,
+    config: ProxyConfig,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let shared = Arc::new(Shared::new()?);
     let settings = Settings { class: config.ingress_class.clone(), default_class: config.default_class };
     let (mut planner, reports) = Planner::new(Arc::clone(&shared), settings);
@@ -125,7 +133,7 @@ pub async fn run(client: Client, config: ProxyConfig, shutdown: CancellationToke
     }
     tasks.spawn(traffic::checks::run(Arc::clone(&shared), background.clone()));
     tasks.spawn(names::run(Arc::clone(&shared), resolver, background.clone()));
-    tasks.spawn(watch::run(client, config.node_name.clone(), planner, synced, background.clone()));
+    tasks.spawn(watch::run(client, informers, config.node_name.clone(), planner, synced, background.clone()));
     tasks.close();
 
     let result = tokio::select! {

@@ -145,8 +145,8 @@ pub fn service(name: &str, backend: SocketAddr, protocol: Option<&str>) -> Resul
     let slice = json!({"metadata": at, "addressType": "IPv4", "ports": [{"name": "http", "port": backend.port()}],
         "endpoints": [{"addresses": [backend.ip()], "conditions": {"ready": true}}]});
     Ok([
-        Update::Service(Box::new(Event::Apply(serde_json::from_value(service)?))),
-        Update::Slice(Event::Apply(serde_json::from_value(slice)?)),
+        Update::Service(Event::Apply(Arc::new(serde_json::from_value(service)?))),
+        Update::Slice(Event::Apply(Arc::new(serde_json::from_value(slice)?))),
     ])
 }
 

@@ -49,16 +49,21 @@ fn allowed(name: &str) -> Option<&'static [&'static str]> {
     Some(match name {
         "causeway-api" | "causeway-store" | "causeway-nft" | "causeway-load" | "causeway-allocator"
         | "causeway-sources" | "causeway-handover" | "shop-api" => &[],
+        "causeway-informers" => &["causeway-api"],
         // Build scripts only.
         "causeway-schema" | "causeway-gateway-crds" => &["causeway-sources"],
         "causeway-registry" => &["causeway-api", "causeway-schema"],
         "causeway-apiserver" => &["causeway-api", "causeway-registry", "causeway-schema", "causeway-store"],
-        "causeway-scheduler" | "causeway-controllers" | "causeway-dns" => &["causeway-api"],
-        "causeway-proxy" => &["causeway-api", "causeway-gateway-crds", "causeway-handover"],
-        "causeway-runtime" | "causeway-access" | "causeway-announce" => &["causeway-api"],
-        "causeway-network" => &["causeway-api", "causeway-nft"],
-        "causeway-kubelet" => &["causeway-api", "causeway-runtime", "causeway-network"],
-        "causeway-services" | "causeway-policy" => &["causeway-api", "causeway-network", "causeway-nft"],
+        "causeway-scheduler" | "causeway-controllers" | "causeway-dns" | "causeway-announce" => {
+            &["causeway-api", "causeway-informers"]
+        }
+        "causeway-proxy" => &["causeway-api", "causeway-informers", "causeway-gateway-crds", "causeway-handover"],
+        "causeway-runtime" | "causeway-access" => &["causeway-api"],
+        "causeway-network" => &["causeway-api", "causeway-informers", "causeway-nft"],
+        "causeway-kubelet" => &["causeway-api", "causeway-informers", "causeway-runtime", "causeway-network"],
+        "causeway-services" | "causeway-policy" => {
+            &["causeway-api", "causeway-informers", "causeway-network", "causeway-nft"]
+        }
         _ => return None,
     })
 }

@@ -7,10 +7,10 @@ use crate::plan::{Alive, DEADLINE, Own, RENEW, Step, step};
 use anyhow::{Context, Result};
 use causeway_api::balancer::Pool;
 use causeway_api::events::{EventType, Recorder};
+use causeway_informers::{Informer, Informers, Kind};
 use futures::StreamExt;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, ObjectReference, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
@@ -46,7 +46,14 @@ pub struct AnnounceConfig {
 
 /// Runs until shutdown, in the node's network namespace: every thread of the runtime must live there. On shutdown the
 /// addresses are given up, and other nodes take them at once.
-pub async fn run(client: Client, config: AnnounceConfig, shutdown: CancellationToken) -> Result<()> {
+///
+/// `client` reads and writes Leases; all else comes from the node's copies.
+pub async fn run(
+    client: Client,
+    informers: Informers,
+    config: AnnounceConfig,
+    shutdown: CancellationToken,
+) -> Result<()> {
     if config.pools.is_empty() {
         shutdown.cancelled().await;
         return Ok(());
@@ -54,11 +61,11 @@ pub async fn run(client: Client, config: AnnounceConfig, shutdown: CancellationT
     let uplink = Uplink::find(config.node_ip).await.context("the announcer needs the node's uplink")?;
     let leases = Leases::new(client.clone(), &config.node_name);
     let mut watches = Watches { tasks: JoinSet::new(), news: Arc::default() };
-    let all = watcher::Config::default;
-    let services = watches.start(Api::<Service>::all(client.clone()), all());
-    let slices = watches.start(Api::<EndpointSlice>::all(client.clone()), all());
-    let nodes = watches.start(Api::<Node>::all(client.clone()), all());
-    let signed = watches.start(leases.api(), all().labels(lease::LABEL));
+    let (services, slices, nodes) = (informers.services(), informers.slices(), informers.nodes());
+    watches.follow(&services);
+    watches.follow(&slices);
+    watches.follow(&nodes);
+    let signed = watches.start(leases.api(), watcher::Config::default().labels(lease::LABEL));
     let events = Recorder::new(client, "causeway-announce", Some(&config.node_name));
     let mut announcer = Announcer {
         config,
@@ -76,13 +83,12 @@ pub async fn run(client: Client, config: AnnounceConfig, shutdown: CancellationT
     };
     announcer.clean().await;
     let complete = async {
-        services.wait_until_ready().await?;
-        slices.wait_until_ready().await?;
-        nodes.wait_until_ready().await?;
-        signed.wait_until_ready().await
+        let copies = services.synced().await && slices.synced().await && nodes.synced().await;
+        anyhow::ensure!(copies, "a copy of the node's ended");
+        signed.wait_until_ready().await.context("a watch of the announcer ended")
     };
     tokio::select! {
-        ready = complete => ready.context("a watch of the announcer ended")?,
+        ready = complete => ready?,
         () = shutdown.cancelled() => return Ok(()),
     }
     let mut tick = tokio::time::interval(TICK);
@@ -96,7 +102,7 @@ pub async fn run(client: Client, config: AnnounceConfig, shutdown: CancellationT
         }
         if watches.news.changed.swap(false, Ordering::AcqRel) {
             let pools = &announcer.config.pools;
-            announcer.wanted = model::wanted(&services.state(), &slices.state(), &nodes.state(), pools);
+            announcer.wanted = model::wanted(&services.list(), &slices.list(), &nodes.list(), pools);
         }
         announcer.round(&signed.state()).await;
     }
@@ -116,6 +122,17 @@ struct Watches {
 }
 
 impl Watches {
+    /// Rings whenever a copy has changed.
+    fn follow<K: Kind>(&mut self, copy: &Informer<K>) {
+        let (mut changes, news) = (copy.subscribe(), self.news.clone());
+        self.tasks.spawn(async move {
+            while changes.next().await.is_some() {
+                news.changed.store(true, Ordering::Release);
+                news.ring.notify_one();
+            }
+        });
+    }
+
     fn start<K>(&mut self, api: Api<K>, config: watcher::Config) -> Store<K>
     where
         K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + serde::de::DeserializeOwned + 'static,

@@ -6,10 +6,10 @@ use crate::metrics::Metrics;
 use crate::observe::Observer;
 use crate::volumes::Volumes;
 use causeway_api::events::{EventType, Recorder};
+use causeway_informers::{Informer, Informers};
 use causeway_network::PodNetwork;
 use causeway_runtime::Runtime;
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service};
-use kube::runtime::reflector::Store;
 use kube::{Client, Resource};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -32,7 +32,9 @@ pub struct Context {
     /// Writes events.
     pub recorder: Recorder,
     /// All Services, for environment variables.
-    pub services: Store<Service>,
+    pub services: Informer<Service>,
+    /// The copies of the node.
+    pub informers: Informers,
     /// This node's object, as last seen.
     pub node: watch::Receiver<Option<Arc<Node>>>,
     /// Pulls images.

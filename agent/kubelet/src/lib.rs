@@ -48,14 +48,13 @@ pub use volumes::host::unmount_below;
 use crate::context::Context as Shared;
 use anyhow::Context;
 use causeway_api::events::Recorder;
+use causeway_informers::Informers;
 use causeway_network::PodNetwork;
 use causeway_runtime::Runtime;
-use futures::StreamExt;
 use futures::future::BoxFuture;
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::{Node, Service};
-use kube::runtime::{reflector, watcher};
-use kube::{Api, Client};
+use k8s_openapi::api::core::v1::Node;
+use kube::Client;
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -65,8 +64,11 @@ use tokio_util::sync::CancellationToken;
 /// `network` makes the pod network once the node has its pod CIDRs (`Node.spec.podCIDRs`); until then the node says
 /// `Ready=False`. A kubelet that begins anew leaves what the node said before while it looks around. Fails when the
 /// configuration cannot work or the network cannot be made.
+///
+/// `client` writes, and reads what is this node's alone; `informers` are the copies that the node's components share.
 pub async fn run<F>(
     client: Client,
+    informers: Informers,
     config: KubeletConfig,
     runtime: Arc<dyn Runtime>,
     network: F,
@@ -87,7 +89,6 @@ where
     let (network_tx, network_rx) = watch::channel(None);
     let (node_tx, node_rx) = watch::channel(None);
     let (state_tx, state_rx) = watch::channel(node::Network::Opening);
-    let services = follow_services(client.clone(), stop.clone());
     let name = config.node_name.clone();
     let shared = Arc::new(Shared {
         observer: observe::Observer::new(runtime.clone()),
@@ -100,7 +101,8 @@ where
         client: client.clone(),
         config,
         runtime,
-        services,
+        services: informers.services(),
+        informers,
         allocatable,
     });
     let pods = Arc::new(pods::Pods::default());
@@ -109,7 +111,7 @@ where
     tasks.spawn(ok(keeper.run(stop.clone())));
     let grace = shared.config.cluster.node_monitor_grace_period_seconds;
     tasks.spawn(ok(node::keep_lease(client.clone(), name.clone(), grace, node_rx.clone(), stop.clone())));
-    tasks.spawn(ok(node::follow(client.clone(), name.clone(), node_tx, stop.clone())));
+    tasks.spawn(node::follow(shared.informers.nodes(), name.clone(), node_tx, stop.clone()));
     tasks.spawn(ok(volumes::local_path::run(client, name, stop.clone())));
     tasks.spawn(server::run(shared.clone(), pods.clone(), stop.clone()));
     tasks.spawn(make_network(node_rx, network, network_tx, state_tx, stop.clone()));
@@ -129,35 +131,14 @@ async fn ok(work: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
 async fn start_pods(shared: Arc<Shared>, pods: Arc<pods::Pods>, stop: CancellationToken) -> anyhow::Result<()> {
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        ready = shared.services.wait_until_ready() => ready.context("reading the services")?,
+        synced = shared.services.synced() => anyhow::ensure!(synced, "the watch of Services ended"),
     }
     // Leftovers and pods alike need the network to be known; a pod of the host's network does not, but waits with them
     // only for a moment.
     let mut network = shared.network.clone();
     let wait = network.wait_for(Option::is_some);
     let _ = tokio::time::timeout(std::time::Duration::from_secs(3), wait).await;
-    manager::run(shared, pods, stop).await;
-    Ok(())
-}
-
-fn follow_services(client: Client, stop: CancellationToken) -> reflector::Store<Service> {
-    let (store, writer) = reflector::store();
-    let watched = causeway_api::watch::watch(Api::<Service>::all(client), watcher::Config::default());
-    let stream = reflector::reflector(writer, watched);
-    tokio::spawn(async move {
-        let mut stream = std::pin::pin!(stream);
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                next = stream.next() => match next {
-                    Some(Ok(_)) => {}
-                    Some(Err(error)) => tracing::debug!(%error, "watching services"),
-                    None => return,
-                }
-            }
-        }
-    });
-    store
+    manager::run(shared, pods, stop).await
 }
 
 /// Makes the pod network once the node has its pod CIDRs.

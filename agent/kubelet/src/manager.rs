@@ -8,13 +8,13 @@ use crate::names;
 use crate::observe::Snapshot;
 use crate::pods::Pods;
 use crate::worker::Worker;
+use anyhow::Context as _;
 use causeway_api::events::EventType;
 use causeway_runtime::ContainerState;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Api;
-use kube::runtime::watcher;
+use kube::runtime::watcher::Event;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,26 +44,22 @@ struct Manager {
 }
 
 /// Runs all workers until shutdown; containers go on running after it.
-pub async fn run(ctx: Arc<Context>, pods: Arc<Pods>, shutdown: CancellationToken) {
-    let api: Api<Pod> = Api::all(ctx.client.clone());
-    let config = watcher::Config::default().fields(&format!("spec.nodeName={}", ctx.config.node_name));
-    let mut stream = causeway_api::watch::watch(api, config);
+pub async fn run(ctx: Arc<Context>, pods: Arc<Pods>, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut events = ctx.informers.pods_of(&ctx.config.node_name).subscribe();
     let (changed_tx, mut changed) = mpsc::channel(1);
     let pulse = tokio::spawn(pulse(ctx.clone(), changed_tx, shutdown.clone()));
     let mut m = Manager { ctx, pods, entries: HashMap::new(), workers: JoinSet::new(), synced: false };
-    let mut listed: Vec<Pod> = Vec::new();
+    let mut listed: Vec<Arc<Pod>> = Vec::new();
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
-            event = stream.next() => match event {
-                Some(Ok(watcher::Event::Init)) => listed.clear(),
-                Some(Ok(watcher::Event::InitApply(pod))) => listed.push(pod),
-                Some(Ok(watcher::Event::InitDone)) => m.listed(std::mem::take(&mut listed)).await,
-                Some(Ok(watcher::Event::Apply(pod))) => m.seen(pod),
-                Some(Ok(watcher::Event::Delete(pod))) => m.vanished(pod.metadata.uid.as_deref().unwrap_or("")),
-                Some(Err(error)) => tracing::debug!(%error, "watching pods"),
-                None => break,
+            event = events.next() => match event.context("the watch of this node's pods ended")? {
+                Event::Init => listed.clear(),
+                Event::InitApply(pod) => listed.push(pod),
+                Event::InitDone => m.listed(std::mem::take(&mut listed)).await,
+                Event::Apply(pod) => m.seen(pod),
+                Event::Delete(pod) => m.vanished(pod.metadata.uid.as_deref().unwrap_or("")),
             },
             Some((snapshot, uids)) = changed.recv() => m.looked(&snapshot, &uids),
             Some(done) = m.workers.join_next() => m.finished(done),
@@ -71,11 +67,12 @@ pub async fn run(ctx: Arc<Context>, pods: Arc<Pods>, shutdown: CancellationToken
         }
     }
     pulse.abort();
+    Ok(())
 }
 
 impl Manager {
     /// A complete list: what is missing from it is gone.
-    async fn listed(&mut self, mut all: Vec<Pod>) {
+    async fn listed(&mut self, mut all: Vec<Arc<Pod>>) {
         let uids: BTreeSet<String> = all.iter().filter_map(|p| p.metadata.uid.clone()).collect();
         let gone: Vec<String> =
             self.entries.iter().filter(|(uid, e)| !e.orphan && !uids.contains(*uid)).map(|(u, _)| u.clone()).collect();
@@ -83,7 +80,7 @@ impl Manager {
             self.vanished(&uid);
         }
         // Pods that this node took before come first, then the oldest: admission must not depend on the list's order.
-        let taken = |p: &Pod| p.status.as_ref().is_some_and(|s| s.start_time.is_some());
+        let taken = |p: &Arc<Pod>| p.status.as_ref().is_some_and(|s| s.start_time.is_some());
         all.sort_by_key(|p| (!taken(p), p.metadata.creation_timestamp.clone().map(|t| t.0)));
         for pod in all {
             self.seen(pod);
@@ -92,9 +89,8 @@ impl Manager {
         self.housekeep().await;
     }
 
-    fn seen(&mut self, pod: Pod) {
+    fn seen(&mut self, pod: Arc<Pod>) {
         let Some(uid) = pod.metadata.uid.clone() else { return };
-        let pod = Arc::new(pod);
         self.pods.put(pod.clone());
         if let Some(entry) = self.entries.get_mut(&uid) {
             entry.pod = pod.clone();

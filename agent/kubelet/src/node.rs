@@ -3,6 +3,8 @@
 pub mod facts;
 
 use crate::config::KubeletConfig;
+use anyhow::Context;
+use causeway_informers::Informer;
 use causeway_runtime::ImageInfo;
 use facts::{Capacity, Pressure};
 use futures::StreamExt;
@@ -11,7 +13,7 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeSpec, NodeSystemInfo};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::runtime::watcher;
+use kube::runtime::watcher::Event;
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -335,19 +337,19 @@ async fn renew(api: &Api<Lease>, name: &str, seconds: u32, owner: Option<String>
 }
 
 /// Follows this node's object until shutdown.
-pub async fn follow(client: Client, name: String, seen: watch::Sender<Option<Arc<Node>>>, shutdown: CancellationToken) {
-    let api: Api<Node> = Api::all(client);
-    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let mut stream = causeway_api::watch::applied(api, config);
+pub async fn follow(
+    nodes: Informer<Node>,
+    name: String,
+    seen: watch::Sender<Option<Arc<Node>>>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut events = nodes.subscribe_where(move |node| node.metadata.name.as_deref() == Some(&name));
     loop {
         tokio::select! {
-            () = shutdown.cancelled() => return,
-            next = stream.next() => match next {
-                Some(Ok(node)) => {
-                    seen.send_replace(Some(Arc::new(node)));
-                }
-                Some(Err(error)) => tracing::debug!(%error, "watching this node"),
-                None => return,
+            () = shutdown.cancelled() => return Ok(()),
+            event = events.next() => match event.context("the watch of nodes ended")? {
+                Event::InitApply(node) | Event::Apply(node) => drop(seen.send_replace(Some(node))),
+                Event::Init | Event::InitDone | Event::Delete(_) => {}
             }
         }
     }

@@ -253,7 +253,7 @@ async fn variables(
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("");
     let sources = objects::sources(&ctx.client, namespace, env::needs(c)).await?;
     let links = pod.spec.as_ref().and_then(|s| s.enable_service_links).unwrap_or(true);
-    let services = env::services(&ctx.services.state(), namespace, links);
+    let services = env::services(&ctx.services.list(), namespace, links);
     let mut vars = env::build(pod, c, &sources, &services, &ctx.facts(ips))?;
     let hostname = files::hostname(pod, &ctx.config.node_name, &ctx.config.cluster.domain).0;
     vars.entry("HOSTNAME".to_owned()).or_insert(hostname);

@@ -12,11 +12,12 @@ use crate::{
     vxlan::{self, Tunnels},
 };
 use causeway_api::config::{ClusterConfig, PodNetworkMode};
+use causeway_informers::Informers;
 use futures::StreamExt;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
-use kube::runtime::{WatchStreamExt, reflector, watcher};
-use std::{net::IpAddr, time::Duration};
+use kube::runtime::watcher::Event;
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 /// Where to put routes, and which node needs none.
@@ -76,40 +77,66 @@ impl NodeRoutes {
 }
 
 /// Runs until shutdown.
-pub async fn run(client: kube::Client, config: NodeRoutesConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(informers: Informers, config: NodeRoutesConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
     let routes = NodeRoutes::open(config)?;
-    let (nodes, writer) = reflector::store::<Node>();
-    let stream = causeway_api::watch::watch(kube::Api::<Node>::all(client), watcher::Config::default()).reflect(writer);
-    let mut stream = std::pin::pin!(stream);
+    let mut events = informers.nodes().subscribe();
+    let mut nodes = Known::default();
     // Also without news: somebody else may have changed the table.
     let mut again = tokio::time::interval(Duration::from_secs(60));
-    let mut complete = false;
     loop {
-        tokio::select! {
+        let look = tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
-            event = stream.next() => match event {
-                Some(Ok(watcher::Event::InitDone)) => complete = true,
-                Some(Ok(watcher::Event::Apply(_) | watcher::Event::Delete(_))) => {}
-                Some(Ok(_)) => continue,
-                Some(Err(error)) => {
-                    tracing::warn!(%error, "watching nodes; routes stay as they are");
-                    continue;
-                }
+            event = events.next() => match event {
+                Some(event) => nodes.take(event),
                 None => anyhow::bail!("the watch of nodes ended for good"),
             },
-            _ = again.tick() => {}
-        }
-        if !complete {
+            _ = again.tick() => true,
+        };
+        if !look || !nodes.complete {
             continue;
         }
-        let all = nodes.state();
-        match routes.sync(all.iter().map(AsRef::as_ref)).await {
+        match routes.sync(nodes.objects.values().map(AsRef::as_ref)).await {
             Ok(0) => {}
-            Ok(changed) => tracing::info!(changed, nodes = all.len(), "routes to nodes' pods"),
+            Ok(changed) => tracing::info!(changed, nodes = nodes.objects.len(), "routes to nodes' pods"),
             Err(error) => {
                 tracing::error!(%error, "routes to nodes' pods; trying again");
                 again.reset_after(Duration::from_secs(1));
             }
+        }
+    }
+}
+
+/// All nodes, by name.
+#[derive(Default)]
+struct Known {
+    objects: BTreeMap<String, Arc<Node>>,
+    listing: BTreeMap<String, Arc<Node>>,
+    complete: bool,
+}
+
+impl Known {
+    /// Takes an event over; returns whether routes may have to be others now. Most of what nodes say is that they are alive.
+    fn take(&mut self, event: Event<Arc<Node>>) -> bool {
+        let name = |node: &Node| node.metadata.name.clone().unwrap_or_default();
+        match event {
+            Event::Init => {
+                self.listing.clear();
+                false
+            }
+            Event::InitApply(node) => {
+                self.listing.insert(name(&node), node);
+                false
+            }
+            Event::InitDone => {
+                self.objects = std::mem::take(&mut self.listing);
+                self.complete = true;
+                true
+            }
+            Event::Apply(node) => {
+                let old = self.objects.insert(name(&node), node.clone());
+                old.is_none_or(|old| ranges(&old) != ranges(&node) || addresses(&old) != addresses(&node))
+            }
+            Event::Delete(node) => self.objects.remove(&name(&node)).is_some(),
         }
     }
 }
@@ -174,5 +201,22 @@ mod tests {
         let b = ("10.244.1.0/24".parse().unwrap(), "10.90.0.12".parse().unwrap());
         assert_eq!(model(&nodes, Some("a")), [b]);
         assert_eq!(model(&nodes, None).len(), 2);
+    }
+
+    #[test]
+    fn a_node_that_says_that_it_is_alive_changes_no_route() {
+        let of = |cidr: &str, ip: &str| Arc::new(node("b", Some(cidr), Some(ip)));
+        let mut known = Known::default();
+        assert!(!known.take(Event::Init) && !known.take(Event::InitApply(of("10.244.1.0/24", "10.90.0.12"))));
+        assert!(!known.complete, "the list is not at its end");
+        assert!(known.take(Event::InitDone));
+        assert!(known.complete);
+        let mut beat = (*of("10.244.1.0/24", "10.90.0.12")).clone();
+        beat.metadata.resource_version = Some("7".to_owned());
+        assert!(!known.take(Event::Apply(Arc::new(beat))));
+        assert!(known.take(Event::Apply(of("10.244.1.0/24", "10.90.0.13"))));
+        assert!(known.take(Event::Apply(of("10.244.2.0/24", "10.90.0.13"))));
+        assert!(known.take(Event::Delete(of("10.244.2.0/24", "10.90.0.13"))));
+        assert!(!known.take(Event::Delete(of("10.244.2.0/24", "10.90.0.13"))), "gone already");
     }
 }

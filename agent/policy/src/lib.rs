@@ -21,6 +21,7 @@ pub mod model;
 mod names;
 #[cfg(test)]
 mod oracle;
+mod peers;
 pub mod plan;
 pub mod program;
 pub mod render;

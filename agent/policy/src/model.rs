@@ -235,6 +235,17 @@ fn port(port: &NetworkPolicyPort) -> Option<PortMatch> {
     })
 }
 
+impl Policy {
+    /// Whether it speaks of Pods that may be on other nodes: by labels, or by the names that destinations give to ports.
+    pub fn names_peers(&self) -> bool {
+        let selects = |allow: &Allow| matches!(&allow.peers, Peers::Some { group, .. } if !group.0.is_empty());
+        let named = |port: &PortMatch| matches!(port, PortMatch::Named(..));
+        let by_name = |allow: &Allow| matches!(&allow.ports, Ports::Some(ports) if ports.iter().any(named));
+        let egress = self.egress.iter().flatten();
+        self.ingress.iter().flatten().any(selects) || egress.clone().any(selects) || egress.clone().any(by_name)
+    }
+}
+
 /// Reads a pod.
 pub fn pod(pod: &Pod) -> PodInfo {
     let spec = pod.spec.as_ref();

@@ -5,23 +5,29 @@ use crate::{
     kernel::Kernel,
     metrics::{Metrics, serve},
     model::{self, PodInfo, Policy},
+    peers::Peers,
     plan::Planner,
     program::Program,
     view::View,
 };
 use anyhow::Context;
 use causeway_api::{config::ClusterConfig, endpoints::SERVICE_NAME_LABEL};
+use causeway_informers::Informers;
 use causeway_nft::family::Family;
 use futures::StreamExt;
 use ipnet::IpNet;
 use k8s_openapi::api::{
-    core::v1::{Namespace, Node, Pod},
+    core::v1::{Namespace, Node},
     discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
 };
-use kube::{Api, runtime::watcher};
+use kube::{
+    Api,
+    runtime::watcher::{self, Event},
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 use tokio::sync::watch;
@@ -49,7 +55,14 @@ pub struct PolicyConfig {
 
 /// Runs until shutdown, in the node's network namespace: every thread of the runtime must live there. The rules stay
 /// when it ends, and the next run adopts them.
-pub async fn run(client: kube::Client, config: PolicyConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
+///
+/// `client` reads policies, and the Pods of other nodes while a policy speaks of any; all else comes from the node's copies.
+pub async fn run(
+    client: kube::Client,
+    informers: Informers,
+    config: PolicyConfig,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let registry = prometheus::Registry::new();
     let metrics = Metrics::new(&registry).context("registering the metrics of network policies")?;
     let mut config = config;
@@ -75,6 +88,7 @@ pub async fn run(client: kube::Client, config: PolicyConfig, shutdown: Cancellat
         metrics,
         healthy,
         pods: View::default(),
+        others: View::default(),
         namespaces: View::default(),
         policies: View::default(),
         dns: View::default(),
@@ -83,7 +97,7 @@ pub async fn run(client: kube::Client, config: PolicyConfig, shutdown: Cancellat
         changed: false,
         synced: false,
     }
-    .run(client, shutdown)
+    .run(client, informers, shutdown)
     .await
 }
 
@@ -91,7 +105,10 @@ struct Engine {
     config: PolicyConfig,
     metrics: Metrics,
     healthy: watch::Sender<bool>,
+    /// Of this node.
     pods: View<PodInfo>,
+    /// Of other nodes, while they are wanted.
+    others: View<PodInfo>,
     namespaces: View<BTreeMap<String, String>>,
     policies: View<Policy>,
     dns: View<PodInfo>,
@@ -102,23 +119,25 @@ struct Engine {
     synced: bool,
 }
 
-type Events<K> = Vec<Result<watcher::Event<K>, watcher::Error>>;
+/// Only a panic ends a watch: all begins anew then.
+const ENDED: &str = "a watch of network policies ended";
 
 impl Engine {
-    async fn run(mut self, client: kube::Client, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let all = watcher::Config::default;
-        let pods = causeway_api::watch::watch(Api::<Pod>::all(client.clone()), all());
-        let namespaces = causeway_api::watch::watch(Api::<Namespace>::all(client.clone()), all());
-        let policies = causeway_api::watch::strict(Api::<NetworkPolicy>::all(client.clone()), all());
-        let dns = all().labels(&format!("{SERVICE_NAME_LABEL}=kube-dns"));
-        let dns = causeway_api::watch::watch(Api::<EndpointSlice>::namespaced(client.clone(), "kube-system"), dns);
-        let own = all().fields(&format!("metadata.name={}", self.config.node_name));
-        let node = causeway_api::watch::watch(Api::<Node>::all(client), own);
-        let mut pods = std::pin::pin!(pods.ready_chunks(BATCH));
-        let mut namespaces = std::pin::pin!(namespaces.ready_chunks(BATCH));
-        let mut policies = std::pin::pin!(policies.ready_chunks(BATCH));
-        let mut dns = std::pin::pin!(dns.ready_chunks(BATCH));
-        let mut node = std::pin::pin!(node.ready_chunks(BATCH));
+    async fn run(
+        mut self,
+        client: kube::Client,
+        informers: Informers,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let name = self.config.node_name.clone();
+        let mut peers = Peers::new(client.clone(), &name, BATCH);
+        let policies = causeway_api::watch::strict(Api::<NetworkPolicy>::all(client), watcher::Config::default());
+        let mut policies = policies.ready_chunks(BATCH);
+        let mut pods = informers.pods_of(&name).subscribe().ready_chunks(BATCH);
+        let mut namespaces = informers.namespaces().subscribe().ready_chunks(BATCH);
+        let mut dns = informers.slices().subscribe_where(is_of_dns).ready_chunks(BATCH);
+        let own = move |node: &Node| node.metadata.name.as_deref() == Some(&name);
+        let mut node = informers.nodes().subscribe_where(own).ready_chunks(BATCH);
         let mut given = self.config.gate.given();
         given.mark_changed();
         let mut check = tokio::time::interval(CHECK);
@@ -127,36 +146,49 @@ impl Engine {
             let mut is_check = false;
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
-                Some(events) = pods.next() => {
+                events = pods.next() => {
                     let Self { pods, state, changed, .. } = &mut self;
-                    *changed |= take("Pods", events, pods, model::pod, state, |planner, key, pod| {
+                    *changed |= take(events.context(ENDED)?, pods, model::pod, state, |planner, key, pod| {
                         planner.set_pod(key, pod);
                     });
                 }
-                Some(events) = namespaces.next() => {
+                events = peers.next() => {
+                    let Self { others, state, changed, .. } = &mut self;
+                    let events = told("Pods of other nodes", events);
+                    *changed |= take(events, others, model::pod, state, |planner, key, pod| {
+                        planner.set_pod(&elsewhere(key), pod);
+                    });
+                }
+                events = namespaces.next() => {
                     let Self { namespaces, state, changed, .. } = &mut self;
                     let labels = |n: &Namespace| n.metadata.labels.clone().unwrap_or_default();
-                    *changed |= take("Namespaces", events, namespaces, labels, state, |planner, key, labels| {
+                    *changed |= take(events.context(ENDED)?, namespaces, labels, state, |planner, key, labels| {
                         planner.set_namespace(key.trim_start_matches('/'), labels);
                     });
                 }
-                Some(events) = policies.next() => {
+                events = policies.next() => {
+                    let events = told("NetworkPolicies", events.context(ENDED)?);
                     let Self { policies, state, changed, .. } = &mut self;
-                    *changed |= take("NetworkPolicies", events, policies, model::policy, state, |planner, key, policy| {
+                    *changed |= take(events, policies, model::policy, state, |planner, key, policy| {
                         let (namespace, name) = key.split_once('/').unwrap_or(("", key));
                         planner.set_policy(namespace, name, policy);
                     });
+                    let wanted = self.policies.values().any(Policy::names_peers);
+                    if peers.want(wanted) {
+                        self.forget_others();
+                        tracing::debug!(wanted, "whether policies speak of Pods on other nodes");
+                    }
                 }
-                Some(events) = dns.next() => {
+                events = dns.next() => {
                     let Self { dns, state, changed, .. } = &mut self;
-                    *changed |= take("EndpointSlices of DNS", events, dns, model::dns, state, |planner, key, pod| {
+                    *changed |= take(events.context(ENDED)?, dns, model::dns, state, |planner, key, pod| {
                         // Names of pods have no such prefix.
                         planner.set_pod(&format!("dns:{key}"), pod);
                     });
                 }
-                Some(events) = node.next() => {
+                events = node.next() => {
                     let Self { node, state, changed, .. } = &mut self;
-                    *changed |= take("the own Node", events, node, ranges, state, |planner, _, ranges| {
+                    *changed |= take(events.context(ENDED)?, node, ranges, state, |planner, _, ranges| {
                         planner.set_ranges(ranges.unwrap_or_default());
                     });
                 }
@@ -168,7 +200,9 @@ impl Engine {
                 }
                 _ = check.tick() => is_check = true,
             }
+            // Policies that speak of Pods elsewhere come into force when those are known.
             let complete = self.pods.is_complete()
+                && (!peers.is_wanted() || self.others.is_complete())
                 && self.namespaces.is_complete()
                 && self.policies.is_complete()
                 && self.dns.is_complete()
@@ -177,6 +211,16 @@ impl Engine {
                 self.sync().await?;
             }
         }
+    }
+
+    /// Before a watch of other nodes' Pods begins, and after it has ended.
+    fn forget_others(&mut self) {
+        for key in self.others.clear() {
+            if let Some((_, planner)) = &mut self.state {
+                planner.set_pod(&elsewhere(&key), None);
+            }
+        }
+        self.changed = true;
     }
 
     async fn sync(&mut self) -> anyhow::Result<()> {
@@ -220,10 +264,39 @@ impl Engine {
     }
 }
 
+/// The key of a Pod on another node. One that comes to this node is both for a moment, and neither may remove the other.
+fn elsewhere(key: &str) -> String {
+    format!("elsewhere:{key}")
+}
+
+/// Whether it is a slice of the cluster's DNS.
+fn is_of_dns(slice: &EndpointSlice) -> bool {
+    slice.metadata.namespace.as_deref() == Some("kube-system")
+        && slice.metadata.labels.as_ref().and_then(|l| l.get(SERVICE_NAME_LABEL)).is_some_and(|name| name == "kube-dns")
+}
+
+/// The events of a watch of our own.
+fn told<K>(what: &str, events: Vec<watcher::Result<Event<K>>>) -> Vec<Event<Arc<K>>> {
+    let mut good = Vec::with_capacity(events.len());
+    for event in events {
+        good.push(match event {
+            Ok(Event::Init) => Event::Init,
+            Ok(Event::InitDone) => Event::InitDone,
+            Ok(Event::InitApply(object)) => Event::InitApply(Arc::new(object)),
+            Ok(Event::Apply(object)) => Event::Apply(Arc::new(object)),
+            Ok(Event::Delete(object)) => Event::Delete(Arc::new(object)),
+            Err(error) => {
+                tracing::warn!(%error, "watching {what} for network policies; rules stay as they are");
+                continue;
+            }
+        });
+    }
+    good
+}
+
 /// Takes events over into a view and the planner; returns whether anything has changed.
 fn take<K: kube::Resource, T: Clone + PartialEq>(
-    what: &str,
-    events: Events<K>,
+    events: Vec<Event<Arc<K>>>,
     view: &mut View<T>,
     read: impl Fn(&K) -> T,
     state: &mut Option<(Program, Planner)>,
@@ -231,16 +304,11 @@ fn take<K: kube::Resource, T: Clone + PartialEq>(
 ) -> bool {
     let mut changed = false;
     for event in events {
-        match event {
-            Ok(event) => {
-                for (key, value) in view.take(event, &read) {
-                    if let Some((_, planner)) = state {
-                        set(planner, &key, value);
-                    }
-                    changed = true;
-                }
+        for (key, value) in view.take(event, &read) {
+            if let Some((_, planner)) = state {
+                set(planner, &key, value);
             }
-            Err(error) => tracing::warn!(%error, "watching {what} for network policies; rules stay as they are"),
+            changed = true;
         }
     }
     changed

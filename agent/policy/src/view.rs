@@ -4,6 +4,7 @@
 
 use kube::runtime::watcher::Event;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// The objects of one kind. A relist is taken over when it is complete.
 #[derive(Debug)]
@@ -20,20 +21,34 @@ impl<T> Default for View<T> {
 }
 
 impl<T: Clone + PartialEq> View<T> {
+    /// What it holds.
+    pub fn values(&self) -> impl Iterator<Item = &T> {
+        self.objects.values()
+    }
+
+    /// Forgets everything, as if nothing had ever been heard; returns the keys of what was there.
+    pub fn clear(&mut self) -> Vec<String> {
+        std::mem::take(self).objects.into_keys().collect()
+    }
+
     /// Whether the first list has come to its end. Before, nothing may be programmed.
     pub fn is_complete(&self) -> bool {
         self.complete
     }
 
     /// Takes an event; returns what it changes, and those that are gone without a value.
-    pub fn take<K: kube::Resource>(&mut self, event: Event<K>, read: impl Fn(&K) -> T) -> Vec<(String, Option<T>)> {
+    pub fn take<K: kube::Resource>(
+        &mut self,
+        event: Event<Arc<K>>,
+        read: impl Fn(&K) -> T,
+    ) -> Vec<(String, Option<T>)> {
         match event {
             Event::Init => {
                 self.listing = Some(HashMap::new());
                 Vec::new()
             }
             Event::InitApply(object) => {
-                self.listing.get_or_insert_default().insert(key(&object), read(&object));
+                self.listing.get_or_insert_default().insert(key(&*object), read(&object));
                 Vec::new()
             }
             Event::InitDone => {
@@ -45,7 +60,7 @@ impl<T: Clone + PartialEq> View<T> {
                 gone.chain(differs.map(|(k, v)| (k.clone(), Some(v.clone())))).collect()
             }
             Event::Apply(object) => {
-                let (key, new) = (key(&object), read(&object));
+                let (key, new) = (key(&*object), read(&object));
                 if self.objects.get(&key) == Some(&new) {
                     return Vec::new();
                 }
@@ -53,7 +68,7 @@ impl<T: Clone + PartialEq> View<T> {
                 vec![(key, Some(new))]
             }
             Event::Delete(object) => {
-                let key = key(&object);
+                let key = key(&*object);
                 self.objects.remove(&key);
                 vec![(key, None)]
             }
@@ -75,8 +90,8 @@ mod tests {
     #[test]
     fn a_relist_reports_only_differences() {
         let mut view = View::default();
-        let ns = |name: &str, value: &str| -> Namespace {
-            serde_json::from_value(json!({"metadata": {"name": name, "labels": {"a": value}}})).unwrap()
+        let ns = |name: &str, value: &str| -> Arc<Namespace> {
+            Arc::new(serde_json::from_value(json!({"metadata": {"name": name, "labels": {"a": value}}})).unwrap())
         };
         let mut take = |event| {
             let mut all = view.take(event, |n: &Namespace| n.metadata.labels.clone().unwrap()["a"].clone());

@@ -20,7 +20,6 @@ pub mod ranges;
 pub mod renderer;
 pub mod rules;
 mod run;
-mod slim;
 pub mod switch;
 pub mod view;
 

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::runtime::watcher::Event;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// All ranges of service addresses.
 #[derive(Debug, Default)]
@@ -23,7 +24,7 @@ impl ServiceRanges {
     }
 
     /// Takes an event; `true` when the ranges are others now.
-    pub fn take(&mut self, event: Event<ServiceCIDR>) -> bool {
+    pub fn take(&mut self, event: Event<Arc<ServiceCIDR>>) -> bool {
         let before = self.all();
         match event {
             Event::Init => self.listing.clear(),
@@ -59,8 +60,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn range(name: &str, cidrs: &[&str]) -> ServiceCIDR {
-        serde_json::from_value(json!({"metadata": {"name": name}, "spec": {"cidrs": cidrs}})).unwrap()
+    fn range(name: &str, cidrs: &[&str]) -> Arc<ServiceCIDR> {
+        Arc::new(serde_json::from_value(json!({"metadata": {"name": name}, "spec": {"cidrs": cidrs}})).unwrap())
     }
 
     #[test]

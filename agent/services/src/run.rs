@@ -12,11 +12,11 @@ use crate::{
     view::View,
 };
 use anyhow::Context;
-use causeway_api::watch::watch;
 use causeway_api::{
     config::{ClusterConfig, ProxyMode},
     endpoints::ZONE_LABEL,
 };
+use causeway_informers::Informers;
 use causeway_network::routes::Routes;
 use futures::StreamExt;
 use ipnet::IpNet;
@@ -28,7 +28,7 @@ use k8s_openapi::{
     },
     jiff::Timestamp,
 };
-use kube::runtime::watcher;
+use kube::runtime::watcher::Event;
 use std::{collections::HashMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
@@ -60,7 +60,7 @@ pub struct ServicesConfig {
 
 /// Runs until shutdown, in the node's network namespace: every thread of the runtime must live there. The rules stay
 /// when it ends, and the next run adopts them.
-pub async fn run(client: kube::Client, config: ServicesConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(informers: Informers, config: ServicesConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
     let registry = config.registry.clone().unwrap_or_default();
     let metrics = Metrics::new(&registry).context("registering kube-proxy's metrics")?;
     let health = Arc::new(Health::default());
@@ -102,7 +102,7 @@ pub async fn run(client: kube::Client, config: ServicesConfig, shutdown: Cancell
         synced: false,
         alone: false,
     }
-    .run(client, shutdown)
+    .run(informers, shutdown)
     .await
 }
 
@@ -142,30 +142,29 @@ struct Proxy {
     alone: bool,
 }
 
-type Events<K> = Vec<Result<watcher::Event<K>, watcher::Error>>;
+/// Only a panic ends a watch: all begins anew then.
+const ENDED: &str = "a watch of kube-proxy ended";
+
+type Events<K> = Vec<Event<Arc<K>>>;
 
 impl Proxy {
-    async fn run(mut self, client: kube::Client, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let all = watcher::Config::default;
-        let services = watch(kube::Api::<Service>::all(client.clone()), all());
-        let slices = watch(kube::Api::<EndpointSlice>::all(client.clone()), all());
-        let own = all().fields(&format!("metadata.name={}", self.config.node_name));
-        let cidrs = watch(kube::Api::<ServiceCIDR>::all(client.clone()), all());
-        let nodes = watch(kube::Api::<Node>::all(client), own);
-        let mut services = std::pin::pin!(services.ready_chunks(BATCH));
-        let mut slices = std::pin::pin!(slices.ready_chunks(BATCH));
-        let mut nodes = std::pin::pin!(nodes.ready_chunks(BATCH));
-        let mut cidrs = std::pin::pin!(cidrs.ready_chunks(BATCH));
+    async fn run(mut self, informers: Informers, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let mut services = informers.services().subscribe().ready_chunks(BATCH);
+        let mut slices = informers.slices().subscribe().ready_chunks(BATCH);
+        let name = self.config.node_name.clone();
+        let own = move |node: &Node| node.metadata.name.as_deref() == Some(&name);
+        let mut nodes = informers.nodes().subscribe_where(own).ready_chunks(BATCH);
+        let mut cidrs = informers.all::<ServiceCIDR>().subscribe().ready_chunks(BATCH);
         let mut check = tokio::time::interval(CHECK);
         check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let mut is_check = false;
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
-                Some(events) = services.next() => self.take_services(events),
-                Some(events) = slices.next() => self.take_slices(events),
-                Some(events) = nodes.next() => self.take_nodes(events),
-                Some(events) = cidrs.next() => self.take_ranges(events),
+                events = services.next() => self.take_services(events.context(ENDED)?),
+                events = slices.next() => self.take_slices(events.context(ENDED)?),
+                events = nodes.next() => self.take_nodes(events.context(ENDED)?),
+                events = cidrs.next() => self.take_ranges(events.context(ENDED)?),
                 _ = check.tick() => is_check = true,
             }
             if is_check {
@@ -180,46 +179,29 @@ impl Proxy {
 
     fn take_services(&mut self, events: Events<Service>) {
         for event in events {
-            match event {
-                Ok(event) => {
-                    let changed = self.view.service(event);
-                    self.metrics.service_changes.inc_by(changed as u64);
-                    self.metrics.services_pending.add(changed as i64);
-                    self.metrics.waits();
-                }
-                Err(error) => tracing::warn!(%error, "watching Services; rules stay as they are"),
-            }
+            let changed = self.view.service(event);
+            self.metrics.service_changes.inc_by(changed as u64);
+            self.metrics.services_pending.add(changed as i64);
+            self.metrics.waits();
         }
     }
 
     fn take_slices(&mut self, events: Events<EndpointSlice>) {
         for event in events {
-            match event {
-                Ok(event) => {
-                    let changed = self.view.slice(event);
-                    self.metrics.endpoint_changes.inc_by(changed.len() as u64);
-                    self.metrics.endpoints_pending.add(changed.len() as i64);
-                    self.metrics.waits();
-                    // What the first list tells happened before we were there.
-                    if self.synced {
-                        self.triggers.extend(changed.iter().filter_map(|s| trigger(s)));
-                    }
-                }
-                Err(error) => tracing::warn!(%error, "watching EndpointSlices; rules stay as they are"),
+            let changed = self.view.slice(event);
+            self.metrics.endpoint_changes.inc_by(changed.len() as u64);
+            self.metrics.endpoints_pending.add(changed.len() as i64);
+            self.metrics.waits();
+            // What the first list tells happened before we were there.
+            if self.synced {
+                self.triggers.extend(changed.iter().filter_map(|s| trigger(s)));
             }
         }
     }
 
     fn take_nodes(&mut self, events: Events<Node>) {
         for event in events {
-            let node = match event {
-                Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node)) => node,
-                Ok(_) => continue,
-                Err(error) => {
-                    tracing::warn!(%error, "watching the own Node");
-                    continue;
-                }
-            };
+            let (Event::Apply(node) | Event::InitApply(node)) = event else { continue };
             let taints = node.spec.as_ref().and_then(|s| s.taints.as_ref());
             self.health.set_leaving(taints.into_iter().flatten().any(|t| t.key == LEAVING_TAINT));
             let mut new = self.node.clone();
@@ -238,10 +220,7 @@ impl Proxy {
 
     fn take_ranges(&mut self, events: Events<ServiceCIDR>) {
         for event in events {
-            match event {
-                Ok(event) => self.synced &= !self.ranges.take(event),
-                Err(error) => tracing::warn!(%error, "watching ServiceCIDRs; ranges stay as they are"),
-            }
+            self.synced &= !self.ranges.take(event);
         }
     }
 

@@ -2,7 +2,6 @@
 //!
 //! In: watch events, also whole relists. Out: the names of Services to look at again.
 
-use crate::slim;
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use kube::runtime::watcher::Event;
 use std::{
@@ -29,14 +28,14 @@ type Changed<K> = (String, Option<Arc<K>>, Option<Arc<K>>);
 
 impl<K: kube::Resource + PartialEq> Cache<K> {
     /// Returns what has changed.
-    fn take(&mut self, event: Event<K>) -> Vec<Changed<K>> {
+    fn take(&mut self, event: Event<Arc<K>>) -> Vec<Changed<K>> {
         match event {
             Event::Init => {
                 self.listing = Some(HashMap::new());
                 Vec::new()
             }
             Event::InitApply(object) => {
-                self.listing.get_or_insert_default().insert(key(&object), Arc::new(object));
+                self.listing.get_or_insert_default().insert(key(&*object), object);
                 Vec::new()
             }
             Event::InitDone => {
@@ -54,12 +53,12 @@ impl<K: kube::Resource + PartialEq> Cache<K> {
                 changed
             }
             Event::Apply(object) => {
-                let (key, object) = (key(&object), Arc::new(object));
+                let key = key(&*object);
                 let before = self.objects.insert(key.clone(), object.clone());
                 vec![(key, before, Some(object))]
             }
             Event::Delete(object) => {
-                let key = key(&object);
+                let key = key(&*object);
                 let before = self.objects.remove(&key);
                 vec![(key, before, None)]
             }
@@ -84,17 +83,17 @@ impl View {
     }
 
     /// Takes an event of Services; returns how many objects it changed.
-    pub fn service(&mut self, event: Event<Service>) -> usize {
-        let changed = self.services.take(slim::event(event, slim::service));
+    pub fn service(&mut self, event: Event<Arc<Service>>) -> usize {
+        let changed = self.services.take(event);
         let count = changed.len();
         self.dirty.extend(changed.into_iter().map(|(key, _, _)| key));
         count
     }
 
     /// Takes an event of EndpointSlices; returns the changed ones that are there.
-    pub fn slice(&mut self, event: Event<EndpointSlice>) -> Vec<Arc<EndpointSlice>> {
+    pub fn slice(&mut self, event: Event<Arc<EndpointSlice>>) -> Vec<Arc<EndpointSlice>> {
         let mut present = Vec::new();
-        for (key, old, new) in self.slices.take(slim::event(event, slim::slice)) {
+        for (key, old, new) in self.slices.take(event) {
             for (slice, is_there) in old.iter().map(|s| (s, false)).chain(new.iter().map(|s| (s, true))) {
                 let Some(service) = service_key(slice) else { continue };
                 let keys = self.of_service.entry(service.clone()).or_default();
@@ -145,14 +144,14 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn service(name: &str) -> Service {
-        serde_json::from_value(json!({"metadata": {"namespace": "d", "name": name}})).unwrap()
+    fn service(name: &str) -> Arc<Service> {
+        Arc::new(serde_json::from_value(json!({"metadata": {"namespace": "d", "name": name}})).unwrap())
     }
 
-    fn slice(name: &str, of: &str) -> EndpointSlice {
-        serde_json::from_value(json!({"metadata": {"namespace": "d", "name": name,
-            "labels": {"kubernetes.io/service-name": of}}, "addressType": "IPv4", "endpoints": []}))
-        .unwrap()
+    fn slice(name: &str, of: &str) -> Arc<EndpointSlice> {
+        let object = json!({"metadata": {"namespace": "d", "name": name, "labels": {"kubernetes.io/service-name": of}},
+            "addressType": "IPv4", "endpoints": []});
+        Arc::new(serde_json::from_value(object).unwrap())
     }
 
     fn dirty(view: &mut View) -> Vec<(String, Option<usize>)> {

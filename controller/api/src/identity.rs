@@ -35,6 +35,10 @@ pub const USER_ANONYMOUS: &str = "system:anonymous";
 pub const USER_SCHEDULER: &str = "system:kube-scheduler";
 /// The controllers.
 pub const USER_CONTROLLER_MANAGER: &str = "system:kube-controller-manager";
+/// Reads the copies that controllers and scheduler share, and writes nothing.
+pub const USER_CONTROLLERS: &str = "system:causeway:controllers";
+/// Reads the copies that the components of a node share, and writes nothing.
+pub const USER_NODE: &str = "system:causeway:node";
 /// The per-node proxy of service addresses.
 pub const USER_PROXY: &str = "system:kube-proxy";
 /// The ingress.

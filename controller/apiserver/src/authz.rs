@@ -60,8 +60,38 @@ const ALL: &[&str] = &["*"];
 const EVENTS: Rule = (&["create", "patch", "update", "get"], "", &["events"]);
 const LEASES: Rule = (&["create", "patch", "update", "get"], "coordination.k8s.io", &["leases"]);
 
+/// The copies of the control plane: never Secrets.
+const CONTROLLERS: &[Rule] = &[
+    (
+        READ,
+        "",
+        &[
+            "pods",
+            "nodes",
+            "namespaces",
+            "services",
+            "endpoints",
+            "serviceaccounts",
+            "configmaps",
+            "persistentvolumes",
+            "persistentvolumeclaims",
+        ],
+    ),
+    (READ, "apps", &["deployments", "replicasets", "statefulsets", "daemonsets", "controllerrevisions"]),
+    (READ, "certificates.k8s.io", &["certificatesigningrequests"]),
+    (READ, "coordination.k8s.io", &["leases"]),
+    (READ, "discovery.k8s.io", &["endpointslices"]),
+    (READ, "networking.k8s.io", &["servicecidrs", "ipaddresses"]),
+    (READ, "policy", &["poddisruptionbudgets"]),
+    (READ, "storage.k8s.io", &["storageclasses"]),
+];
+/// The copies of a node: never Secrets or ConfigMaps.
+const NODE_COPIES: &[Rule] = &[
+    (READ, "", &["pods", "services", "nodes", "namespaces"]),
+    (READ, "discovery.k8s.io", &["endpointslices"]),
+    (READ, "networking.k8s.io", &["servicecidrs"]),
+];
 const SCHEDULER: &[Rule] = &[
-    (READ, "*", ALL),
     EVENTS,
     LEASES,
     (&["create"], "", &["pods/binding", "bindings"]),
@@ -74,15 +104,9 @@ const PROXY: &[Rule] = &[
     (READ, "networking.k8s.io", ALL),
     EVENTS,
 ];
-const DNS: &[Rule] = &[
-    (READ, "", &["services", "endpoints", "pods", "namespaces", "nodes", "configmaps"]),
-    (ALL, "discovery.k8s.io", &["endpointslices"]),
-    EVENTS,
-    LEASES,
-];
+const DNS: &[Rule] = &[(READ, "", &["configmaps"]), (ALL, "discovery.k8s.io", &["endpointslices"]), EVENTS, LEASES];
 const INGRESS: &[Rule] = &[
-    (READ, "", &["services", "endpoints", "pods", "namespaces", "nodes", "configmaps", "secrets"]),
-    (READ, "discovery.k8s.io", ALL),
+    (READ, "", &["configmaps", "secrets"]),
     (READ, "networking.k8s.io", ALL),
     (READ, "gateway.networking.k8s.io", ALL),
     (&["patch", "update"], "networking.k8s.io", &["ingresses", "ingresses/status"]),
@@ -98,19 +122,9 @@ const INGRESS: &[Rule] = &[
     EVENTS,
     LEASES,
 ];
-const POLICY: &[Rule] = &[
-    (READ, "", &["pods", "namespaces", "nodes"]),
-    (READ, "networking.k8s.io", &["networkpolicies"]),
-    (READ, "discovery.k8s.io", &["endpointslices"]),
-];
-const ANNOUNCE: &[Rule] = &[
-    (READ, "", &["services", "nodes"]),
-    (READ, "discovery.k8s.io", &["endpointslices"]),
-    (READ, "coordination.k8s.io", &["leases"]),
-    (&["delete"], "coordination.k8s.io", &["leases"]),
-    LEASES,
-    EVENTS,
-];
+const POLICY: &[Rule] = &[(READ, "", &["pods"]), (READ, "networking.k8s.io", &["networkpolicies"])];
+const ANNOUNCE: &[Rule] =
+    &[(READ, "coordination.k8s.io", &["leases"]), (&["delete"], "coordination.k8s.io", &["leases"]), LEASES, EVENTS];
 const NODE: &[Rule] = &[
     (
         READ,
@@ -161,6 +175,8 @@ fn matches_rule(rule: &Rule, a: &Attributes) -> bool {
 
 fn table_of(user: &UserInfo) -> Option<&'static [Rule]> {
     match user.username.as_str() {
+        identity::USER_CONTROLLERS => Some(CONTROLLERS),
+        identity::USER_NODE => Some(NODE_COPIES),
         identity::USER_SCHEDULER => Some(SCHEDULER),
         identity::USER_PROXY => Some(PROXY),
         identity::USER_DNS => Some(DNS),
@@ -251,6 +267,28 @@ mod tests {
     }
 
     #[test]
+    fn copies_are_read_by_name_and_hold_no_secrets() {
+        for (user, kinds) in [
+            (identity::USER_CONTROLLERS, &[("", "pods"), ("", "configmaps"), ("apps", "replicasets")][..]),
+            (identity::USER_NODE, &[("", "services"), ("discovery.k8s.io", "endpointslices"), ("", "namespaces")]),
+        ] {
+            let user = UserInfo::component(user, &[]);
+            assert!(kinds.iter().all(|(group, kind)| may(&user, "list", group, kind, "")));
+            for verb in ["get", "list", "watch"] {
+                assert!(!may(&user, verb, "", "secrets", ""));
+            }
+            assert!(!may(&user, "get", "", "pods", "log") && !may(&user, "create", "", "pods", "exec"));
+            for verb in ["create", "update", "patch", "delete"] {
+                assert!(kinds.iter().all(|(group, kind)| !may(&user, verb, group, kind, "")));
+            }
+        }
+        let node = UserInfo::component(identity::USER_NODE, &[]);
+        assert!(!may(&node, "get", "", "configmaps", ""));
+        let scheduler = UserInfo::component(identity::USER_SCHEDULER, &[]);
+        assert!(!may(&scheduler, "list", "", "secrets", ""));
+    }
+
+    #[test]
     fn components_have_what_they_need_and_no_more() {
         let scheduler = UserInfo::component(identity::USER_SCHEDULER, &[]);
         assert!(may(&scheduler, "create", "", "pods", "binding"));
@@ -260,13 +298,13 @@ mod tests {
         assert!(!may(&proxy, "get", "", "secrets", ""));
         let policy = UserInfo::component(identity::USER_POLICY, &[]);
         assert!(may(&policy, "watch", "networking.k8s.io", "networkpolicies", ""));
-        assert!(may(&policy, "list", "", "namespaces", ""));
+        assert!(may(&policy, "list", "", "pods", "") && !may(&policy, "list", "", "namespaces", ""));
         assert!(!may(&policy, "get", "", "secrets", ""));
         assert!(!may(&policy, "update", "", "pods", ""));
         assert!(may(&proxy, "watch", "networking.k8s.io", "servicecidrs", ""));
         let announcer = UserInfo::component(identity::USER_ANNOUNCE, &[]);
         assert!(may(&announcer, "update", "coordination.k8s.io", "leases", ""));
-        assert!(may(&announcer, "watch", "", "nodes", "") && !may(&announcer, "patch", "", "services", "status"));
+        assert!(!may(&announcer, "watch", "", "nodes", "") && !may(&announcer, "patch", "", "services", "status"));
         let node = UserInfo::node("n1");
         assert!(may(&node, "patch", "", "pods", "status"));
         assert!(!may(&node, "create", "rbac.authorization.k8s.io", "clusterroles", ""));

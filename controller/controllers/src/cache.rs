@@ -1,14 +1,14 @@
-//! One watch a kind, shared by all controllers: a consistent local copy with change handlers.
+//! What controllers know of a kind: the process' copy of it, with change handlers.
 //!
-//! In: the API's list and watch. Out: objects by key and namespace, `(old, new)` calls to handlers for every
+//! In: a subscription to the shared copy. Out: objects by key and namespace, `(old, new)` calls to handlers for every
 //! difference, also those found by a relist, and the newest resource version seen (see [`crate::fence`]).
 
 use crate::queue::Key;
+use causeway_informers::{Informer, Kind};
 use futures::StreamExt;
-use kube::runtime::watcher::{self, Event};
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::Resource;
+use kube::runtime::watcher::Event;
 use parking_lot::RwLock;
-use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// An object that can be cached: a typed kind with static names.
-pub trait Cached: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static {}
-impl<K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static> Cached for K {}
+pub trait Cached: Kind + Clone + Debug {}
+impl<K: Kind + Clone + Debug> Cached for K {}
 
 type Handler<K> = Box<dyn Fn(Option<&Arc<K>>, Option<&Arc<K>>) + Send + Sync>;
 
@@ -99,27 +99,29 @@ impl<K: Cached> Cache<K> {
     }
 
     /// Keeps the copy current until `shutdown`.
-    pub async fn run(self, client: Client, shutdown: CancellationToken) {
-        let mut stream = causeway_api::watch::watch(Api::<K>::all(client), watcher::Config::default());
+    pub async fn run(self, copy: impl Fn() -> Informer<K>, shutdown: CancellationToken) {
         let mut listing = BTreeMap::new();
         loop {
-            let event = tokio::select! {
-                event = stream.next() => event,
-                () = shutdown.cancelled() => return,
-            };
-            match event {
-                Some(Ok(event)) => self.apply(event, &mut listing),
-                Some(Err(error)) => tracing::debug!(kind = %K::kind(&()), %error, "watch interrupted"),
-                None => return,
+            let copy = copy();
+            let mut events = copy.subscribe();
+            loop {
+                let event = tokio::select! {
+                    event = events.next() => event,
+                    () = shutdown.cancelled() => return,
+                };
+                match event {
+                    Some(event) => self.apply(event, &mut listing),
+                    // Only a panic ends a copy: there is a new one.
+                    None => break,
+                }
             }
         }
     }
 
-    fn apply(&self, event: Event<K>, listing: &mut BTreeMap<Key, Arc<K>>) {
+    fn apply(&self, event: Event<Arc<K>>, listing: &mut BTreeMap<Key, Arc<K>>) {
         match event {
             Event::Init => listing.clear(),
             Event::InitApply(object) => {
-                let object = slim(object);
                 listing.insert(key_of(&*object), object);
             }
             Event::InitDone => {
@@ -127,15 +129,14 @@ impl<K: Cached> Cache<K> {
                 self.0.synced.send_replace(true);
             }
             Event::Apply(object) => {
-                let object = slim(object);
                 let old = self.0.objects.write().insert(key_of(&*object), object.clone());
                 // After the insert: who sees the version must also find the object.
                 self.seen(version_of(&*object));
                 self.tell(old.as_ref(), Some(&object));
             }
             Event::Delete(object) => {
-                let old = self.0.objects.write().remove(&key_of(&object));
-                self.seen(version_of(&object));
+                let old = self.0.objects.write().remove(&key_of(&*object));
+                self.seen(version_of(&*object));
                 if let Some(old) = old {
                     self.tell(Some(&old), None);
                 }
@@ -174,21 +175,15 @@ impl<K: Cached> Cache<K> {
     /// Puts an object in as the watch would, for tests of handlers and controllers.
     #[cfg(test)]
     pub fn insert(&self, object: K) {
-        self.apply(Event::Apply(object), &mut BTreeMap::new());
+        self.apply(Event::Apply(Arc::new(object)), &mut BTreeMap::new());
     }
-}
-
-/// Managed fields are half of an object's size and nobody here reads them.
-fn slim<K: Resource>(mut object: K) -> Arc<K> {
-    object.managed_fields_mut().clear();
-    object.meta_mut().managed_fields = None;
-    Arc::new(object)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::ResourceExt;
     use parking_lot::Mutex;
 
     fn map(namespace: &str, name: &str, version: &str) -> ConfigMap {
@@ -214,8 +209,8 @@ mod tests {
         log.lock().clear();
         let mut listing = BTreeMap::new();
         cache.apply(Event::Init, &mut listing);
-        cache.apply(Event::InitApply(map("a", "x", "1")), &mut listing);
-        cache.apply(Event::InitApply(map("b", "z", "9")), &mut listing);
+        cache.apply(Event::InitApply(Arc::new(map("a", "x", "1"))), &mut listing);
+        cache.apply(Event::InitApply(Arc::new(map("b", "z", "9"))), &mut listing);
         assert_eq!(cache.all().len(), 3, "nothing changes before the list is complete");
         cache.apply(Event::InitDone, &mut listing);
         let some = |s: &str| Some(s.to_owned());

@@ -3,6 +3,7 @@
 use crate::ControllersConfig;
 use crate::cache::{Cache, Cached};
 use causeway_api::events::{EventType, Recorder};
+use causeway_informers::Informers;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -48,6 +49,8 @@ pub struct Caches {
 pub struct Context {
     /// The client, with the controllers' identity.
     pub client: Client,
+    /// The process' copies of all kinds.
+    pub informers: Informers,
     /// The configuration.
     pub config: ControllersConfig,
     /// The copies.
@@ -76,11 +79,23 @@ impl Context {
         Events(Recorder::new(self.client.clone(), component, None))
     }
 
-    /// Starts the watches.
+    /// Follows the copies.
     pub fn watch(&self, tasks: &TaskTracker, shutdown: &CancellationToken) {
-        let c = &self.caches;
-        self.start(&c.pods, tasks, shutdown);
-        self.start(&c.nodes, tasks, shutdown);
+        let (c, i) = (&self.caches, &self.informers);
+        tasks.spawn(c.pods.clone().run(
+            {
+                let i = i.clone();
+                move || i.pods()
+            },
+            shutdown.clone(),
+        ));
+        tasks.spawn(c.nodes.clone().run(
+            {
+                let i = i.clone();
+                move || i.nodes()
+            },
+            shutdown.clone(),
+        ));
         self.start(&c.leases, tasks, shutdown);
         self.start(&c.namespaces, tasks, shutdown);
         self.start(&c.services, tasks, shutdown);
@@ -103,7 +118,8 @@ impl Context {
     }
 
     fn start<K: Cached>(&self, cache: &Cache<K>, tasks: &TaskTracker, shutdown: &CancellationToken) {
-        tasks.spawn(cache.clone().run(self.client.clone(), shutdown.clone()));
+        let informers = self.informers.clone();
+        tasks.spawn(cache.clone().run(move || informers.all(), shutdown.clone()));
     }
 }
 

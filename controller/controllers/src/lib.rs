@@ -1,6 +1,6 @@
 //! The controllers: one file each.
 //!
-//! In: the API, through one watch a kind ([`cache`]). Out: objects created, changed and deleted through the API.
+//! In: the process' copies of the kinds ([`cache`]). Out: objects created, changed and deleted through the API.
 //! Every controller is a queue of keys ([`queue`]) and a level-triggered reconcile; what it decides is in a pure
 //! `plan`, what it does is next to it. [`run`] wires them all up and is the map of this crate.
 
@@ -36,6 +36,7 @@ mod testing;
 pub mod volume;
 
 use causeway_api::config::ClusterConfig;
+use causeway_informers::Informers;
 use context::Context;
 use error::Result;
 use kube::Client;
@@ -116,9 +117,16 @@ macro_rules! reconcile {
 }
 
 /// Runs all controllers until `shutdown`.
-pub async fn run(client: Client, config: ControllersConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
+///
+/// `client` writes, and reads what is the controllers' alone (Secrets of tokens); `informers` are the process' copies.
+pub async fn run(
+    client: Client,
+    informers: Informers,
+    config: ControllersConfig,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let tasks = TaskTracker::new();
-    let context = Arc::new(Context { client, config, caches: Default::default() });
+    let context = Arc::new(Context { client, informers, config, caches: Default::default() });
     let starter = Starter { tasks: tasks.clone(), shutdown: shutdown.clone() };
     start_workloads(&context, &starter);
     start_network(&context, &starter);

@@ -10,6 +10,7 @@ use causeway_api::pod as podutil;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::watcher::Event;
+use std::borrow::Borrow;
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -136,15 +137,16 @@ impl Cluster {
     }
 
     /// Takes over what a watch of Nodes says.
-    pub fn take_node(&mut self, event: Event<Node>) {
+    pub fn take_node(&mut self, event: Event<impl Borrow<Node>>) {
         match event {
             Event::Init => self.node_list.seen.clear(),
             Event::InitApply(node) => {
+                let node = node.borrow();
                 self.node_list.seen.insert(node.metadata.name.clone().unwrap_or_default());
-                self.set_node(&node);
+                self.set_node(node);
             }
-            Event::Apply(node) => self.set_node(&node),
-            Event::Delete(node) => self.remove_node(node.metadata.name.as_deref().unwrap_or_default()),
+            Event::Apply(node) => self.set_node(node.borrow()),
+            Event::Delete(node) => self.remove_node(node.borrow().metadata.name.as_deref().unwrap_or_default()),
             Event::InitDone => {
                 let seen = std::mem::take(&mut self.node_list.seen);
                 let names = self.snapshot.nodes.iter().map(|n| n.name.clone());
@@ -174,15 +176,16 @@ impl Cluster {
     }
 
     /// Takes over what a watch of Pods says.
-    pub fn take_pod(&mut self, event: Event<Pod>) {
+    pub fn take_pod(&mut self, event: Event<impl Borrow<Pod>>) {
         match event {
             Event::Init => self.pod_list.seen.clear(),
             Event::InitApply(pod) => {
-                self.pod_list.seen.insert(uid(&pod).to_owned());
-                self.set_pod(&pod);
+                let pod = pod.borrow();
+                self.pod_list.seen.insert(uid(pod).to_owned());
+                self.set_pod(pod);
             }
-            Event::Apply(pod) => self.set_pod(&pod),
-            Event::Delete(pod) => self.remove_pod(uid(&pod)),
+            Event::Apply(pod) => self.set_pod(pod.borrow()),
+            Event::Delete(pod) => self.remove_pod(uid(pod.borrow())),
             Event::InitDone => {
                 let seen = std::mem::take(&mut self.pod_list.seen);
                 for gone in self.pods.keys().filter(|p| !seen.contains(*p)).cloned().collect::<Vec<_>>() {

@@ -5,21 +5,16 @@ use crate::cluster::Cluster;
 use crate::pod::PodInfo;
 use crate::volume::{self, Storage};
 use crate::{bind, placement};
+use anyhow::Context;
 use causeway_api::events::{EventType, Recorder};
 use causeway_api::identity::USER_SCHEDULER;
-use causeway_api::watch::watch;
-use futures::{Stream, StreamExt};
-use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use causeway_informers::{Informer, Informers, Kind};
+use futures::stream::{BoxStream, Stream, StreamExt};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
-use kube::runtime::reflector::{self, ObjectRef, Store};
-use kube::runtime::watcher::{Config, Error, Event};
-use kube::{Api, Client, Resource};
-use std::hash::Hash;
-use std::pin::Pin;
+use kube::Client;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -43,19 +38,29 @@ const BATCH: usize = 1024;
 /// Without any change, pods that wait are looked at this often.
 const RESYNC: Duration = Duration::from_secs(30);
 
+/// Only a panic ends a watch: all begins anew then.
+const ENDED: &str = "a watch of the scheduler ended";
+
 /// Runs the scheduler until `shutdown`.
-pub async fn run(client: Client, config: SchedulerConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let wake = Arc::new(Notify::new());
-    let storage = Views::start(&client, &wake, &shutdown);
-    let mut pods = watch(Api::<Pod>::all(client.clone()), Config::default()).ready_chunks(BATCH);
-    let mut nodes = watch(Api::<Node>::all(client.clone()), Config::default()).ready_chunks(BATCH);
+///
+/// `client` writes under the scheduler's own name; what it knows comes from the process' copies.
+pub async fn run(
+    client: Client,
+    informers: Informers,
+    config: SchedulerConfig,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let storage = Views::new(&informers);
+    let mut stored = storage.changes().ready_chunks(BATCH);
+    let mut pods = informers.pods().subscribe().ready_chunks(BATCH);
+    let mut nodes = informers.nodes().subscribe().ready_chunks(BATCH);
     let scheduler = Scheduler { recorder: Recorder::new(client.clone(), &config.name, None), client };
     let mut cluster = Cluster::new(&config.name);
     let mut writers: JoinSet<Written> = JoinSet::new();
     let mut refused = None;
     tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
-        ready = storage.ready() => ready?,
+        synced = storage.synced() => synced?,
     }
     let mut resync = tokio::time::interval(RESYNC);
     resync.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -79,9 +84,10 @@ pub async fn run(client: Client, config: SchedulerConfig, shutdown: Cancellation
                 }
                 Err(error) => tracing::error!(%error, "a decision of the scheduler was not written"),
             },
-            Some(events) = pods.next() => each(events, |event| cluster.take_pod(event)),
-            Some(events) = nodes.next() => each(events, |event| cluster.take_node(event)),
-            () = wake.notified() => {
+            events = pods.next() => events.context(ENDED)?.into_iter().for_each(|event| cluster.take_pod(event)),
+            events = nodes.next() => events.context(ENDED)?.into_iter().for_each(|event| cluster.take_node(event)),
+            changes = stored.next() => {
+                changes.context(ENDED)?;
                 refused = None;
                 cluster.storage_changed();
             }
@@ -94,15 +100,6 @@ pub async fn run(client: Client, config: SchedulerConfig, shutdown: Cancellation
             }
             () = tokio::time::sleep(alarm), if !work => {}
             _ = resync.tick() => cluster.look_around(),
-        }
-    }
-}
-
-fn each<K: Resource<DynamicType = ()>>(events: Vec<Result<Event<K>, Error>>, mut take: impl FnMut(Event<K>)) {
-    for event in events {
-        match event {
-            Ok(event) => take(event),
-            Err(error) => tracing::debug!(%error, kind = %K::kind(&()), "watch interrupted"),
         }
     }
 }
@@ -141,68 +138,43 @@ struct Refused {
 
 /// Local copies of what claims need.
 struct Views {
-    claims: Store<PersistentVolumeClaim>,
-    volumes: Store<PersistentVolume>,
-    classes: Store<StorageClass>,
+    claims: Informer<PersistentVolumeClaim>,
+    volumes: Informer<PersistentVolume>,
+    classes: Informer<StorageClass>,
 }
 
 impl Views {
-    fn start(client: &Client, wake: &Arc<Notify>, shutdown: &CancellationToken) -> Self {
-        Self {
-            claims: view(Api::all(client.clone()), wake, shutdown),
-            volumes: view(Api::all(client.clone()), wake, shutdown),
-            classes: view(Api::all(client.clone()), wake, shutdown),
-        }
+    fn new(informers: &Informers) -> Self {
+        Self { claims: informers.all(), volumes: informers.all(), classes: informers.all() }
     }
 
-    async fn ready(&self) -> anyhow::Result<()> {
-        self.claims.wait_until_ready().await?;
-        self.volumes.wait_until_ready().await?;
-        self.classes.wait_until_ready().await?;
+    /// Something, whenever any of them has changed.
+    fn changes(&self) -> impl Stream<Item = ()> + Unpin + use<> {
+        fn changes<K: Kind>(copy: &Informer<K>) -> BoxStream<'static, ()> {
+            copy.subscribe().map(drop).boxed()
+        }
+        futures::stream::select_all([changes(&self.claims), changes(&self.volumes), changes(&self.classes)])
+    }
+
+    async fn synced(&self) -> anyhow::Result<()> {
+        let all = self.claims.synced().await && self.volumes.synced().await && self.classes.synced().await;
+        anyhow::ensure!(all, "a watch of the scheduler ended");
         Ok(())
     }
 }
 
 impl Storage for Views {
     fn claim(&self, namespace: &str, name: &str) -> Option<PersistentVolumeClaim> {
-        get_namespaced(&self.claims, namespace, name)
+        self.claims.get(namespace, name).map(|c| (*c).clone())
     }
 
     fn volume(&self, name: &str) -> Option<PersistentVolume> {
-        self.volumes.get(&ObjectRef::new(name)).map(|v| (*v).clone())
+        self.volumes.get("", name).map(|v| (*v).clone())
     }
 
     fn class(&self, name: &str) -> Option<StorageClass> {
-        self.classes.get(&ObjectRef::new(name)).map(|c| (*c).clone())
+        self.classes.get("", name).map(|c| (*c).clone())
     }
-}
-
-fn get_namespaced<K>(store: &Store<K>, namespace: &str, name: &str) -> Option<K>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + 'static,
-{
-    store.get(&ObjectRef::new(name).within(namespace)).map(|k| (*k).clone())
-}
-
-/// A reflector that wakes the loop at every change and backs off when the API is gone.
-fn view<K>(api: Api<K>, wake: &Arc<Notify>, shutdown: &CancellationToken) -> Store<K>
-where
-    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
-    K::DynamicType: Hash + Eq,
-{
-    let (store, writer) = reflector::store();
-    let (wake, shutdown) = (wake.clone(), shutdown.clone());
-    let stream = reflector::reflector(writer, watch(api, Config::default()));
-    tokio::spawn(async move {
-        let mut stream: Pin<Box<dyn Stream<Item = _> + Send>> = Box::pin(stream.take_until(shutdown.cancelled_owned()));
-        while let Some(event) = stream.next().await {
-            match event {
-                Ok(_) => wake.notify_one(),
-                Err(error) => tracing::debug!(%error, kind = %K::kind(&()), "watch interrupted"),
-            }
-        }
-    });
-    store
 }
 
 struct Scheduler {

@@ -3,8 +3,9 @@
 use super::support::{config, dig_at, sockets, squeezed};
 use causeway_api::config::ClusterConfig;
 use causeway_api::dns::DnsSettings;
-use causeway_api::identity::{USER_DNS, UserInfo};
+use causeway_api::identity::{USER_DNS, USER_NODE, UserInfo};
 use causeway_apiserver::{ApiServer, ApiServerConfig, DirectDialer};
+use causeway_informers::Informers;
 use causeway_store::{SledOptions, SledStore};
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -33,9 +34,16 @@ pub async fn api_server(folder: &Path) -> ApiServer {
 }
 
 /// A client of an API server that is not there.
-pub fn nobody() -> Client {
+pub fn nobody() -> (Client, Informers) {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    Client::try_from(kube::Config::new(format!("http://{free}").parse().unwrap())).unwrap()
+    let client = Client::try_from(kube::Config::new(format!("http://{free}").parse().unwrap())).unwrap();
+    (client.clone(), Informers::new(client))
+}
+
+/// What DNS is on a node: itself, and who reads the node's copies.
+pub fn clients(server: &ApiServer) -> (Client, Informers) {
+    let of = |user| server.client(UserInfo::component(user, &[]));
+    (of(USER_DNS), Informers::new(of(USER_NODE)))
 }
 
 /// DNS of node-1, as a component.
@@ -47,11 +55,11 @@ pub struct Running {
 }
 
 impl Running {
-    pub fn start(client: Client, state_dir: &Path) -> Self {
-        Self::start_with(client, state_dir, DnsSettings::default())
+    pub fn start(clients: (Client, Informers), state_dir: &Path) -> Self {
+        Self::start_with(clients, state_dir, DnsSettings::default())
     }
 
-    pub fn start_with(client: Client, state_dir: &Path, settings: DnsSettings) -> Self {
+    pub fn start_with((client, copies): (Client, Informers), state_dir: &Path, settings: DnsSettings) -> Self {
         let (udp, tcp) = sockets();
         let addr = tcp.local_addr().unwrap();
         let admin = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -65,7 +73,7 @@ impl Running {
         let at = admin.local_addr().unwrap();
         config.admin = Some(admin);
         let shutdown = CancellationToken::new();
-        let task = tokio::spawn(causeway_dns::run(client, config, shutdown.clone()));
+        let task = tokio::spawn(causeway_dns::run(client, copies, config, shutdown.clone()));
         Self { addr, admin: at, shutdown, task }
     }
 
@@ -139,7 +147,7 @@ async fn objects_become_answers_and_the_endpoint_is_published() {
     let admin = server.client(UserInfo::admin());
     namespace(&admin, "shop").await;
     namespace(&admin, "kube-system").await;
-    let dns = Running::start(server.client(UserInfo::component(USER_DNS, &[])), &folder.path().join("dns"));
+    let dns = Running::start(clients(&server), &folder.path().join("dns"));
     dns.until("web.shop.svc.cluster.local A", &["status: NXDOMAIN"]).await;
 
     // A Service comes, is changed, and goes.
@@ -205,7 +213,7 @@ async fn a_restart_without_the_api_still_answers() {
         let services = Api::<Service>::namespaced(admin, "shop");
         let web = service("web", json!({ "ports": [{ "name": "http", "port": 80 }] }));
         let ip = services.create(&PostParams::default(), &web).await.unwrap().spec.unwrap().cluster_ip.unwrap();
-        let dns = Running::start(server.client(UserInfo::component(USER_DNS, &[])), &state);
+        let dns = Running::start(clients(&server), &state);
         dns.until("web.shop.svc.cluster.local A", &[&ip]).await;
         dns.stop().await;
         ip

@@ -1,10 +1,10 @@
 //! Completing the search path of who asks: pods of the API, questions from their addresses.
 
-use super::api::{Running, api_server, namespace};
+use super::api::{Running, api_server, clients, namespace};
 use super::fake::{Fake, Manner};
 use super::support::{dig, key, plain, start_with, upstreams};
 use causeway_api::dns::DnsSettings;
-use causeway_api::identity::{USER_DNS, UserInfo};
+use causeway_api::identity::UserInfo;
 use causeway_dns::pods::PodPart;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
@@ -65,8 +65,7 @@ async fn pods_of_the_node_are_who_asks() {
     namespace(&admin, "shop").await;
     let fake = Fake::start(Manner::Address(Ipv4Addr::new(192, 0, 2, 1), 60)).await;
     let settings = DnsSettings { autopath: true, ..upstreams(&[fake.addr]) };
-    let dns =
-        Running::start_with(server.client(UserInfo::component(USER_DNS, &[])), &folder.path().join("dns"), settings);
+    let dns = Running::start_with(clients(&server), &folder.path().join("dns"), settings);
     let first = "www.example.org.shop.svc.cluster.local A";
     dns.until(first, &["status: NXDOMAIN"]).await;
     let pods = Api::<Pod>::namespaced(admin, "shop");

@@ -1,9 +1,9 @@
 //! Settings while it runs, from the ConfigMap; health, readiness and the end.
 
-use super::api::{Running, api_server, namespace, nobody};
+use super::api::{Running, api_server, clients, namespace, nobody};
 use super::fake::{Fake, Manner};
 use causeway_api::dns::DnsSettings;
-use causeway_api::identity::{USER_DNS, UserInfo};
+use causeway_api::identity::UserInfo;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Service};
 use kube::Client;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -34,7 +34,7 @@ async fn the_config_map_is_followed_and_a_bad_one_changes_nothing() {
     let fake = Fake::start(Manner::Address(Ipv4Addr::new(192, 0, 2, 1), 60)).await;
     let state = folder.path().join("dns");
     let base = DnsSettings { ttl: 7, ..DnsSettings::default() };
-    let dns = Running::start_with(server.client(UserInfo::component(USER_DNS, &[])), &state, base.clone());
+    let dns = Running::start_with(clients(&server), &state, base.clone());
     dns.until("web.shop.svc.cluster.local A", &["web.shop.svc.cluster.local. 7\tIN\tA"]).await;
     dns.until("www.corp.example A", &["status: REFUSED"]).await;
 
@@ -81,7 +81,7 @@ async fn the_config_map_is_followed_and_a_bad_one_changes_nothing() {
     dns.stop().await;
 
     // Without the ConfigMap the program's own are in force again.
-    let dns = Running::start_with(server.client(UserInfo::component(USER_DNS, &[])), &state, base);
+    let dns = Running::start_with(clients(&server), &state, base);
     settings(&admin, "ttl: 31").await;
     dns.until("web.shop.svc.cluster.local A", &["web.shop.svc.cluster.local. 31\tIN\tA"]).await;
     let maps = Api::<ConfigMap>::namespaced(admin, "kube-system");
@@ -103,7 +103,7 @@ async fn ready_once_complete_and_lameduck_at_the_end() {
     let server = api_server(folder.path()).await;
     namespace(&server.client(UserInfo::admin()), "kube-system").await;
     let lame = DnsSettings { lameduck_seconds: 2, ..DnsSettings::default() };
-    let dns = Running::start_with(server.client(UserInfo::component(USER_DNS, &[])), &folder.path().join("dns"), lame);
+    let dns = Running::start_with(clients(&server), &folder.path().join("dns"), lame);
     dns.http_until("/ready", "OK\n200").await;
     dns.http_until("/metrics", "coredns_health_request_duration_seconds_count 1").await;
     dns.end();

@@ -24,6 +24,11 @@ impl Step {
         if self.gone { Event::Delete(object) } else { Event::Apply(object) }
     }
 
+    fn shared<K: DeserializeOwned>(&self) -> Event<Arc<K>> {
+        let object = Arc::new(serde_json::from_value(self.object.clone()).unwrap());
+        if self.gone { Event::Delete(object) } else { Event::Apply(object) }
+    }
+
     fn update(&self) -> Update {
         if let Some(update) = gateways::update(self) {
             return Update::Gateway(Box::new(update));
@@ -31,8 +36,8 @@ impl Step {
         match self.kind {
             "Ingress" => Update::Ingress(self.event()),
             "IngressClass" => Update::Class(self.event()),
-            "Service" => Update::Service(Box::new(self.event())),
-            "EndpointSlice" => Update::Slice(self.event()),
+            "Service" => Update::Service(self.shared()),
+            "EndpointSlice" => Update::Slice(self.shared()),
             "Secret" => Update::Secret(self.event()),
             _ => Update::AuthSecret(self.event()),
         }

@@ -12,9 +12,9 @@ fn view(objects: Vec<Value>) -> View {
         let update = match object["kind"].as_str().unwrap() {
             "Ingress" => Update::Ingress(Event::Apply(serde_json::from_value(object).unwrap())),
             "IngressClass" => Update::Class(Event::Apply(serde_json::from_value(object).unwrap())),
-            "Service" => Update::Service(Box::new(Event::Apply(serde_json::from_value(object).unwrap()))),
+            "Service" => Update::Service(Event::Apply(Arc::new(serde_json::from_value(object).unwrap()))),
             "Secret" => Update::Secret(Event::Apply(serde_json::from_value(object).unwrap())),
-            "EndpointSlice" => Update::Slice(Event::Apply(serde_json::from_value(object).unwrap())),
+            "EndpointSlice" => Update::Slice(Event::Apply(Arc::new(serde_json::from_value(object).unwrap()))),
             other => panic!("{other}"),
         };
         view.handle(update);
@@ -249,13 +249,13 @@ fn endpoints_are_the_usable_ones_of_the_port() {
     assert_eq!(texts(&v), ["10.0.0.1:8080", "10.0.0.3:8080"]);
     // Nobody is ready any more: those that still serve while they end.
     let gone = serde_json::from_value(slice("s2", json!([]))).unwrap();
-    let dirt = v.handle(Update::Slice(Event::Delete(gone)));
+    let dirt = v.handle(Update::Slice(Event::Delete(Arc::new(gone))));
     assert_eq!(dirt.services.into_iter().collect::<Vec<_>>(), [ObjectKey::new("ns", "web")]);
     let ending = slice(
         "s1",
         json!([{"addresses": ["10.0.0.2"], "conditions": {"ready": false, "serving": true, "terminating": true}}]),
     );
-    v.handle(Update::Slice(Event::Apply(serde_json::from_value(ending).unwrap())));
+    v.handle(Update::Slice(Event::Apply(Arc::new(serde_json::from_value(ending).unwrap()))));
     assert_eq!(texts(&v), ["10.0.0.2:8080"]);
 }
 

@@ -63,15 +63,15 @@ pub enum Update {
     /// Of an Ingress.
     Ingress(Event<Ingress>),
     /// Of a Service.
-    Service(Box<Event<Service>>),
+    Service(Event<Arc<Service>>),
     /// Of a TLS Secret.
     Secret(Event<Secret>),
     /// Of a Secret that may have a password file.
     AuthSecret(Event<Secret>),
     /// Of an EndpointSlice.
-    Slice(Event<EndpointSlice>),
+    Slice(Event<Arc<EndpointSlice>>),
     /// Of the node we are on.
-    Node(Box<Event<Node>>),
+    Node(Event<Arc<Node>>),
     /// Of a kind that only Gateways need.
     Gateway(Box<GatewayUpdate>),
 }
@@ -103,15 +103,16 @@ impl<K: Resource> Store<K> {
         self.synced
     }
 
-    /// Takes an event in.
-    pub fn handle(&mut self, event: Event<K>) -> Touch<K> {
+    /// Takes an event in, of an object that is shared or our own.
+    pub fn handle<O: Into<Arc<K>>>(&mut self, event: Event<O>) -> Touch<K> {
         match event {
             Event::Init => {
                 self.listing = HashMap::new();
                 Touch::Nothing
             }
             Event::InitApply(object) => {
-                self.listing.insert(ObjectKey::of(&object), Arc::new(object));
+                let object = object.into();
+                self.listing.insert(ObjectKey::of(&*object), object);
                 Touch::Nothing
             }
             Event::InitDone => {
@@ -120,11 +121,10 @@ impl<K: Resource> Store<K> {
                 Touch::All
             }
             Event::Apply(object) => {
-                let key = ObjectKey::of(&object);
-                let new = Arc::new(object);
-                Touch::One(self.current.insert(key, Arc::clone(&new)), Some(new))
+                let new = object.into();
+                Touch::One(self.current.insert(ObjectKey::of(&*new), Arc::clone(&new)), Some(new))
             }
-            Event::Delete(object) => match self.current.remove(&ObjectKey::of(&object)) {
+            Event::Delete(object) => match self.current.remove(&ObjectKey::of(&*object.into())) {
                 None => Touch::Nothing,
                 old => Touch::One(old, None),
             },
@@ -159,7 +159,7 @@ impl View {
                 Dirt { routes: changed, ..Dirt::default() }
             }
             Update::Service(event) => {
-                let touch = self.services.handle(*event);
+                let touch = self.services.handle(event);
                 // Of Gateways' own Services the address counts too.
                 let said = differs(&touch, |a, b| a.status == b.status && a.metadata.labels == b.metadata.labels);
                 let same =
@@ -170,9 +170,9 @@ impl View {
             }
             Update::Gateway(update) => self.gateways.handle(*update),
             Update::Node(event) => {
-                let zone = match *event {
+                let zone = match event {
                     Event::Apply(node) | Event::InitApply(node) => {
-                        node.metadata.labels.and_then(|l| l.get(ZONE_LABEL).cloned())
+                        node.metadata.labels.as_ref().and_then(|l| l.get(ZONE_LABEL).cloned())
                     }
                     _ => return Dirt::default(),
                 };
@@ -206,7 +206,7 @@ impl View {
         }
     }
 
-    fn handle_slice(&mut self, event: Event<EndpointSlice>) -> Dirt {
+    fn handle_slice(&mut self, event: Event<Arc<EndpointSlice>>) -> Dirt {
         match self.slices.handle(event) {
             Touch::Nothing => Dirt::default(),
             Touch::All => {

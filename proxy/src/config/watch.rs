@@ -9,15 +9,16 @@ use super::{Dirt, Planner};
 use crate::gateway::refs::CA_KEY;
 use crate::gateway::view::Update as GatewayUpdate;
 use causeway_api::watch::watch;
-use futures::stream::{BoxStream, SelectAll, StreamExt};
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use causeway_informers::{Informers, Kind};
+use futures::stream::{BoxStream, SelectAll, Stream, StreamExt};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch as watch_channel;
 use tokio_util::sync::CancellationToken;
@@ -25,16 +26,18 @@ use tokio_util::sync::CancellationToken;
 /// The longest pause between two changes of the table under a storm of events.
 const MAX_PAUSE: Duration = Duration::from_millis(500);
 
-/// Runs until shutdown. `synced` turns true when the first complete configuration is in force.
+/// Runs until shutdown. `synced` turns true when the first complete configuration is in force. `client` reads what is the
+/// ingress' alone; what others on the node read too comes from its copies.
 pub async fn run(
     client: Client,
+    informers: Informers,
     node: Option<String>,
     mut planner: Planner,
     synced: watch_channel::Sender<bool>,
     shutdown: CancellationToken,
 ) {
     let with_gateways = planner.serves_gateways();
-    let mut updates = updates(client, node.as_deref(), with_gateways);
+    let mut updates = updates(client, &informers, node.as_deref(), with_gateways);
     let mut opened = planner.opened();
     let mut view = View::default();
     view.node = node.unwrap_or_default();
@@ -79,25 +82,36 @@ pub async fn run(
     }
 }
 
-fn updates(client: Client, node: Option<&str>, with_gateways: bool) -> SelectAll<BoxStream<'static, Update>> {
+fn updates(
+    client: Client,
+    informers: &Informers,
+    node: Option<&str>,
+    with_gateways: bool,
+) -> SelectAll<BoxStream<'static, Update>> {
     let tls_only = watcher::Config::default().fields("type=kubernetes.io/tls");
     let opaque = watcher::Config::default().fields("type=Opaque");
     let mut all = futures::stream::select_all([
         objects(Api::<IngressClass>::all(client.clone()), watcher::Config::default(), Update::Class),
         objects(Api::<Ingress>::all(client.clone()), watcher::Config::default(), Update::Ingress),
-        objects(Api::<Service>::all(client.clone()), watcher::Config::default(), |e| Update::Service(Box::new(e))),
+        shared(informers, |all| all.services().subscribe(), Update::Service),
         objects(Api::<Secret>::all(client.clone()), tls_only, Update::Secret),
         // Password files, which have no type of their own: of other Secrets nothing is kept.
         objects(Api::<Secret>::all(client.clone()), opaque, |event| Update::AuthSecret(only_password_files(event))),
-        objects(Api::<EndpointSlice>::all(client.clone()), watcher::Config::default(), Update::Slice),
+        shared(informers, |all| all.slices().subscribe(), Update::Slice),
     ]);
     // Of other nodes nothing matters here.
     if let Some(node) = node {
-        let own = watcher::Config::default().fields(&format!("metadata.name={node}"));
-        all.push(objects(Api::<Node>::all(client.clone()), own, |e| Update::Node(Box::new(e))));
+        let name = node.to_owned();
+        let own = move |all: &Informers| {
+            let name = name.clone();
+            all.nodes().subscribe_where(move |node| node.metadata.name.as_deref() == Some(&name))
+        };
+        all.push(shared(informers, own, Update::Node));
     }
     if with_gateways {
         all.extend(gateway_updates(&client));
+        let wrap = |event| Update::Gateway(Box::new(GatewayUpdate::Namespace(event)));
+        all.push(shared(informers, |all| all.namespaces().subscribe(), wrap));
     }
     all
 }
@@ -121,7 +135,6 @@ fn gateway_updates(client: &Client) -> Vec<BoxStream<'static, Update>> {
         of(client, GatewayUpdate::Udp),
         of(client, GatewayUpdate::Grant),
         of(client, GatewayUpdate::Policy),
-        of(client, GatewayUpdate::Namespace),
         // Of ConfigMaps without authorities nothing is kept.
         of::<ConfigMap>(client, |event| GatewayUpdate::ConfigMap(only_authorities(event))),
     ]
@@ -144,6 +157,19 @@ fn only_password_files(mut event: Event<Secret>) -> Event<Secret> {
         data.retain(|key, _| key == AUTH_KEY);
     }
     event
+}
+
+/// Events of a copy that others on the node read too. It ends only with a panic, and is asked for anew then.
+fn shared<K: Kind, S>(
+    informers: &Informers,
+    subscribe: impl Fn(&Informers) -> S + Send + 'static,
+    wrap: impl Fn(Event<Arc<K>>) -> Update + Send + 'static,
+) -> BoxStream<'static, Update>
+where
+    S: Stream<Item = Event<Arc<K>>> + Send + 'static,
+{
+    let informers = informers.clone();
+    futures::stream::repeat_with(move || subscribe(&informers)).flatten().map(wrap).boxed()
 }
 
 fn objects<K>(api: Api<K>, config: watcher::Config, wrap: fn(Event<K>) -> Update) -> BoxStream<'static, Update>

@@ -50,7 +50,7 @@ impl Case {
     fn service(mut self, name: &str, namespace: &str) -> Self {
         let service = json!({ "metadata": { "name": name, "namespace": namespace },
             "spec": { "ports": [{ "port": 80, "name": "web" }] } });
-        self.0.handle(ViewUpdate::Service(Box::new(Event::Apply(object(service)))));
+        self.0.handle(ViewUpdate::Service(Event::Apply(std::sync::Arc::new(object(service)))));
         self
     }
 

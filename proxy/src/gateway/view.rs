@@ -9,6 +9,7 @@ use crate::config::Dirt;
 use crate::config::view::{Store, Touch, differs, touched};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::runtime::watcher::Event;
+use std::sync::Arc;
 
 /// All objects that Gateways need besides what an Ingress needs.
 #[derive(Debug, Default)]
@@ -63,7 +64,7 @@ pub enum Update {
     /// Of a BackendTLSPolicy.
     Policy(Event<BackendTlsPolicy>),
     /// Of a Namespace.
-    Namespace(Event<Namespace>),
+    Namespace(Event<Arc<Namespace>>),
     /// Of a ConfigMap.
     ConfigMap(Event<ConfigMap>),
 }

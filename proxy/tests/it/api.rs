@@ -3,8 +3,9 @@
 
 use crate::harness::*;
 use causeway_api::config::ClusterConfig;
-use causeway_api::identity::{USER_INGRESS, UserInfo};
+use causeway_api::identity::{USER_INGRESS, USER_NODE, UserInfo};
 use causeway_apiserver::{ApiServer, ApiServerConfig, DirectDialer};
+use causeway_informers::Informers;
 use causeway_proxy::status::PROBLEMS_ANNOTATION;
 use causeway_proxy::{Limits, ProxyConfig};
 use causeway_store::{SledOptions, SledStore};
@@ -115,13 +116,14 @@ async fn cluster() -> Cluster {
     };
     let shutdown = CancellationToken::new();
     let client = server.client(UserInfo::component(USER_INGRESS, &[]));
+    let informers = Informers::new(server.client(UserInfo::component(USER_NODE, &[])));
     let node = Node::start().await;
     Cluster {
         admin: server.client(UserInfo::admin()),
         http: http_address,
         debug: admin_address,
         ready,
-        running: node.spawn(causeway_proxy::run(client, config, shutdown.clone())),
+        running: node.spawn(causeway_proxy::run(client, informers, config, shutdown.clone())),
         node,
         shutdown,
         _server: server,
@@ -269,7 +271,7 @@ async fn nothing_is_served_before_the_first_configuration() {
     let config =
         ProxyConfig { http: vec![http], admin: Some(admin), limits: Limits::default(), ..ProxyConfig::default() };
     let shutdown = CancellationToken::new();
-    let running = tokio::spawn(causeway_proxy::run(client, config, shutdown.clone()));
+    let running = tokio::spawn(causeway_proxy::run(client.clone(), Informers::new(client), config, shutdown.clone()));
     assert!(curl(&["-f", &format!("http://{admin_address}/healthz")]).await.0);
     assert!(!curl(&["-f", &format!("http://{admin_address}/readyz")]).await.0);
     let (ok, _) = curl(&["--max-time", "1", &format!("http://{http_address}/")]).await;

@@ -4,6 +4,7 @@ use crate::api::{Node, api_server, create};
 use crate::harness::*;
 use bytes::Bytes;
 use causeway_apiserver::ApiServer;
+use causeway_informers::Informers;
 use causeway_proxy::ProxyConfig;
 use http::{Request, Response};
 use http_body_util::BodyExt;
@@ -96,7 +97,8 @@ async fn the_table_stays_while_the_api_is_away() {
     let stop = shutdown.clone();
     let running = node.spawn(async move {
         let api = kube::Config::new(format!("http://{API}").parse().unwrap());
-        causeway_proxy::run(KubeClient::try_from(api).unwrap(), config, stop).await
+        let client = KubeClient::try_from(api).unwrap();
+        causeway_proxy::run(client.clone(), Informers::new(client), config, stop).await
     });
     // The socket is open from the beginning, and answers from the first table on.
     until("200", address, |status, body| status == 200 && said(body)["backend"] == "a").await;

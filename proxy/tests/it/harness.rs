@@ -112,16 +112,20 @@ impl Lab {
             let object = serde_json::from_value(object).unwrap();
             if apply { Event::Apply(object) } else { Event::Delete(object) }
         }
+        fn shared<K: serde::de::DeserializeOwned>(object: Value, apply: bool) -> Event<Arc<K>> {
+            let object = Arc::new(serde_json::from_value(object).unwrap());
+            if apply { Event::Apply(object) } else { Event::Delete(object) }
+        }
         let gateway = |update| Update::Gateway(Box::new(update));
         let mut dirt = causeway_proxy::config::Dirt::default();
         for object in objects {
             dirt.merge(self.view.handle(match object["kind"].as_str().unwrap() {
                 "Ingress" => Update::Ingress(event(object, apply)),
-                "Service" => Update::Service(Box::new(event(object, apply))),
+                "Service" => Update::Service(shared(object, apply)),
                 "Secret" if object["type"] == "Opaque" => Update::AuthSecret(event(object, apply)),
                 "Secret" => Update::Secret(event(object, apply)),
-                "Node" => Update::Node(Box::new(event(object, apply))),
-                "EndpointSlice" => Update::Slice(event(object, apply)),
+                "Node" => Update::Node(shared(object, apply)),
+                "EndpointSlice" => Update::Slice(shared(object, apply)),
                 "GatewayClass" => gateway(GatewayUpdate::Class(event(object, apply))),
                 "Gateway" => gateway(GatewayUpdate::Gateway(Box::new(event(object, apply)))),
                 "HTTPRoute" => gateway(GatewayUpdate::Http(event(object, apply))),

@@ -8,6 +8,7 @@ use crate::lab::{NODE, NODE_IP};
 use anyhow::{Context, Result, bail};
 use causeway_api::config::{IptablesFlavour, ProxyMode};
 use causeway_dns::{DnsConfig, run as run_dns};
+use causeway_informers::Informers;
 use causeway_services::{ServicesConfig, run as run_proxy};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
@@ -58,7 +59,7 @@ async fn proxy(mode: &str, kubeconfig: &Path, state: &Path) -> Result<()> {
         registry: None,
         ready: None,
     };
-    run_proxy(client(kubeconfig).await?, config, CancellationToken::new()).await
+    run_proxy(Informers::new(client(kubeconfig).await?), config, CancellationToken::new()).await
 }
 
 async fn dns(kubeconfig: &Path, port: u16, admin: u16) -> Result<()> {
@@ -75,7 +76,8 @@ async fn dns(kubeconfig: &Path, port: u16, admin: u16) -> Result<()> {
         publish: false,
         state_dir: None,
     };
-    run_dns(client(kubeconfig).await?, config, CancellationToken::new()).await
+    let client = client(kubeconfig).await?;
+    run_dns(client.clone(), Informers::new(client), config, CancellationToken::new()).await
 }
 
 fn listener(port: u16) -> Result<TcpListener> {

@@ -3,9 +3,10 @@
 use causeway_access::{JoinConfig, Membership, client, discover, join};
 use causeway_api::bootstrap_token::SECRET_TYPE;
 use causeway_api::config::ClusterConfig;
-use causeway_api::identity::{USER_CONTROLLER_MANAGER, UserInfo};
+use causeway_api::identity::{USER_CONTROLLER_MANAGER, USER_CONTROLLERS, UserInfo};
 use causeway_apiserver::{ApiServer, ApiServerConfig, DirectDialer};
 use causeway_controllers::ControllersConfig;
+use causeway_informers::Informers;
 use causeway_store::{SledOptions, SledStore};
 use k8s_openapi::api::core::v1::{Node, Secret};
 use kube::Api;
@@ -53,7 +54,8 @@ impl Server {
         let controllers =
             ControllersConfig::new(ClusterConfig::default(), api.pki().ca_pem().to_owned(), dir.path().join("volumes"));
         let client = api.client(UserInfo::component(USER_CONTROLLER_MANAGER, &[]));
-        tokio::spawn(causeway_controllers::run(client, controllers, stop.clone()));
+        let informers = Informers::new(api.client(UserInfo::component(USER_CONTROLLERS, &[])));
+        tokio::spawn(causeway_controllers::run(client, informers, controllers, stop.clone()));
         let this = Self { api, url, dir, stop };
         this.make_token().await;
         this

@@ -3,8 +3,9 @@
 use causeway_announce::{AnnounceConfig, run};
 use causeway_api::balancer::Pool;
 use causeway_api::config::ClusterConfig;
-use causeway_api::identity::{USER_ANNOUNCE, UserInfo};
+use causeway_api::identity::{USER_ANNOUNCE, USER_NODE, UserInfo};
 use causeway_apiserver::{ApiServer, ApiServerConfig, DirectDialer};
+use causeway_informers::Informers;
 use causeway_network::NetNsRuntime;
 use causeway_network::local::{Layout, LocalConfig, LocalNode, LocalSegment};
 use causeway_store::{SledOptions, SledStore};
@@ -115,11 +116,13 @@ impl Lab {
         let config = AnnounceConfig { node_name: node.to_owned(), node_ip: local.ip, pools: pools() };
         let stop = CancellationToken::new();
         let token = stop.clone();
+        let copies = self.api.client(UserInfo::component(USER_NODE, &[]));
         runtime.handle().spawn(async move {
+            let copies = Informers::new(copies);
             let file = kube::config::Kubeconfig::from_yaml(&text).unwrap();
             let client = kube::Config::from_custom_kubeconfig(file, &Default::default()).await.unwrap();
             let client = kube::Client::try_from(client).unwrap();
-            run(client, config, token).await.unwrap();
+            run(client, copies, config, token).await.unwrap();
         });
         self.running.insert(node.to_owned(), (runtime, stop));
     }

@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use causeway_api::config::ClusterConfig;
 use causeway_api::identity::UserInfo;
 use causeway_apiserver::{ApiServer, ApiServerConfig, NodeDialer};
+use causeway_informers::Informers;
 use causeway_kubelet::KubeletConfig;
 use causeway_network::local::{LocalConfig, LocalSegment};
 use causeway_network::netns::{NetNs, NetNsRuntime};
@@ -229,7 +230,8 @@ impl House {
                     Ok(Arc::new(BridgeNetwork::open_in(config, &netns).await?) as Arc<dyn PodNetwork>)
                 })
             };
-            let ended = causeway_kubelet::run(client, config, containers, network, stop).await;
+            let ended =
+                causeway_kubelet::run(client.clone(), Informers::new(client), config, containers, network, stop).await;
             assert_eq!(ended.is_ok(), succeeds, "{ended:?}");
         });
         self.kubelet = Some((shutdown, runtime));

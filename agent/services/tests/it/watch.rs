@@ -2,6 +2,7 @@
 
 use crate::support::{Lab, Mode, VIP, at, service, slice, tcp};
 use bytes::Bytes;
+use causeway_informers::Informers;
 use causeway_network::NetNs;
 use causeway_services::{ServicesConfig, run};
 use futures::StreamExt;
@@ -96,7 +97,9 @@ async fn watch_events_become_rules_and_health_says_so() {
     let shutdown = CancellationToken::new();
     let runtime = lab.one.netns.runtime("proxy", 2).unwrap();
     let stop = shutdown.clone();
-    let running = runtime.handle().spawn(async move { run(kube::Client::new(api, "default"), config, stop).await });
+    let running = runtime
+        .handle()
+        .spawn(async move { run(Informers::new(kube::Client::new(api, "default")), config, stop).await });
     is_ready.wait_for(|r| *r).await.unwrap();
     assert_eq!(tcp(&client.netns, at(VIP, 80)).unwrap().server, a.ip);
     let (lan, asked) = (lab.segment.lan(), at(lab.one.ip, 31000));
@@ -229,7 +232,9 @@ async fn rules_stay_while_the_api_is_away() {
     let shutdown = CancellationToken::new();
     let runtime = lab.one.netns.runtime("proxy", 2).unwrap();
     let stop = shutdown.clone();
-    let running = runtime.handle().spawn(async move { run(kube::Client::new(server, "default"), config, stop).await });
+    let running = runtime
+        .handle()
+        .spawn(async move { run(Informers::new(kube::Client::new(server, "default")), config, stop).await });
     is_ready.wait_for(|r| *r).await.unwrap();
     assert_eq!(tcp(&client.netns, at(VIP, 80)).unwrap().server, a.ip);
 

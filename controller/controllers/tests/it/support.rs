@@ -1,9 +1,10 @@
 //! A cluster without nodes' software: API server, controllers, and hands that play scheduler and kubelet.
 
 use causeway_api::config::ClusterConfig;
-use causeway_api::identity::{USER_CONTROLLER_MANAGER, UserInfo};
+use causeway_api::identity::{USER_CONTROLLER_MANAGER, USER_CONTROLLERS, UserInfo};
 use causeway_apiserver::{ApiServer, ApiServerConfig, DirectDialer};
 use causeway_controllers::ControllersConfig;
+use causeway_informers::Informers;
 use causeway_store::{SledOptions, SledStore};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Event, Node, PersistentVolumeClaim, Pod};
@@ -59,7 +60,8 @@ impl Cluster {
         let mut config = ControllersConfig::new(cluster, CA.to_owned(), PathBuf::from("/var/lib/causeway/volumes"));
         config.node_grace = Duration::from_secs(4);
         let controllers = api.client(UserInfo::component(USER_CONTROLLER_MANAGER, &[]));
-        tokio::spawn(causeway_controllers::run(controllers, config, shutdown.clone()));
+        let informers = copies(&api);
+        tokio::spawn(causeway_controllers::run(controllers, informers, config, shutdown.clone()));
         tokio::spawn(hands(client.clone(), shutdown.clone()));
         Self { client, _api: api, _dir: dir, shutdown }
     }
@@ -68,7 +70,7 @@ impl Cluster {
     pub async fn another(&self, cluster: ClusterConfig) {
         let config = ControllersConfig::new(cluster, CA.to_owned(), PathBuf::from("/var/lib/causeway/volumes"));
         let client = self._api.client(UserInfo::component(USER_CONTROLLER_MANAGER, &[]));
-        tokio::spawn(causeway_controllers::run(client, config, self.shutdown.clone()));
+        tokio::spawn(causeway_controllers::run(client, copies(&self._api), config, self.shutdown.clone()));
     }
 
     pub fn api<K>(&self) -> Api<K>
@@ -261,4 +263,9 @@ pub fn deployment(name: &str, replicas: i32, image: &str) -> Value {
             "template": template(name, image),
         },
     })
+}
+
+/// The copies that controllers read, under the name that they are read by.
+fn copies(api: &ApiServer) -> Informers {
+    Informers::new(api.client(UserInfo::component(USER_CONTROLLERS, &[])))
 }

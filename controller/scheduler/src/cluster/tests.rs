@@ -35,12 +35,12 @@ fn waiting(name: &str) -> Event<Pod> {
 /// With one node of so many CPUs.
 fn cluster(cpu: u32) -> Cluster {
     let mut cluster = Cluster::new("default-scheduler");
-    cluster.take_node(Event::Init);
+    cluster.take_node(Event::<Node>::Init);
     cluster.take_node(Event::InitApply(node("a", cpu)));
-    cluster.take_node(Event::InitDone);
+    cluster.take_node(Event::<Node>::InitDone);
     assert!(!cluster.is_complete());
-    cluster.take_pod(Event::Init);
-    cluster.take_pod(Event::InitDone);
+    cluster.take_pod(Event::<Pod>::Init);
+    cluster.take_pod(Event::<Pod>::InitDone);
     assert!(cluster.is_complete());
     cluster
 }
@@ -323,12 +323,12 @@ proptest! {
                     // What goes while nobody watches is missing in the next list.
                     let last = pods.keys().next_back().cloned();
                     last.map(|name| pods.remove(&name));
-                    c.take_pod(Event::Init);
+                    c.take_pod(Event::<Pod>::Init);
                     pods.values().for_each(|pod| c.take_pod(Event::InitApply(pod.clone())));
-                    c.take_pod(Event::InitDone);
-                    c.take_node(Event::Init);
+                    c.take_pod(Event::<Pod>::InitDone);
+                    c.take_node(Event::<Node>::Init);
                     nodes.values().for_each(|node| c.take_node(Event::InitApply(node.clone())));
-                    c.take_node(Event::InitDone);
+                    c.take_node(Event::<Node>::InitDone);
                 }
             }
             let placed = pods.values().filter(|p| !podutil::is_finished(p)).filter_map(|p| {
