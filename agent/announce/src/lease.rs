@@ -1,5 +1,6 @@
 //! Ownership as Lease objects in `kube-system`: one for every address (whose name is on it), one for every node (that
-//! it is alive). Only a node's own Lease is renewed, so the writes do not grow with the number of addresses.
+//! it is alive). Only a node's own Lease is renewed, so the writes do not grow with the number of addresses. The label
+//! keeps the two apart: all nodes watch the Leases of addresses, which change with their holders only.
 //!
 //! In: what to write, and the version it was read at. Out: the Lease as stored; a refusal when somebody was faster.
 
@@ -12,11 +13,14 @@ use serde_json::{Value, json};
 use std::net::IpAddr;
 use std::time::Duration;
 
-const NAMESPACE: &str = "kube-system";
+/// Where they are.
+pub const NAMESPACE: &str = "kube-system";
 /// The label all of them bear; its value says which of the two it is.
 pub const LABEL: &str = "causeway.dev/announce";
 const NODE: &str = "node";
 const ADDRESS: &str = "address";
+/// Selects the Leases of addresses.
+pub const ADDRESSES: &str = "causeway.dev/announce=address";
 /// An answer that takes longer comes too late.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
@@ -30,7 +34,8 @@ pub struct Leases {
 /// What became of a write.
 pub type Outcome<T> = Result<T, Error>;
 
-fn node_lease(node: &str) -> String {
+/// The name of a node's Lease.
+pub fn node_lease(node: &str) -> String {
     format!("announce-{node}")
 }
 
@@ -54,9 +59,14 @@ pub enum Said {
     Address(IpAddr, String),
 }
 
+/// The name on a Lease; empty for none.
+pub fn holder(lease: &Lease) -> String {
+    lease.spec.as_ref().and_then(|s| s.holder_identity.clone()).unwrap_or_default()
+}
+
 /// Reads a Lease; `None` when it is none of ours.
 pub fn read(lease: &Lease) -> Option<Said> {
-    let holder = lease.spec.as_ref().and_then(|s| s.holder_identity.clone()).unwrap_or_default();
+    let holder = holder(lease);
     match lease.metadata.labels.as_ref()?.get(LABEL)?.as_str() {
         NODE => Some(Said::Node(holder)),
         ADDRESS => {
@@ -95,31 +105,39 @@ impl Leases {
         self.api.clone()
     }
 
-    /// Says that this node is alive.
-    pub async fn renew(&self) -> Outcome<()> {
+    /// Says that this node is alive. Out: the version of its Lease.
+    pub async fn renew(&self) -> Outcome<String> {
         let name = node_lease(&self.node);
         let now = micro_now();
         let spec = json!({ "holderIdentity": self.node, "leaseDurationSeconds": LEASE.as_secs(), "renewTime": now });
         let patch = json!({ "metadata": { "labels": { LABEL: NODE } }, "spec": spec });
         let patched = in_time(self.api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await;
-        match patched {
+        let stored = match patched {
             Err(Error::Api(status)) if status.code == 404 => {
                 let lease = object(json!({ "metadata": { "name": name, "labels": { LABEL: NODE } }, "spec": spec }))?;
-                in_time(self.api.create(&PostParams::default(), &lease)).await.map(drop)
+                in_time(self.api.create(&PostParams::default(), &lease)).await
             }
-            other => other.map(drop),
-        }
+            other => other,
+        };
+        stored.map(|lease| version(&lease))
     }
 
-    /// This node takes part no more.
-    pub async fn leave(&self) -> Outcome<()> {
-        in_time(self.api.delete(&node_lease(&self.node), &DeleteParams::default())).await.map(drop)
+    /// Takes this node's Lease away, if it is still at the version that its last renewal gave it (`None`: at the one it
+    /// has now): should the request arrive late, it must not take away what was renewed meanwhile.
+    pub async fn leave(&self, renewed: Option<String>) -> Outcome<()> {
+        let name = node_lease(&self.node);
+        let seen = match renewed {
+            None => self.look(&self.node).await?,
+            known => known,
+        };
+        let Some(seen) = seen else { return Ok(()) };
+        in_time(self.api.delete(&name, &only_at(seen))).await.map(drop)
     }
 
-    /// Whether a node's Lease is still at the version seen (`None`: still not there), read from the API server now.
-    pub async fn is_still(&self, node: &str, seen: Option<&String>) -> Outcome<bool> {
+    /// The version of a node's Lease, read from the API server now; `None` when it is not there.
+    pub async fn look(&self, node: &str) -> Outcome<Option<String>> {
         let there = in_time(self.api.get_opt(&node_lease(node))).await?;
-        Ok(there.map(|l| version(&l)).as_ref() == seen)
+        Ok(there.as_ref().map(version))
     }
 
     /// Puts a name (empty: none) on an address' Lease, which must still be as `read`.
@@ -147,10 +165,13 @@ impl Leases {
 
     /// Removes the Lease of an address that is no more, unless it was written meanwhile.
     pub async fn forget(&self, ip: IpAddr, read: &Lease) -> Outcome<()> {
-        let same = Preconditions { uid: None, resource_version: Some(version(read)) };
-        let params = DeleteParams { preconditions: Some(same), ..DeleteParams::default() };
-        in_time(self.api.delete(&address_lease(ip), &params)).await.map(drop)
+        in_time(self.api.delete(&address_lease(ip), &only_at(version(read)))).await.map(drop)
     }
+}
+
+fn only_at(version: String) -> DeleteParams {
+    let same = Preconditions { uid: None, resource_version: Some(version) };
+    DeleteParams { preconditions: Some(same), ..DeleteParams::default() }
 }
 
 fn micro_now() -> String {
@@ -179,5 +200,6 @@ mod tests {
         assert_eq!(read(&lease("node")), Some(Said::Node("a".into())));
         assert_eq!(read(&lease("address")), Some(Said::Address("fd00::1".parse().unwrap(), "a".into())));
         assert_eq!(read(&lease("other")), None);
+        assert_eq!(ADDRESSES, format!("{LABEL}={ADDRESS}"));
     }
 }

@@ -1,19 +1,26 @@
 //! The addresses on this node's uplink that are there to be announced.
 //!
 //! In: addresses and how long they may stay. Out: the kernel has them, with a protocol number by which we know them
-//! again, and with a life after which it takes them away by itself.
+//! again, and with a life after which it takes them away by itself; a word when the uplink has changed.
 
 use anyhow::{Context, Result, bail};
-use futures::TryStreamExt;
-use rtnetlink::Handle;
+use futures::channel::mpsc::UnboundedReceiver;
+use futures::{StreamExt, TryStreamExt};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope, CacheInfo,
 };
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::sys::SocketAddr;
+use rtnetlink::{Handle, MulticastGroup};
 use std::net::IpAddr;
 use std::time::Duration;
-use tokio::task::AbortHandle;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Before the kernel is listened to anew, when it would not tell any more.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
 /// Protocol number of our addresses (`ip address` shows it as `proto`).
 pub const PROTOCOL: u8 = 142;
@@ -21,9 +28,11 @@ pub const PROTOCOL: u8 = 142;
 /// The link that has the node's address.
 pub struct Uplink {
     handle: Handle,
-    pump: AbortHandle,
+    _pump: AbortOnDropHandle<()>,
+    news: News,
     node_ip: IpAddr,
     index: u32,
+    up: bool,
     /// The link's name.
     pub name: String,
 }
@@ -32,14 +41,21 @@ impl Uplink {
     /// Finds it in the calling thread's namespace. Must be called on a tokio runtime.
     pub async fn find(node_ip: IpAddr) -> Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
-        let pump = tokio::spawn(connection).abort_handle();
-        let mut this = Self { handle, pump, node_ip, index: 0, name: String::new() };
+        let _pump = AbortOnDropHandle::new(tokio::spawn(connection));
+        let news = News::listen()?;
+        let mut this = Self { handle, _pump, news, node_ip, index: 0, up: false, name: String::new() };
         this.look().await?;
         Ok(this)
     }
 
     /// Looks for the link again, and says whether it can carry packets.
     pub async fn look(&mut self) -> Result<bool> {
+        self.up = false;
+        self.up = self.is_up().await?;
+        Ok(self.up)
+    }
+
+    async fn is_up(&mut self) -> Result<bool> {
         let addresses: Vec<AddressMessage> =
             self.handle.address().get().execute().try_collect().await.context("listing addresses")?;
         let Some(with) = addresses.iter().find(|a| ip_of(a) == Some(self.node_ip)) else {
@@ -65,6 +81,39 @@ impl Uplink {
             }
         }
         Ok(link.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp))
+    }
+
+    /// Waits until something about the uplink may have changed. Giving up the wait loses nothing.
+    pub async fn changed(&mut self) {
+        loop {
+            match self.news.messages.next().await {
+                Some((message, _)) if self.concerns(&message) => return,
+                Some(_) => {}
+                None => {
+                    // More was told than could be heard: what it was is seen by looking.
+                    tokio::time::sleep(LISTEN_AGAIN).await;
+                    match News::listen() {
+                        Ok(news) => self.news = news,
+                        Err(error) => tracing::warn!("{error:#}; trying again"),
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn concerns(&self, message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+        let NetlinkPayload::InnerMessage(message) = &message.payload else { return false };
+        match message {
+            // While it is not up it may come again as another link.
+            RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
+                !self.up || link.header.index == self.index
+            }
+            RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
+                ip_of(address) == Some(self.node_ip)
+            }
+            _ => false,
+        }
     }
 
     /// Our addresses on the link.
@@ -118,9 +167,20 @@ impl Uplink {
     }
 }
 
-impl Drop for Uplink {
-    fn drop(&mut self) {
-        self.pump.abort();
+/// What the kernel tells of links and addresses, by a socket of its own: when too much is told at once it is this one that
+/// breaks.
+struct News {
+    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    _handle: Handle,
+    _pump: AbortOnDropHandle<()>,
+}
+
+impl News {
+    fn listen() -> Result<Self> {
+        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+        let opened = rtnetlink::new_multicast_connection(&groups);
+        let (connection, handle, messages) = opened.context("listening to news of links")?;
+        Ok(Self { messages, _handle: handle, _pump: AbortOnDropHandle::new(tokio::spawn(connection)) })
     }
 }
 

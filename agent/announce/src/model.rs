@@ -112,6 +112,11 @@ fn nodes_with_endpoints<'a>(slices: &[&'a EndpointSlice], v4: bool) -> BTreeSet<
     all().filter(|e| e.conditions.as_ref().is_some_and(serves)).filter_map(|e| e.node_name.as_deref()).collect()
 }
 
+/// A number by which nodes that might all do the same take turns.
+pub fn lot(ip: IpAddr, node: &str) -> u8 {
+    weight(ip, node)[0]
+}
+
 fn weight(ip: IpAddr, node: &str) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(ip.to_string());

@@ -1,10 +1,17 @@
-//! What this node does about one address. Pure: time is passed in.
+//! What this node does about the addresses. Pure: time is passed in.
 //!
-//! In: the candidates, whose name is on the address' Lease, which nodes are alive, what this node has on its link.
-//! Out: one [`Step`].
+//! In: the candidates, whose name is on each address' Lease, what was seen of other nodes' Leases, what this node has on
+//! its link. Out: one [`Step`] for each address; whether this node must renew its own Lease, whose Leases it must
+//! follow, and when something is due without news ([`decide`]).
+//!
+//! Of the candidates of an address, only its holder and the [`STANDBYS`] next ones renew their Leases, and only these
+//! follow: each the holder and those of them that are better placed. The others know the holder's Lease from single
+//! looks, and each is more patient than the one before it. So at rest nothing grows with the number of nodes, and when
+//! the holder dies together with all that stand by, the next one still takes over.
 
-use crate::model::Wanted;
-use std::collections::HashMap;
+use crate::model::{self, Wanted};
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// How often a node says that it is alive.
@@ -13,54 +20,97 @@ pub const RENEW: Duration = Duration::from_millis(1500);
 pub const DEADLINE: Duration = Duration::from_secs(5);
 /// Others take over from a node of which they have seen nothing new for this long.
 pub const LEASE: Duration = Duration::from_secs(6);
+/// So many candidates besides the holder say that they are alive and follow those before them.
+pub const STANDBYS: usize = 2;
+/// How long a node leaves an address to a better placed one.
+pub const TURN: Duration = Duration::from_secs(1);
 
-/// What has been seen of other nodes' Leases: the version, and when it was first seen.
-#[derive(Debug, Default, Clone)]
-pub struct Alive(HashMap<String, (Option<String>, Instant)>);
+/// How long a node leaves an address to so many better placed ones. Those that follow nobody wait longer, so that they
+/// seldom look.
+pub fn turn(ahead: usize) -> Duration {
+    let near = ahead.min(STANDBYS);
+    let times = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    TURN * times(near) + LEASE * times(ahead - near)
+}
 
-impl Alive {
-    /// Takes over what is known now: node to version of its Lease.
-    pub fn look(&mut self, leases: &HashMap<String, String>, now: Instant) {
-        for (node, version) in leases {
-            self.see(node, Some(version), now);
-        }
-        let gone: Vec<String> = self.0.keys().filter(|n| !leases.contains_key(*n)).cloned().collect();
-        for node in gone {
-            self.see(&node, None, now);
-        }
-        // Long gone and nobody asks: forgotten. Asked about again, it has its full time again.
-        self.0.retain(|_, (version, since)| version.is_some() || now.duration_since(*since) < 10 * LEASE);
-    }
+/// What was seen of a node's Lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sight {
+    /// Nobody has looked yet.
+    Never,
+    /// There is none.
+    Gone,
+    /// It is at this version.
+    At(String),
+}
 
-    fn see(&mut self, node: &str, version: Option<&String>, now: Instant) {
-        let known = self.0.entry(node.to_owned()).or_insert_with(|| (version.cloned(), now));
-        if known.0.as_ref() != version {
-            *known = (version.cloned(), now);
-        }
-    }
-
-    /// Whether a node must be taken to be alive; the version of its Lease if not.
-    pub fn is_alive(&mut self, node: &str, now: Instant) -> Result<(), Option<String>> {
-        // Of a node never seen: it gets its time from now on.
-        let (version, since) = self.0.entry(node.to_owned()).or_insert((None, now)).clone();
-        if now.duration_since(since) < LEASE { Ok(()) } else { Err(version) }
-    }
-
-    /// Whether it has a Lease that is alive.
-    fn takes_part(&mut self, node: &str, now: Instant) -> bool {
-        self.is_alive(node, now).is_ok() && self.0.get(node).is_some_and(|(version, _)| version.is_some())
+impl From<Option<String>> for Sight {
+    fn from(version: Option<String>) -> Self {
+        version.map_or(Self::Gone, Self::At)
     }
 }
+
+/// What has been seen of other nodes' Leases, and when it was first so.
+#[derive(Debug, Default, Clone)]
+pub struct Alive(HashMap<String, (Sight, Instant, Left)>);
+
+/// Whether a node took its Lease away.
+type Left = bool;
+
+impl Alive {
+    /// Takes over what is seen now. Says whether somebody else's turn may have come by it: the node took its Lease away.
+    pub fn see(&mut self, node: &str, sight: Sight, now: Instant) -> bool {
+        match self.0.get(node) {
+            Some((known, ..)) if *known == sight => false,
+            known => {
+                let left = sight == Sight::Gone && known.is_some_and(|(before, ..)| matches!(before, Sight::At(_)));
+                self.0.insert(node.to_owned(), (sight, now, left));
+                left
+            }
+        }
+    }
+
+    /// What is known, and since when. Of a node never seen: it has its time from now on.
+    pub fn sight(&mut self, node: &str, now: Instant) -> (Sight, Instant) {
+        let (sight, since, _) = self.0.entry(node.to_owned()).or_insert((Sight::Never, now, false));
+        (sight.clone(), *since)
+    }
+
+    /// A look at its Lease failed: it has its full time again.
+    pub fn doubt(&mut self, node: &str) {
+        self.0.remove(node);
+    }
+
+    /// Forgets all others.
+    fn only(&mut self, nodes: &BTreeSet<&str>) {
+        self.0.retain(|node, _| nodes.contains(node.as_str()));
+    }
+
+    /// From when on a node that is followed counts as one that takes no part. `None`: it has its turn.
+    fn out_at(&self, node: &str) -> Option<Instant> {
+        match self.0.get(node) {
+            None | Some((Sight::Never, ..)) => None,
+            Some((_, since, true)) => Some(*since),
+            Some((_, since, false)) => Some(*since + LEASE),
+        }
+    }
+}
+
+/// A silent node, and what was last seen of its Lease.
+pub type Silent = (String, Sight);
 
 /// What is to be done about an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// Nothing.
-    Rest,
+    /// Nothing, unless this comes without news.
+    Rest {
+        /// When to look again.
+        until: Option<Instant>,
+    },
     /// Write our name on the Lease; then the address comes here.
     Take {
-        /// From this node, which shows no life: its own Lease must still be at this version.
-        from: Option<(String, Option<String>)>,
+        /// From this node, which shows no life: its own Lease must still be as it was seen.
+        from: Option<Silent>,
     },
     /// It is here and stays.
     Keep,
@@ -68,6 +118,11 @@ pub enum Step {
     Drop,
     /// Take it off the link, then our name off the Lease.
     Release,
+    /// Nobody wants it or holds it: its Lease goes.
+    Forget {
+        /// Its holder, which shows no life: as for `Take`.
+        from: Option<Silent>,
+    },
 }
 
 /// What must be known of this node.
@@ -75,193 +130,170 @@ pub enum Step {
 pub struct Own<'a> {
     /// Its name.
     pub node: &'a str,
-    /// Its Lease is alive and its uplink is up.
+    /// Its uplink is up.
     pub fit: bool,
-    /// The address is on its link, rightly so.
+}
+
+/// What must be known of an address.
+#[derive(Debug, Clone, Copy)]
+pub struct Address<'a> {
+    /// The address.
+    pub ip: IpAddr,
+    /// Who may have it; `None` when nobody shall.
+    pub wanted: Option<&'a Wanted>,
+    /// The name on its Lease (empty for none); `None` when it has no Lease.
+    pub lease: Option<&'a str>,
+    /// It is on our link, rightly so: our own Lease is alive.
     pub has: bool,
 }
 
-/// Decides. `holder` is the name on the address' Lease; empty for none.
-pub fn step(own: Own<'_>, wanted: Option<&Wanted>, holder: &str, alive: &mut Alive, now: Instant) -> Step {
+impl<'a> Address<'a> {
+    fn holder(&self) -> &'a str {
+        self.lease.unwrap_or("")
+    }
+
+    fn is_candidate(&self, node: &str) -> bool {
+        self.wanted.is_some_and(|w| w.candidates.iter().any(|c| c == node))
+    }
+
+    /// Where a node that does not hold it stands among those that may take it.
+    fn place(&self, node: &str) -> Option<Place<'a>> {
+        let (wanted, holder) = (self.wanted?, self.holder());
+        let others = || wanted.candidates.iter().map(String::as_str).filter(move |c| *c != holder);
+        let ahead = others().position(|c| c == node)?;
+        let near = if ahead < STANDBYS { others().take(ahead).collect() } else { Vec::new() };
+        Some(Place { ahead, near })
+    }
+}
+
+struct Place<'a> {
+    /// So many are better placed.
+    ahead: usize,
+    /// Their names, of a node that stands by.
+    near: Vec<&'a str>,
+}
+
+impl Place<'_> {
+    fn stands_by(&self) -> bool {
+        self.ahead < STANDBYS
+    }
+}
+
+/// What a node remembers from one look to the next.
+#[derive(Debug, Default, Clone)]
+pub struct Memory {
+    /// Other nodes' Leases.
+    pub alive: Alive,
+    /// Since when an address has been without a holder, and whether it was wanted.
+    free: HashMap<IpAddr, (bool, Instant)>,
+}
+
+impl Memory {
+    /// Since when this node could do something about an address without a holder.
+    fn free_since(&mut self, address: &Address<'_>, may: bool, now: Instant) -> Instant {
+        if !may || !address.holder().is_empty() {
+            self.free.remove(&address.ip);
+            return now;
+        }
+        let wanted = address.wanted.is_some();
+        let known = self.free.entry(address.ip).or_insert((wanted, now));
+        if known.0 != wanted {
+            *known = (wanted, now);
+        }
+        known.1
+    }
+}
+
+/// What a node does now.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// It must say that it is alive: it holds an address, or stands by for one.
+    pub duty: bool,
+    /// Whose Leases it follows.
+    pub follow: BTreeSet<String>,
+    /// What it does about each address.
+    pub steps: Vec<(IpAddr, Step)>,
+    /// When something will be due, unless there is news before.
+    pub due: Option<Instant>,
+}
+
+/// Decides about all addresses that are wanted, have a Lease or are here.
+pub fn decide(own: Own<'_>, addresses: &[Address<'_>], memory: &mut Memory, now: Instant) -> Decision {
+    let mut decision = Decision::default();
+    // What was seen of others may be wrong by now.
+    let mut known: BTreeSet<&str> = addresses.iter().map(Address::holder).collect();
+    for address in addresses {
+        let (holder, place) = (address.holder(), address.place(own.node));
+        let standby = place.as_ref().filter(|p| p.stands_by());
+        decision.duty |= own.fit && (standby.is_some() || (holder == own.node && address.is_candidate(own.node)));
+        if let Some(place) = standby {
+            let others = place.near.iter().copied().chain([holder]).filter(|n| !n.is_empty());
+            others.for_each(|node| {
+                known.insert(node);
+                if !decision.follow.contains(node) {
+                    decision.follow.insert(node.to_owned());
+                }
+            });
+        }
+    }
+    memory.alive.only(&known);
+    let ips: BTreeSet<IpAddr> = addresses.iter().map(|a| a.ip).collect();
+    memory.free.retain(|ip, _| ips.contains(ip));
+    for address in addresses {
+        let step = step(own, address, memory, now);
+        if let Step::Rest { until: Some(until) } = step {
+            decision.due = Some(decision.due.map_or(until, |due| due.min(until)));
+        }
+        decision.steps.push((address.ip, step));
+    }
+    decision
+}
+
+/// Decides about one address.
+pub fn step(own: Own<'_>, address: &Address<'_>, memory: &mut Memory, now: Instant) -> Step {
+    let (holder, place) = (address.holder(), address.place(own.node));
+    let may = own.fit && (place.is_some() || address.wanted.is_none());
+    let free_since = memory.free_since(address, may, now);
     let mine = holder == own.node;
-    let candidates = wanted.map_or(&[][..], |w| w.candidates.as_slice());
-    let candidate = candidates.iter().any(|c| c == own.node);
-    if mine && !(candidate && own.fit) {
+    if mine && !(own.fit && address.is_candidate(own.node)) {
         return Step::Release;
     }
-    if own.has {
+    if address.has {
         return if mine { Step::Keep } else { Step::Drop };
     }
     if mine {
         // Our name from before a restart, or from before our Lease lapsed: written anew before anything is announced.
         return Step::Take { from: None };
     }
-    if !own.fit || !candidate {
-        return Step::Rest;
+    if !may || (address.wanted.is_none() && address.lease.is_none()) {
+        return Step::Rest { until: None };
     }
-    let from = match holder {
-        "" => None,
-        other => match alive.is_alive(other, now) {
-            Ok(()) => return Step::Rest,
-            Err(version) => Some((other.to_owned(), version)),
-        },
+    // From when on it is there to be taken.
+    let alive = &mut memory.alive;
+    let (from, begin) = match holder {
+        "" => (None, free_since),
+        other => {
+            let (sight, since) = alive.sight(other, now);
+            (Some((other.to_owned(), sight)), since + LEASE)
+        }
     };
-    // The best of those that take part goes first; the others see its name before they would try.
-    let best = candidates.iter().find(|c| *c == own.node || alive.takes_part(c, now));
-    if best.is_some_and(|b| b == own.node) { Step::Take { from } } else { Step::Rest }
+    let Some(place) = place else {
+        // Any node can see to that, and one is enough.
+        let at = begin + Duration::from_millis(40) * u32::from(model::lot(address.ip, own.node));
+        return if now >= at { Step::Forget { from } } else { Step::Rest { until: Some(at) } };
+    };
+    // Who is seen to be out has no turn. A node that follows nobody cannot tell.
+    let outs: Vec<Option<Instant>> = place.near.iter().map(|node| alive.out_at(node)).collect();
+    let out = outs.iter().flatten().filter(|at| **at <= now).count();
+    let at = begin + turn(place.ahead - out);
+    if now >= at {
+        return Step::Take { from };
+    }
+    let next_out = outs.into_iter().flatten().filter(|at| *at > now).min();
+    Step::Rest { until: Some(next_out.map_or(at, |next| at.min(next.max(begin)))) }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn wanted(candidates: &[&str]) -> Wanted {
-        Wanted {
-            service: ("d".into(), "s".into()),
-            uid: None,
-            candidates: candidates.iter().map(|c| (*c).to_owned()).collect(),
-        }
-    }
-
-    fn leases(list: &[(&str, &str)]) -> HashMap<String, String> {
-        list.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()
-    }
-
-    const FIT: Own<'_> = Own { node: "a", fit: true, has: false };
-
-    #[test]
-    fn the_best_that_takes_part_takes_a_free_one() {
-        let (t, mut alive) = (Instant::now(), Alive::default());
-        alive.look(&leases(&[("a", "1"), ("b", "1")]), t);
-        let take = Step::Take { from: None };
-        assert_eq!(step(FIT, Some(&wanted(&["a", "b"])), "", &mut alive, t), take);
-        assert_eq!(step(FIT, Some(&wanted(&["b", "a"])), "", &mut alive, t), Step::Rest);
-        assert_eq!(step(FIT, Some(&wanted(&["c", "a"])), "", &mut alive, t), take, "c runs no announcer");
-        assert_eq!(step(FIT, Some(&wanted(&["b"])), "", &mut alive, t), Step::Rest);
-        assert_eq!(step(Own { fit: false, ..FIT }, Some(&wanted(&["a"])), "", &mut alive, t), Step::Rest);
-    }
-
-    #[test]
-    fn a_silent_holder_is_taken_over_from_and_a_living_one_is_not() {
-        let (t, mut alive, want) = (Instant::now(), Alive::default(), wanted(&["b", "a"]));
-        alive.look(&leases(&[("b", "1")]), t);
-        assert_eq!(step(FIT, Some(&want), "b", &mut alive, t + LEASE / 2), Step::Rest);
-        alive.look(&leases(&[("b", "2")]), t + LEASE / 2);
-        assert_eq!(step(FIT, Some(&want), "b", &mut alive, t + LEASE), Step::Rest, "it gave a sign of life");
-        let late = t + LEASE / 2 + LEASE;
-        let from = Some(("b".to_owned(), Some("2".to_owned())));
-        assert_eq!(step(FIT, Some(&want), "b", &mut alive, late), Step::Take { from });
-        // A holder that was never seen has its time too, for it may be our view that is young.
-        assert_eq!(step(FIT, Some(&want), "z", &mut alive, late), Step::Rest);
-        let from = Some(("z".to_owned(), None));
-        alive.look(&leases(&[]), late + LEASE);
-        assert_eq!(step(FIT, Some(&want), "z", &mut alive, late + LEASE), Step::Take { from });
-    }
-
-    #[test]
-    fn what_is_ours_is_kept_given_up_or_written_anew() {
-        let (t, mut alive, want) = (Instant::now(), Alive::default(), wanted(&["b", "a"]));
-        alive.look(&leases(&[("b", "1")]), t);
-        let has = Own { has: true, ..FIT };
-        assert_eq!(step(has, Some(&want), "a", &mut alive, t), Step::Keep, "a better one does not take it away");
-        assert_eq!(step(has, Some(&want), "b", &mut alive, t), Step::Drop);
-        assert_eq!(step(has, Some(&wanted(&["b"])), "a", &mut alive, t), Step::Release);
-        assert_eq!(step(has, None, "a", &mut alive, t), Step::Release);
-        assert_eq!(step(Own { fit: false, ..has }, Some(&want), "a", &mut alive, t), Step::Release);
-        assert_eq!(step(FIT, Some(&want), "a", &mut alive, t), Step::Take { from: None });
-        assert_eq!(step(has, None, "", &mut alive, t), Step::Drop);
-    }
-
-    /// A small world in which writes are compare-and-swap, views are late, and nodes stop and come back: at no moment
-    /// may two of them have the address.
-    #[derive(Default)]
-    struct Simulated {
-        view: (u64, String),
-        alive: Alive,
-        sees: HashMap<String, String>,
-        has: bool,
-        /// Start of the last renewal that succeeded.
-        renewed: Option<Duration>,
-    }
-
-    fn simulate(events: &[(u8, u8)]) -> Result<usize, TestCaseError> {
-        let (start, names, want) = (Instant::now(), ["a", "b", "c"], wanted(&["b", "c", "a"]));
-        let mut nodes: Vec<Simulated> = names.iter().map(|_| Simulated::default()).collect();
-        let mut address: (u64, String) = (0, String::new());
-        let mut heart: HashMap<String, u64> = HashMap::new();
-        let mut cut = [false; 3];
-        let mut moves = 0;
-        let mut time = Duration::ZERO;
-        for (i, (what, wait)) in events.iter().enumerate() {
-            time += Duration::from_millis(50 * u64::from(*wait % 12));
-            let now = start + time;
-            let n = usize::from(what % 3);
-            if what / 3 % 16 == 0 {
-                cut[n] = !cut[n];
-            }
-            for node in &mut nodes {
-                // The kernel does this by itself.
-                if node.renewed.is_none_or(|r| time >= r + DEADLINE) {
-                    node.has = false;
-                }
-            }
-            let me = names[n];
-            if !cut[n] {
-                let due = nodes[n].renewed.is_none_or(|r| time >= r + RENEW);
-                if due {
-                    *heart.entry(me.to_owned()).or_default() += 1;
-                    nodes[n].renewed = Some(time);
-                }
-                // Every other look is at an old view.
-                if i % 2 == 0 {
-                    nodes[n].view = address.clone();
-                    nodes[n].sees = heart.iter().map(|(k, v)| (k.clone(), v.to_string())).collect();
-                }
-            }
-            let sees = nodes[n].sees.clone();
-            nodes[n].alive.look(&sees, now);
-            let fit = nodes[n].renewed.is_some_and(|r| time < r + DEADLINE);
-            let own = Own { node: me, fit, has: nodes[n].has };
-            let (version, holder) = nodes[n].view.clone();
-            match step(own, Some(&want), &holder, &mut nodes[n].alive, now) {
-                Step::Take { from } if !cut[n] && version == address.0 => {
-                    // The live look at the silent one's Lease.
-                    let silent = from.is_none_or(|(node, seen)| heart.get(&node).map(u64::to_string) == seen);
-                    if silent && fit {
-                        address = (address.0 + 1, me.to_owned());
-                        nodes[n].view = address.clone();
-                        nodes[n].has = true;
-                        moves += 1;
-                    }
-                }
-                Step::Release | Step::Drop => {
-                    nodes[n].has = false;
-                    if !cut[n] && holder == me && version == address.0 {
-                        address = (address.0 + 1, String::new());
-                        nodes[n].view = address.clone();
-                    }
-                }
-                _ => {}
-            }
-            let having: Vec<&str> = names.iter().zip(&nodes).filter(|(_, s)| s.has).map(|(n, _)| *n).collect();
-            prop_assert!(having.len() < 2, "{having:?} at {time:?}, event {i}");
-        }
-        Ok(moves)
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
-        #[test]
-        fn never_on_two_nodes(events in proptest::collection::vec((any::<u8>(), any::<u8>()), 50..600)) {
-            simulate(&events)?;
-        }
-    }
-
-    #[test]
-    fn the_simulation_moves_the_address() {
-        let events: Vec<(u8, u8)> =
-            (0..4000_u32).map(|i| ((i.wrapping_mul(2_654_435_761) >> 24) as u8, (i % 11) as u8)).collect();
-        assert!(simulate(&events).unwrap() > 2, "a world in which nothing happens proves nothing");
-    }
-}
+mod simulation;
+#[cfg(test)]
+mod tests;

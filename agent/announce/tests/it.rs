@@ -3,5 +3,7 @@
 
 #[path = "it/announcing.rs"]
 mod announcing;
+#[path = "it/counting.rs"]
+mod counting;
 #[path = "it/lab.rs"]
 mod lab;

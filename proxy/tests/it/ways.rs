@@ -135,8 +135,10 @@ async fn bodies_come_as_a_whole_or_not_at_all() {
     let mut client = TcpStream::connect(lab.http).await.unwrap();
     for part in ["POST /1 HTTP/1.1\r\nHost: h.localhost\r\nContent-Length: 6\r\n\r\nab", "c", "def"] {
         client.write_all(part.as_bytes()).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        assert_eq!(heads.lock().len(), usize::from(part == "def"), "not before all of it is here");
+        if part != "def" {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert_eq!(heads.lock().len(), 0, "not before all of it is here");
+        }
     }
     let mut answer = Vec::new();
     while !answer.ends_with(b"ok") {

@@ -162,6 +162,29 @@ impl Lab {
         self.slices.patch(service, &PatchParams::apply("test").force(), &Patch::Apply(&slice)).await.unwrap();
     }
 
+    /// Lines of the API server's metrics about Leases: the labels, and the number.
+    async fn metrics_of_leases(&self, name: &str) -> Vec<(String, u64)> {
+        let request = kube::core::Request::new("").get("metrics", &kube::api::GetParams::default()).unwrap();
+        let text = self.leases.clone().into_client().request_text(request).await.unwrap();
+        let lines = text.lines().filter(|l| l.starts_with(name) && l.contains("resource=\"leases\""));
+        lines.filter_map(|l| l.rsplit_once(' ')).map(|(labels, n)| (labels.to_owned(), n.parse().unwrap())).collect()
+    }
+
+    /// How many watches of Leases there are.
+    pub async fn watches_of_leases(&self) -> u64 {
+        self.metrics_of_leases("apiserver_longrunning_requests{").await.iter().map(|(_, n)| n).sum()
+    }
+
+    /// Requests for Leases so far, by verb.
+    pub async fn requests_for_leases(&self) -> BTreeMap<String, u64> {
+        let mut all = BTreeMap::new();
+        for (labels, n) in self.metrics_of_leases("apiserver_request_total{").await {
+            let verb = labels.split("verb=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap();
+            *all.entry(verb.to_owned()).or_default() += n;
+        }
+        all
+    }
+
     fn netns(&self, node: &str) -> String {
         format!("cw-{}-{node}", self.name)
     }
