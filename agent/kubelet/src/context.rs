@@ -3,6 +3,7 @@
 use crate::config::KubeletConfig;
 use crate::images::Images;
 use crate::metrics::Metrics;
+use crate::objects::Objects;
 use crate::observe::Observer;
 use crate::volumes::Volumes;
 use causeway_api::events::{EventType, Recorder};
@@ -39,6 +40,8 @@ pub struct Context {
     pub node: watch::Receiver<Option<Arc<Node>>>,
     /// Pulls images.
     pub images: Images,
+    /// ConfigMaps, Secrets and what else pods mention.
+    pub objects: Arc<Objects>,
     /// Makes volumes.
     pub volumes: Volumes,
     /// (milli-CPU, bytes) for pods.

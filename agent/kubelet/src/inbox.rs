@@ -52,6 +52,8 @@ pub struct Mail {
     pub vanished: bool,
     /// The runtime has news of its containers.
     pub look: bool,
+    /// An object that the pod mentions has changed.
+    pub objects: bool,
     /// By the runtime's id.
     pub verdicts: HashMap<String, Verdicts>,
 }
@@ -79,6 +81,12 @@ impl Inbox {
     /// The runtime should be looked at again.
     pub fn look(&self) {
         self.mail.lock().look = true;
+        self.bell.notify_one();
+    }
+
+    /// An object that the pod mentions has changed.
+    pub fn objects(&self) {
+        self.mail.lock().objects = true;
         self.bell.notify_one();
     }
 

@@ -94,6 +94,7 @@ where
         observer: observe::Observer::new(runtime.clone()),
         recorder: Recorder::new(client.clone(), "kubelet", Some(&name)),
         images: images::Images::default(),
+        objects: Arc::new(objects::Objects::new(client.clone())),
         volumes: volumes::Volumes::new(client.clone()),
         metrics: metrics::Metrics::default(),
         network: network_rx,

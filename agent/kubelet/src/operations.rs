@@ -5,8 +5,9 @@ use crate::container::{self, Place};
 use crate::context::Context;
 use crate::images::{self, Refused};
 use crate::model::{Record, Waiting};
+use crate::objects::PodObjects;
 use crate::volumes::{Mounted, host, mounts};
-use crate::{cgroups, env, files, hooks, names, objects, resources};
+use crate::{cgroups, env, files, hooks, names, resources};
 use causeway_api::events::EventType;
 use causeway_network::{PodAddress, PodRef};
 use causeway_runtime::{ContainerState, Mount, MountPropagation, RuntimeError};
@@ -88,11 +89,11 @@ fn uid(pod: &Pod) -> &str {
 }
 
 /// Makes folders, network, files and volumes.
-pub async fn set_up(ctx: Arc<Context>, pod: Arc<Pod>) -> Outcome {
-    Outcome::SetUp(try_set_up(&ctx, &pod).await)
+pub async fn set_up(ctx: Arc<Context>, pod: Arc<Pod>, objects: Arc<PodObjects>) -> Outcome {
+    Outcome::SetUp(try_set_up(&ctx, &pod, &objects).await)
 }
 
-async fn try_set_up(ctx: &Context, pod: &Pod) -> Result<Ready, String> {
+async fn try_set_up(ctx: &Context, pod: &Pod, objects: &PodObjects) -> Result<Ready, String> {
     let dir = ctx.config.pod_dir(uid(pod));
     let text = |what: &Path| {
         let what = what.display().to_string();
@@ -106,10 +107,11 @@ async fn try_set_up(ctx: &Context, pod: &Pod) -> Result<Ready, String> {
         (address.ips, Some(address.netns))
     };
     write_files(ctx, pod, &dir, &ips).map_err(text(&dir))?;
-    let mounted = ctx.volumes.set_up(pod, &dir, &ctx.facts(&ips)).await.map_err(|e| {
+    let mounted = ctx.volumes.set_up(pod, &dir, &ctx.facts(&ips), objects).await.map_err(|e| {
         ctx.pod_event(pod, EventType::Warning, "FailedMount", e.to_string());
         e.to_string()
     })?;
+    objects.settled();
     Ok(Ready { ips, netns, mounted })
 }
 
@@ -154,8 +156,15 @@ fn write_files(ctx: &Context, pod: &Pod, dir: &Path, ips: &[IpAddr]) -> std::io:
 }
 
 /// Starts one attempt of a container.
-pub async fn start(ctx: Arc<Context>, pod: Arc<Pod>, c: Container, attempt: u32, ready: Ready) -> Outcome {
-    let result = match try_start(&ctx, &pod, &c, attempt, &ready).await {
+pub async fn start(
+    ctx: Arc<Context>,
+    pod: Arc<Pod>,
+    objects: Arc<PodObjects>,
+    c: Container,
+    attempt: u32,
+    ready: Ready,
+) -> Outcome {
+    let result = match try_start(&ctx, &pod, &objects, &c, attempt, &ready).await {
         Ok(result) => result,
         Err(refused) => Start::Refused(refused),
     };
@@ -167,13 +176,20 @@ pub async fn start(ctx: Arc<Context>, pod: Arc<Pod>, c: Container, attempt: u32,
     Outcome::Started { name: c.name, result }
 }
 
-async fn try_start(ctx: &Context, pod: &Pod, c: &Container, attempt: u32, ready: &Ready) -> Result<Start, Refused> {
+async fn try_start(
+    ctx: &Context,
+    pod: &Pod,
+    objects: &PodObjects,
+    c: &Container,
+    attempt: u32,
+    ready: &Ready,
+) -> Result<Start, Refused> {
     let (image, image_name) = images::ensure(ctx, pod, c).await?;
     let wrong = |text: String| {
         ctx.container_event(pod, &c.name, EventType::Warning, "Failed", format!("Error: {text}"));
         Refused::new("CreateContainerConfigError", text, 3)
     };
-    let vars = variables(ctx, pod, c, &ready.ips).await.map_err(wrong)?;
+    let vars = variables(ctx, pod, objects, c, &ready.ips).await.map_err(wrong)?;
     let dir = ctx.config.pod_dir(uid(pod));
     let mut all = mounts::mounts(pod, c, &ready.mounted, &vars, &dir).map_err(wrong)?;
     all.extend(own_mounts(c, &dir, attempt).map_err(|e| wrong(e.to_string()))?);
@@ -247,11 +263,12 @@ async fn start_failed(
 async fn variables(
     ctx: &Context,
     pod: &Pod,
+    objects: &PodObjects,
     c: &Container,
     ips: &[IpAddr],
 ) -> Result<std::collections::BTreeMap<String, String>, String> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("");
-    let sources = objects::sources(&ctx.client, namespace, env::needs(c)).await?;
+    let sources = objects.sources(env::needs(c)).await?;
     let links = pod.spec.as_ref().and_then(|s| s.enable_service_links).unwrap_or(true);
     let services = env::services(&ctx.services.list(), namespace, links);
     let mut vars = env::build(pod, c, &sources, &services, &ctx.facts(ips))?;
@@ -394,10 +411,8 @@ async fn try_clean(ctx: &Context, pod: &Pod) -> Result<(), String> {
 }
 
 /// Brings the content of a pod's volumes up to date.
-pub async fn refresh(ctx: Arc<Context>, pod: Arc<Pod>, ips: Vec<IpAddr>) -> Outcome {
+pub async fn refresh(ctx: Arc<Context>, pod: Arc<Pod>, objects: Arc<PodObjects>, ips: Vec<IpAddr>) -> Outcome {
     let dir = ctx.config.pod_dir(uid(&pod));
-    if let Err(error) = ctx.volumes.set_up(&pod, &dir, &ctx.facts(&ips)).await {
-        tracing::debug!(pod = names::format_pod(&pod), %error, "volumes keep their content");
-    }
+    ctx.volumes.refresh(&pod, &dir, &ctx.facts(&ips), &objects).await;
     Outcome::Refreshed
 }

@@ -9,13 +9,14 @@ pub mod mounts;
 pub mod payload;
 
 use crate::downward::Facts;
-use crate::objects;
+use crate::names;
+use crate::objects::PodObjects;
 use atomic::{File, Payload};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{
-    HostPathVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod, ProjectedVolumeSource, ServiceAccount,
-    ServiceAccountTokenProjection, Volume, VolumeProjection,
+    ConfigMap, HostPathVolumeSource, KeyToPath, PersistentVolume, PersistentVolumeClaim, Pod, ProjectedVolumeSource,
+    Secret, ServiceAccount, ServiceAccountTokenProjection, Volume, VolumeProjection,
 };
 use kube::api::PostParams;
 use kube::{Api, Client};
@@ -50,17 +51,23 @@ pub struct Volumes {
 }
 
 impl Volumes {
-    /// Reading objects through `client`.
+    /// Getting tokens through `client`.
     pub fn new(client: Client) -> Self {
         Self { client, tokens: Mutex::default() }
     }
 
-    /// Makes all volumes of a pod, or brings their content up to date. Idempotent.
-    pub async fn set_up(&self, pod: &Pod, pod_dir: &Path, facts: &Facts) -> Result<Mounted, MountError> {
+    /// Makes all volumes of a pod. Idempotent.
+    pub async fn set_up(
+        &self,
+        pod: &Pod,
+        pod_dir: &Path,
+        facts: &Facts,
+        objects: &PodObjects,
+    ) -> Result<Mounted, MountError> {
         let mut mounted = Mounted::new();
-        for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
+        for volume in volumes(pod) {
             let path = self
-                .one(pod, volume, pod_dir, facts)
+                .one(pod, volume, pod_dir, facts, objects)
                 .await
                 .map_err(|detail| MountError { volume: volume.name.clone(), detail })?;
             mounted.insert(volume.name.clone(), path);
@@ -68,12 +75,20 @@ impl Volumes {
         Ok(mounted)
     }
 
+    /// Brings the content of a pod's volumes up to date, of each that can be. The others keep theirs, and are brought up to
+    /// date when what is missing is there.
+    pub async fn refresh(&self, pod: &Pod, pod_dir: &Path, facts: &Facts, objects: &PodObjects) {
+        for volume in volumes(pod).filter(|v| changes(v)) {
+            if let Err(error) = self.one(pod, volume, pod_dir, facts, objects).await {
+                let pod = names::format_pod(pod);
+                tracing::debug!(pod, volume = volume.name, error, "a volume keeps its content");
+            }
+        }
+    }
+
     /// Whether a pod has volumes whose content changes while it runs.
     pub fn live(pod: &Pod) -> bool {
-        pod.spec
-            .iter()
-            .flat_map(|s| s.volumes.iter().flatten())
-            .any(|v| v.config_map.is_some() || v.secret.is_some() || v.projected.is_some() || v.downward_api.is_some())
+        volumes(pod).any(changes)
     }
 
     /// Forgets a pod's tokens.
@@ -81,9 +96,15 @@ impl Volumes {
         self.tokens.lock().retain(|(pod, _, _), _| pod != uid);
     }
 
-    async fn one(&self, pod: &Pod, v: &Volume, pod_dir: &Path, facts: &Facts) -> Result<PathBuf, String> {
+    async fn one(
+        &self,
+        pod: &Pod,
+        v: &Volume,
+        pod_dir: &Path,
+        facts: &Facts,
+        objects: &PodObjects,
+    ) -> Result<PathBuf, String> {
         let dir = |plugin: &str| pod_dir.join("volumes").join(format!("kubernetes.io~{plugin}")).join(&v.name);
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or("");
         let group = fs_group(pod);
         let text = |e: std::io::Error| e.to_string();
         if let Some(source) = &v.empty_dir {
@@ -95,7 +116,7 @@ impl Volumes {
         if let Some(source) = &v.config_map {
             let mode = source.default_mode.unwrap_or(payload::DEFAULT_MODE);
             let optional = source.optional == Some(true);
-            let files = self.config_map(namespace, &source.name, source.items.as_ref(), mode, optional).await?;
+            let files = config_map(objects, &source.name, source.items.as_ref(), mode, optional).await?;
             atomic::write(&dir("configmap"), &files, group).map_err(text)?;
             return Ok(dir("configmap"));
         }
@@ -103,7 +124,7 @@ impl Volumes {
             let mode = source.default_mode.unwrap_or(payload::DEFAULT_MODE);
             let name = source.secret_name.as_deref().unwrap_or("");
             let optional = source.optional == Some(true);
-            let files = self.secret(namespace, name, source.items.as_ref(), mode, optional).await?;
+            let files = secret(objects, name, source.items.as_ref(), mode, optional).await?;
             host::tmpfs(&dir("secret"), None, 0o777).map_err(text)?;
             atomic::write(&dir("secret"), &files, group).map_err(text)?;
             return Ok(dir("secret"));
@@ -115,47 +136,17 @@ impl Volumes {
             return Ok(dir("downward-api"));
         }
         if let Some(source) = &v.projected {
-            let files = self.projected(pod, &v.name, source, facts).await?;
+            let files = self.projected(pod, &v.name, source, facts, objects).await?;
             host::tmpfs(&dir("projected"), None, 0o777).map_err(text)?;
             atomic::write(&dir("projected"), &files, group).map_err(text)?;
             return Ok(dir("projected"));
         }
         if let Some(source) = &v.persistent_volume_claim {
-            return self.claim(namespace, &source.claim_name, group).await;
+            return claim(objects, &source.claim_name, group).await;
         }
         Err("this kind of volume is not supported by this version; use emptyDir, hostPath, configMap, secret, \
              downwardAPI, projected or persistentVolumeClaim"
             .to_owned())
-    }
-
-    async fn config_map(
-        &self,
-        namespace: &str,
-        name: &str,
-        items: Option<&Vec<k8s_openapi::api::core::v1::KeyToPath>>,
-        mode: i32,
-        optional: bool,
-    ) -> Result<Payload, String> {
-        match objects::config_map(&self.client, namespace, name).await? {
-            Some(map) => payload::keys(&payload::config_map_data(&map), items, mode, optional, "configmap"),
-            None if optional => Ok(Payload::new()),
-            None => Err(format!("configmap \"{name}\" not found")),
-        }
-    }
-
-    async fn secret(
-        &self,
-        namespace: &str,
-        name: &str,
-        items: Option<&Vec<k8s_openapi::api::core::v1::KeyToPath>>,
-        mode: i32,
-        optional: bool,
-    ) -> Result<Payload, String> {
-        match objects::secret(&self.client, namespace, name).await? {
-            Some(secret) => payload::keys(&payload::secret_data(&secret), items, mode, optional, "secret"),
-            None if optional => Ok(Payload::new()),
-            None => Err(format!("secret \"{name}\" not found")),
-        }
     }
 
     async fn projected(
@@ -164,11 +155,12 @@ impl Volumes {
         volume: &str,
         p: &ProjectedVolumeSource,
         facts: &Facts,
+        objects: &PodObjects,
     ) -> Result<Payload, String> {
         let mode = p.default_mode.unwrap_or(payload::DEFAULT_MODE);
         let mut all = Payload::new();
         for source in p.sources.iter().flatten() {
-            all.extend(self.projection(pod, volume, source, mode, facts).await?);
+            all.extend(self.projection(pod, volume, source, mode, facts, objects).await?);
         }
         Ok(all)
     }
@@ -180,13 +172,13 @@ impl Volumes {
         p: &VolumeProjection,
         mode: i32,
         facts: &Facts,
+        objects: &PodObjects,
     ) -> Result<Payload, String> {
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or("");
         if let Some(s) = &p.config_map {
-            return self.config_map(namespace, &s.name, s.items.as_ref(), mode, s.optional == Some(true)).await;
+            return config_map(objects, &s.name, s.items.as_ref(), mode, s.optional == Some(true)).await;
         }
         if let Some(s) = &p.secret {
-            return self.secret(namespace, &s.name, s.items.as_ref(), mode, s.optional == Some(true)).await;
+            return secret(objects, &s.name, s.items.as_ref(), mode, s.optional == Some(true)).await;
         }
         if let Some(s) = &p.downward_api {
             return payload::downward(pod, s.items.as_ref(), mode, facts);
@@ -240,39 +232,73 @@ impl Volumes {
         self.tokens.lock().insert(key, Token { text: status.token.clone(), renew_at });
         Ok(status.token)
     }
+}
 
-    async fn claim(&self, namespace: &str, name: &str, group: Option<u32>) -> Result<PathBuf, String> {
-        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), namespace);
-        let claim =
-            claims.get_opt(name).await.map_err(|e| format!("failed to read persistentvolumeclaim \"{name}\": {e}"))?;
-        let Some(claim) = claim else { return Err(format!("persistentvolumeclaim \"{name}\" not found")) };
-        let bound = claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
-        let volume = claim.spec.as_ref().and_then(|s| s.volume_name.clone()).filter(|v| bound && !v.is_empty());
-        let Some(volume) = volume else { return Err(format!("PersistentVolumeClaim is not bound: \"{name}\"")) };
-        let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
-        let found =
-            volumes.get_opt(&volume).await.map_err(|e| format!("failed to read persistentvolume \"{volume}\": {e}"))?;
-        let Some(spec) = found.and_then(|v| v.spec) else {
-            return Err(format!("persistentvolume \"{volume}\" not found"));
-        };
-        let path = match (&spec.host_path, &spec.local) {
-            (Some(source), _) => host_path(source)?,
-            (None, Some(local)) => {
-                let path = PathBuf::from(&local.path);
-                host::check_host_path(&path, "Directory")?;
-                path
-            }
-            (None, None) => {
-                return Err(format!(
-                    "persistentvolume \"{volume}\" is of a kind that this version does not support; use hostPath or local"
-                ));
-            }
-        };
-        if let Some(group) = group.filter(|_| spec.local.is_some()) {
-            host::give_to_group(&path, group).map_err(|e| e.to_string())?;
-        }
-        Ok(path)
+fn volumes(pod: &Pod) -> impl Iterator<Item = &Volume> {
+    pod.spec.iter().flat_map(|s| s.volumes.iter().flatten())
+}
+
+/// Its content changes while the pod runs. That of others is the pod's own, and where a claim leads stays as it is.
+fn changes(v: &Volume) -> bool {
+    v.config_map.is_some() || v.secret.is_some() || v.projected.is_some() || v.downward_api.is_some()
+}
+
+async fn config_map(
+    objects: &PodObjects,
+    name: &str,
+    items: Option<&Vec<KeyToPath>>,
+    mode: i32,
+    optional: bool,
+) -> Result<Payload, String> {
+    match objects.read::<ConfigMap>(name).await? {
+        Some(map) => payload::keys(&payload::config_map_data(&map), items, mode, optional, "configmap"),
+        None if optional => Ok(Payload::new()),
+        None => Err(format!("configmap \"{name}\" not found")),
     }
+}
+
+async fn secret(
+    objects: &PodObjects,
+    name: &str,
+    items: Option<&Vec<KeyToPath>>,
+    mode: i32,
+    optional: bool,
+) -> Result<Payload, String> {
+    match objects.read::<Secret>(name).await? {
+        Some(secret) => payload::keys(&payload::secret_data(&secret), items, mode, optional, "secret"),
+        None if optional => Ok(Payload::new()),
+        None => Err(format!("secret \"{name}\" not found")),
+    }
+}
+
+/// Where a claim's volume is.
+async fn claim(objects: &PodObjects, name: &str, group: Option<u32>) -> Result<PathBuf, String> {
+    let claim = objects.read::<PersistentVolumeClaim>(name).await?;
+    let Some(claim) = claim else { return Err(format!("persistentvolumeclaim \"{name}\" not found")) };
+    let bound = claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
+    let volume = claim.spec.as_ref().and_then(|s| s.volume_name.clone()).filter(|v| bound && !v.is_empty());
+    let Some(volume) = volume else { return Err(format!("PersistentVolumeClaim is not bound: \"{name}\"")) };
+    let found = objects.read::<PersistentVolume>(&volume).await?;
+    let Some(spec) = found.as_ref().and_then(|v| v.spec.as_ref()) else {
+        return Err(format!("persistentvolume \"{volume}\" not found"));
+    };
+    let path = match (&spec.host_path, &spec.local) {
+        (Some(source), _) => host_path(source)?,
+        (None, Some(local)) => {
+            let path = PathBuf::from(&local.path);
+            host::check_host_path(&path, "Directory")?;
+            path
+        }
+        (None, None) => {
+            return Err(format!(
+                "persistentvolume \"{volume}\" is of a kind that this version does not support; use hostPath or local"
+            ));
+        }
+    };
+    if let Some(group) = group.filter(|_| spec.local.is_some()) {
+        host::give_to_group(&path, group).map_err(|e| e.to_string())?;
+    }
+    Ok(path)
 }
 
 fn fs_group(pod: &Pod) -> Option<u32> {

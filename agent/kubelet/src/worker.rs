@@ -9,6 +9,7 @@ use crate::backoff::Backoff;
 use crate::context::Context;
 use crate::inbox::{Inbox, Mail};
 use crate::model::{Failure, Op, PodModel, Record, Sandbox};
+use crate::objects::PodObjects;
 use crate::observe;
 use crate::operations::{self, Outcome, Ready};
 use crate::plan::{Action, plan};
@@ -24,8 +25,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
-/// How often the content of volumes is brought up to date.
-const REFRESH: SignedDuration = SignedDuration::from_secs(20);
+/// The content of volumes is looked at this often even when nothing has changed, for tokens to be renewed and for files that
+/// somebody has spoilt. Nobody is asked for an object: they are followed.
+const REFRESH: SignedDuration = SignedDuration::from_secs(60);
+/// However often objects change, their pods follow no faster.
+const SOON: SignedDuration = SignedDuration::from_millis(500);
 /// Until a failed sandbox is tried again.
 const SANDBOX_RETRY: SignedDuration = SignedDuration::from_secs(2);
 /// Until a failed removal is tried again.
@@ -35,10 +39,14 @@ const LOST: i32 = 255;
 /// The runtime is looked at this often even when it reports nothing.
 const LOOK: SignedDuration = SignedDuration::from_secs(300);
 
+/// The key of the operation that brings volumes up to date; no container has such a name.
+const VOLUMES: &str = "volumes/";
+
 /// A pod's worker.
 pub struct Worker {
     ctx: Arc<Context>,
     inbox: Arc<Inbox>,
+    objects: Arc<PodObjects>,
     model: PodModel,
     ready: Option<Ready>,
     operations: JoinSet<Outcome>,
@@ -50,6 +58,8 @@ pub struct Worker {
     look: bool,
     looked_at: Timestamp,
     refreshed_at: Timestamp,
+    /// Something that volumes show has changed since they were brought up to date.
+    stale: bool,
     adopted: bool,
     retry_clean: Option<Timestamp>,
     announced: bool,
@@ -69,7 +79,9 @@ impl Worker {
         let mut model = PodModel::new(pod.clone(), ctx.config.node_ips.clone(), now);
         model.failure = failure;
         model.vanished = orphan;
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or("");
         Self {
+            objects: Arc::new(PodObjects::new(ctx.objects.clone(), &inbox, namespace)),
             publisher: Publisher::new(ctx.clone(), &pod),
             last: pod.status.clone().unwrap_or_default(),
             ctx,
@@ -83,6 +95,7 @@ impl Worker {
             look: true,
             looked_at: now,
             refreshed_at: now,
+            stale: false,
             adopted: false,
             retry_clean: None,
             announced: false,
@@ -142,13 +155,14 @@ impl Worker {
         if let Some(pod) = mail.pod {
             let changed = pod.metadata.labels != self.model.pod.metadata.labels
                 || pod.metadata.annotations != self.model.pod.metadata.annotations;
-            if changed {
-                self.refreshed_at = Timestamp::MIN;
-            }
+            self.stale |= changed;
             self.reconcile(&pod);
             self.model.pod = pod;
         }
         self.model.vanished |= mail.vanished;
+        if mail.objects {
+            self.objects_changed();
+        }
         for (id, verdicts) in mail.verdicts {
             self.judge(&id, verdicts);
         }
@@ -243,7 +257,8 @@ impl Worker {
         match action {
             Action::SetUp => {
                 self.model.sandbox = Sandbox::SettingUp;
-                self.spawn("sandbox/", operations::set_up(ctx, pod));
+                self.stale = false;
+                self.spawn("sandbox/", operations::set_up(ctx, pod, self.objects.clone()));
             }
             Action::Start { name, attempt, after } => self.start(&name, attempt, after),
             Action::Cancel { name } => {
@@ -298,7 +313,8 @@ impl Worker {
         if let Some(after) = after.filter(|_| life.waiting.as_ref().is_none_or(|w| w.reason == "RunContainerError")) {
             life.backoff.step(after);
         }
-        self.spawn(name, operations::start(self.ctx.clone(), self.model.pod.clone(), c, attempt, ready));
+        let (ctx, pod, objects) = (self.ctx.clone(), self.model.pod.clone(), self.objects.clone());
+        self.spawn(name, operations::start(ctx, pod, objects, c, attempt, ready));
     }
 
     /// Writes the last status, then removes everything.
@@ -334,13 +350,34 @@ impl Worker {
 
     fn refresh(&mut self, now: Timestamp, wake: &mut Option<Timestamp>) {
         let Some(ready) = self.ready.as_ref().filter(|_| Volumes::live(&self.model.pod)) else { return };
-        let Some(due) = self.refreshed_at.checked_add(REFRESH).ok() else { return };
-        if due > now || self.model.terminating() {
-            *wake = Some(wake.map_or(due, |w| w.min(due))).filter(|_| !self.model.terminating());
+        // One at a time: its end is heard of, and what has changed meanwhile is next.
+        if self.model.terminating() || self.running.contains_key(VOLUMES) {
+            return;
+        }
+        let pause = if self.stale { SOON } else { REFRESH };
+        let Some(due) = self.refreshed_at.checked_add(pause).ok() else { return };
+        if due > now {
+            *wake = Some(wake.map_or(due, |w| w.min(due)));
             return;
         }
         self.refreshed_at = now;
+        self.stale = false;
         let ips = ready.ips.clone();
-        self.spawn("volumes/", operations::refresh(self.ctx.clone(), self.model.pod.clone(), ips));
+        let (ctx, pod, objects) = (self.ctx.clone(), self.model.pod.clone(), self.objects.clone());
+        self.spawn(VOLUMES, operations::refresh(ctx, pod, objects, ips));
+    }
+
+    /// What waits for an object, or shows one, need not wait for its time.
+    fn objects_changed(&mut self) {
+        self.stale = true;
+        let soon = Timestamp::now().saturating_add(SOON).unwrap_or(Timestamp::MAX);
+        let sooner = |at: &mut Option<Timestamp>| *at = at.map(|at| at.min(soon));
+        if let Sandbox::Absent { retry_at } = &mut self.model.sandbox {
+            sooner(retry_at);
+        }
+        let waits = |reason: &str| reason == "CreateContainerConfigError";
+        for life in self.model.lives.values_mut().filter(|l| l.waiting.as_ref().is_some_and(|w| waits(&w.reason))) {
+            sooner(&mut life.retry_at);
+        }
     }
 }

@@ -8,6 +8,8 @@ mod failures;
 mod house;
 #[path = "it/lifecycle.rs"]
 mod lifecycle;
+#[path = "it/objects.rs"]
+mod objects;
 #[path = "it/restart.rs"]
 mod restart;
 #[path = "it/volumes.rs"]

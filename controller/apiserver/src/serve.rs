@@ -197,7 +197,10 @@ impl Front {
             builder
                 .http2()
                 .timer(TokioTimer::new())
-                .max_concurrent_streams(250)
+                // All of a node comes on one connection, with a watch for each object that one of its pods names: the kubelet
+                // stops at 1500 (`MOST_WATCHES` in `kubelet/src/objects/source.rs`). A request beyond the limit waits for a
+                // watch to end, and so would the lease.
+                .max_concurrent_streams(2048)
                 .keep_alive_interval(Some(Duration::from_secs(30)))
                 .keep_alive_timeout(Duration::from_secs(20));
             let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();

@@ -1,6 +1,6 @@
 //! What the worker makes of operations that have ended.
 
-use super::{CLEAN_RETRY, SANDBOX_RETRY, Worker};
+use super::{CLEAN_RETRY, SANDBOX_RETRY, SOON, VOLUMES, Worker};
 use crate::context::Context;
 use crate::model::{Sandbox, Unhealthy};
 use crate::operations::{Outcome, Start};
@@ -22,7 +22,9 @@ impl Worker {
             }
             Outcome::SetUp(Err(error)) => {
                 tracing::debug!(pod = crate::names::format_pod(&self.model.pod), error, "sandbox not ready");
-                self.model.sandbox = Sandbox::Absent { retry_at: Some(later(SANDBOX_RETRY)) };
+                // What was missing may have come while it was looked for.
+                let pause = if self.stale { SOON } else { SANDBOX_RETRY };
+                self.model.sandbox = Sandbox::Absent { retry_at: Some(later(pause)) };
             }
             Outcome::Started { name, result } => self.started(&name, result),
             Outcome::Stopped { name, error } => {
@@ -46,9 +48,11 @@ impl Worker {
                 }
                 let ips = self.ready.take().map(|r| r.ips).unwrap_or_default();
                 self.model.sandbox = Sandbox::Gone(ips);
+                self.objects.close();
             }
             Outcome::Cleaned(Ok(())) => {
                 self.model.sandbox = Sandbox::Cleaned;
+                self.objects.close();
                 self.model.records.clear();
                 if !self.orphan && !self.model.vanished {
                     self.operations.spawn(delete(self.ctx.clone(), self.model.pod.clone(), self.publisher.flushed()));
@@ -60,7 +64,8 @@ impl Worker {
                 self.model.sandbox = Sandbox::Gone(Vec::new());
                 self.look = true;
             }
-            Outcome::Refreshed | Outcome::Done => {}
+            Outcome::Refreshed => drop(self.running.remove(VOLUMES)),
+            Outcome::Done => {}
         }
     }
 

@@ -252,6 +252,15 @@ impl House {
         Api::namespaced(Client::try_from(config).unwrap(), "default")
     }
 
+    /// As the node would come in a cluster: all on one connection.
+    pub fn node_over_tls(&self) -> Client {
+        let url = format!("https://{}", self.address);
+        let endpoint = causeway_access::Endpoint::new(&url, self.api.pki().ca_pem()).unwrap();
+        let issued = self.api.pki().issue_client(&UserInfo::node("n1")).unwrap();
+        let identity = causeway_access::Identity::new(&issued.cert_pem, &issued.key_pem).unwrap();
+        causeway_access::client(&endpoint, Some(Arc::new(identity))).unwrap()
+    }
+
     pub fn pods(&self) -> Api<Pod> {
         Api::namespaced(self.client.clone(), "default")
     }
