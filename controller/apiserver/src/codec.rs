@@ -4,6 +4,7 @@ use crate::catalog::Served;
 use crate::request::FieldValidation;
 use crate::status::{ApiError, ApiResult};
 use causeway_schema::apply::ApplyError;
+use causeway_schema::bounds::{MAX_DEPTH, is_deeper, too_deep};
 use causeway_schema::{Schema, strict};
 use serde_json::Value;
 
@@ -22,8 +23,11 @@ pub fn media_type(content_type: &str) -> String {
 /// A body as a JSON value, and its duplicate fields. No content type means JSON.
 pub fn decode(content_type: &str, body: &[u8]) -> ApiResult<(Value, Vec<String>)> {
     match media_type(content_type).as_str() {
-        "" | JSON | "*/*" => strict::parse_json(body)
-            .map_err(|e| ApiError::bad_request(format!("couldn't get version/kind; json parse error: {e}"))),
+        "" | JSON | "*/*" => {
+            let (value, problems) = strict::parse_json(body)
+                .map_err(|e| ApiError::bad_request(format!("couldn't get version/kind; json parse error: {e}")))?;
+            Ok((bounded(value)?, problems))
+        }
         YAML | "application/x-yaml" | "text/yaml" => Ok((decode_yaml(body)?, Vec::new())),
         PROTOBUF => causeway_schema::protobuf::decode(body)
             .map(|value| (value, Vec::new()))
@@ -34,7 +38,13 @@ pub fn decode(content_type: &str, body: &[u8]) -> ApiResult<(Value, Vec<String>)
 
 /// YAML (of which JSON is a part) as a JSON value.
 pub fn decode_yaml(body: &[u8]) -> ApiResult<Value> {
-    serde_yaml_ng::from_slice(body).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))
+    let value = serde_yaml_ng::from_slice(body).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")));
+    bounded(value?)
+}
+
+/// Refuses what is nested too deep.
+pub fn bounded(value: Value) -> ApiResult<Value> {
+    if is_deeper(&value, MAX_DEPTH) { Err(ApiError::bad_request(too_deep())) } else { Ok(value) }
 }
 
 /// Makes a whole object one of its kind: as [`conform_applied`], and with zero values for nulls in maps and lists.

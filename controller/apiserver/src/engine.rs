@@ -25,6 +25,7 @@ use crate::status::{ApiError, ApiResult};
 use bytes::Bytes;
 use causeway_api::config::ClusterConfig;
 use causeway_api::identity::UserInfo;
+use causeway_schema::bounds::{MAX_DEPTH, is_deeper, too_deep};
 use causeway_store::{KeyValue, Store};
 use serde_json::Value;
 use std::sync::Arc;
@@ -157,7 +158,11 @@ impl Engine {
         Ok(value)
     }
 
+    /// What is stored. Refuses what could not be read again.
     fn encode(&self, served: &Served, object: &Value) -> ApiResult<Bytes> {
+        if is_deeper(object, MAX_DEPTH) {
+            return Err(ApiError::bad_request(too_deep()));
+        }
         let mut stored = object.clone();
         if let Some(metadata) = stored.get_mut("metadata").and_then(Value::as_object_mut) {
             metadata.remove("resourceVersion");
