@@ -29,7 +29,7 @@ use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// The largest request body.
-pub const BODY_LIMIT: usize = 3 * 1024 * 1024;
+pub const BODY_LIMIT: usize = causeway_schema::bounds::MAX_SIZE;
 
 /// Who the transport says the caller is (in-process clients, client certificates).
 #[derive(Debug, Clone)]

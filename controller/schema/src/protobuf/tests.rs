@@ -270,10 +270,10 @@ fn number_of(message: &str, field: &str) -> u32 {
     message.fields.iter().find(|f| f.name == field).unwrap().number
 }
 
-/// On a stack much smaller than that of a worker.
+/// On half the stack of a worker. (Without optimisation a level takes some kilobytes.)
 fn on_a_small_stack(body: Vec<u8>) -> Result<Value> {
     Table::get();
-    let thread = std::thread::Builder::new().stack_size(768 * 1024).spawn(move || decode(&body)).unwrap();
+    let thread = std::thread::Builder::new().stack_size(1024 * 1024).spawn(move || decode(&body)).unwrap();
     thread.join().unwrap()
 }
 
