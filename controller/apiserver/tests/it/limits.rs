@@ -148,3 +148,65 @@ async fn what_is_stored_can_be_read_again() {
     let (code, _, list) = ask(&admin, "GET", path, JSON, "").await;
     assert_eq!((code, list["items"].as_array().map(Vec::len)), (200, Some(2)), "{list}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn patches_do_not_blow_an_object_up() {
+    let running = start().await;
+    let admin = running.admin();
+    let map = json!({ "metadata": { "name": "m" }, "data": { "x": "y".repeat(1_000) } });
+    assert_eq!(ask(&admin, "POST", MAPS, JSON, map.to_string()).await.0, 201);
+    let path = format!("{MAPS}/m");
+    let patch = async |media: &str, patch: Value| ask(&admin, "PATCH", &path, media, patch.to_string()).await;
+    let copy = |n: usize| json!({ "op": "copy", "from": "/data", "path": format!("/data/d{n}") });
+
+    // A kilobyte of patch that would make gigabytes, and one that would make a tower.
+    let doubled = (0..22).map(copy).collect::<Vec<_>>();
+    let (code, message, _) = patch("application/json-patch+json", json!(doubled)).await;
+    assert_eq!(code, 422, "{message}");
+    assert!(message.contains("Unable to complete the copy, the accumulated size increase of copy"), "{message}");
+    let tower = (1..1_000).map(|n| json!({ "op": "add", "path": "/a".repeat(n), "value": {} })).collect::<Vec<_>>();
+    let (code, message, _) = patch("application/json-patch+json", json!(tower)).await;
+    assert!(code == 422 && message.contains("nested more than"), "{code} {message}");
+
+    let many = vec![json!({ "op": "test", "path": "/kind", "value": "ConfigMap" }); 10_001];
+    let (code, message, answer) = patch("application/json-patch+json", json!(many)).await;
+    let text = "Request entity too large: The allowed maximum operations in a JSON patch is 10000, got 10001";
+    assert_eq!((code, message.as_str(), &answer["reason"]), (413, text, &json!("RequestEntityTooLarge")));
+    assert_eq!(patch("application/json-patch+json", json!(many[1..])).await.0, 200);
+
+    // Whatever the patch, an object stays below the limit of a body.
+    let part = "z".repeat(LIMIT / 2);
+    let deployments = "/apis/apps/v1/namespaces/default/deployments";
+    let path = format!("{deployments}/d");
+    let template = |container: Value| {
+        json!({ "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "d" },
+        "spec": { "selector": { "matchLabels": { "a": "b" } }, "template": {
+            "metadata": { "labels": { "a": "b" } }, "spec": { "containers": [container] } } } })
+    };
+    let object = template(json!({ "name": "c", "image": "i", "env": [{ "name": "E", "value": part }] }));
+    assert_eq!(ask(&admin, "POST", deployments, JSON, object.to_string()).await.0, 201);
+    let container = "/spec/template/spec/containers/0";
+    for (media, change) in [
+        ("application/json-patch+json", json!([{ "op": "add", "path": format!("{container}/args"), "value": [part] }])),
+        (
+            "application/json-patch+json",
+            json!([{ "op": "copy", "from": format!("{container}/env/0/value"),
+            "path": format!("{container}/workingDir") }]),
+        ),
+        ("application/strategic-merge-patch+json", template(json!({ "name": "c", "args": [part] }))),
+        ("application/apply-patch+yaml", template(json!({ "name": "c", "image": "i", "args": [part] }))),
+    ] {
+        for query in ["&dryRun=All", ""] {
+            let path = format!("{path}?fieldManager=m{query}");
+            let (code, message, _) = ask(&admin, "PATCH", &path, media, change.to_string()).await;
+            let text = format!("Request entity too large: limit is {LIMIT}");
+            assert_eq!((code, message), (413, text), "{media}");
+        }
+    }
+    // And it can still be changed, made smaller and deleted.
+    let small = json!([{ "op": "add", "path": format!("{container}/args"), "value": ["x"] },
+        { "op": "remove", "path": format!("{container}/env") }]);
+    let (code, message, _) = ask(&admin, "PATCH", &path, "application/json-patch+json", small.to_string()).await;
+    assert_eq!(code, 200, "{message}");
+    assert_eq!(ask(&admin, "DELETE", &path, JSON, "").await.0, 200);
+}
