@@ -32,6 +32,26 @@ impl Attributes {
     pub fn is_read(&self) -> bool {
         matches!(self.verb.as_str(), "get" | "list" | "watch" | "head")
     }
+
+    /// What else is asked for by a GET that opens a stream into a pod: the right to create it.
+    ///
+    /// A WebSocket begins with a GET, so the verb alone would call `exec` a read. Kubernetes asks for both since 1.35
+    /// (AuthorizePodWebsocketUpgradeCreatePermission). Here it is asked for every GET, whatever it wants to upgrade to.
+    pub fn connect(&self) -> Option<Self> {
+        let streams = self.group.is_empty()
+            && self.resource == "pods"
+            && matches!(self.subresource.as_str(), "exec" | "attach" | "portforward");
+        (streams && self.is_read()).then(|| Self { verb: "create".to_owned(), ..self.clone() })
+    }
+
+    /// Resource and subresource in one word, as in the rules of roles: `pods/log`.
+    pub fn full_resource(&self) -> String {
+        if self.subresource.is_empty() {
+            self.resource.clone()
+        } else {
+            format!("{}/{}", self.resource, self.subresource)
+        }
+    }
 }
 
 /// The answer to one question of authorisation.
@@ -163,12 +183,23 @@ const NODE: &[Rule] = &[
 const CERTIFICATES: Rule =
     (&["create", "get", "list", "watch"], "certificates.k8s.io", &["certificatesigningrequests"]);
 const BOOTSTRAPPER: &[Rule] = &[CERTIFICATES];
-/// Service accounts: reading everything but secrets.
-const SERVICE_ACCOUNT_READS: &[&str] = &["secrets", "serviceaccounts/token"];
+/// Subresources that service accounts may read, with their resource (`*` stands for any). They are those that
+/// Kubernetes' role `view` has. Everything else is refused, above all what is a way into a container or a node.
+const SERVICE_ACCOUNT_READS: &[(&str, &str)] = &[("*", "status"), ("*", "scale"), ("pods", "log")];
+
+/// Service accounts read everything but secrets.
+fn service_account_reads(a: &Attributes) -> bool {
+    // Split again: a review may name both in the resource.
+    let full = a.full_resource();
+    let (resource, subresource) = full.split_once('/').unwrap_or((&full, ""));
+    let known = || SERVICE_ACCOUNT_READS.iter().any(|(r, s)| (*r == "*" || *r == resource) && *s == subresource);
+    // `*` asks for all resources, and secrets are among them.
+    a.is_read() && !matches!(resource, "*" | "secrets") && (subresource.is_empty() || known())
+}
 
 fn matches_rule(rule: &Rule, a: &Attributes) -> bool {
     let (verbs, group, resources) = rule;
-    let full = if a.subresource.is_empty() { a.resource.clone() } else { format!("{}/{}", a.resource, a.subresource) };
+    let full = a.full_resource();
     let within = |list: &[&str], word: &str| list.contains(&"*") || list.contains(&word);
     within(verbs, &a.verb) && (*group == "*" || *group == a.group) && within(resources, &full)
 }
@@ -242,9 +273,7 @@ impl Authorizer for Interim {
                 Decision::NoOpinion
             };
         }
-        let full =
-            if a.subresource.is_empty() { a.resource.clone() } else { format!("{}/{}", a.resource, a.subresource) };
-        if member(identity::GROUP_SERVICE_ACCOUNTS) && a.is_read() && !SERVICE_ACCOUNT_READS.contains(&full.as_str()) {
+        if member(identity::GROUP_SERVICE_ACCOUNTS) && service_account_reads(a) {
             return allow("service accounts may read");
         }
         Decision::NoOpinion
@@ -314,5 +343,68 @@ mod tests {
         assert!(!may(&account, "delete", "", "pods", ""));
         assert!(!may(&UserInfo::anonymous(), "list", "", "pods", ""));
         assert!(may(&UserInfo::admin(), "delete", "x", "y", "z"));
+    }
+
+    #[test]
+    fn service_accounts_read_what_is_listed() {
+        let account = UserInfo::component("system:serviceaccount:a:b", &[identity::GROUP_SERVICE_ACCOUNTS]);
+        for (group, resource, subresource, expected) in [
+            ("", "pods", "", true),
+            ("", "pods", "status", true),
+            ("", "pods", "log", true),
+            ("apps", "deployments", "scale", true),
+            ("example.com", "things", "", true),
+            ("", "pods", "exec", false),
+            ("", "pods", "attach", false),
+            ("", "pods", "portforward", false),
+            ("", "pods", "proxy", false),
+            ("", "pods", "ephemeralcontainers", false),
+            ("", "services", "proxy", false),
+            ("", "nodes", "proxy", false),
+            ("", "nodes", "log", false),
+            ("", "nodes", "stats", false),
+            ("", "serviceaccounts", "token", false),
+            ("", "pods", "unheard-of", false),
+            ("", "secrets", "", false),
+            ("", "secrets", "status", false),
+            // Old paths and reviews that put both into one word.
+            ("", "proxy", "p", false),
+            ("", "pods/exec", "", false),
+            ("", "pods/log", "", true),
+            ("", "pods/exec", "status", false),
+            ("", "secrets/x", "status", false),
+            ("*", "*", "", false),
+            ("", "*", "status", false),
+        ] {
+            for verb in ["get", "list", "watch"] {
+                let found = may(&account, verb, group, resource, subresource);
+                assert_eq!(found, expected, "{verb} {group} {resource} {subresource}");
+            }
+            assert!(!may(&account, "create", group, resource, subresource), "{resource} {subresource}");
+            assert!(!may(&account, "*", group, resource, subresource), "{resource} {subresource}");
+        }
+    }
+
+    #[test]
+    fn streams_into_pods_must_be_created() {
+        let of = |verb: &str, group: &str, resource: &str, subresource: &str| {
+            let [verb, group, resource, subresource] = [verb, group, resource, subresource].map(str::to_owned);
+            Attributes { verb, group, resource, subresource, name: "p".to_owned(), ..Attributes::default() }.connect()
+        };
+        for subresource in ["exec", "attach", "portforward"] {
+            let asked = of("get", "", "pods", subresource).unwrap();
+            assert_eq!(
+                (asked.verb.as_str(), asked.subresource.as_str(), asked.name.as_str()),
+                ("create", subresource, "p")
+            );
+            assert!(of("create", "", "pods", subresource).is_none(), "that is what is asked for already");
+            assert!(of("get", "example.com", "pods", subresource).is_none());
+            // No component has it, also not the scheduler, which reads everything.
+            let scheduler = UserInfo::component(identity::USER_SCHEDULER, &[]);
+            assert_eq!(Interim.authorize(&scheduler, &asked), Decision::NoOpinion);
+            assert_eq!(Interim.authorize(&UserInfo::node("n1"), &asked), Decision::NoOpinion);
+            assert_ne!(Interim.authorize(&UserInfo::admin(), &asked), Decision::NoOpinion);
+        }
+        assert!(of("get", "", "pods", "").is_none() && of("get", "", "pods", "log").is_none());
     }
 }

@@ -4,6 +4,7 @@ use crate::catalog::Served;
 use crate::request::FieldValidation;
 use crate::status::{ApiError, ApiResult};
 use causeway_schema::apply::ApplyError;
+use causeway_schema::bounds::{MAX_DEPTH, MAX_SIZE, is_deeper, too_deep};
 use causeway_schema::{Schema, strict};
 use serde_json::Value;
 
@@ -14,6 +15,10 @@ pub const YAML: &str = "application/yaml";
 /// Protobuf in Kubernetes' envelope.
 pub const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
+/// The most brackets times bytes of a YAML document. Its parser looks at every open bracket for every token: a
+/// megabyte of them would keep it busy for minutes. Which of them are text cannot be told without parsing.
+const YAML_WORK: usize = 1_000_000_000;
+
 /// The media type without parameters, in lower case.
 pub fn media_type(content_type: &str) -> String {
     content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase()
@@ -22,8 +27,11 @@ pub fn media_type(content_type: &str) -> String {
 /// A body as a JSON value, and its duplicate fields. No content type means JSON.
 pub fn decode(content_type: &str, body: &[u8]) -> ApiResult<(Value, Vec<String>)> {
     match media_type(content_type).as_str() {
-        "" | JSON | "*/*" => strict::parse_json(body)
-            .map_err(|e| ApiError::bad_request(format!("couldn't get version/kind; json parse error: {e}"))),
+        "" | JSON | "*/*" => {
+            let (value, problems) = strict::parse_json(body)
+                .map_err(|e| ApiError::bad_request(format!("couldn't get version/kind; json parse error: {e}")))?;
+            Ok((bounded(value)?, problems))
+        }
         YAML | "application/x-yaml" | "text/yaml" => Ok((decode_yaml(body)?, Vec::new())),
         PROTOBUF => causeway_schema::protobuf::decode(body)
             .map(|value| (value, Vec::new()))
@@ -34,7 +42,23 @@ pub fn decode(content_type: &str, body: &[u8]) -> ApiResult<(Value, Vec<String>)
 
 /// YAML (of which JSON is a part) as a JSON value.
 pub fn decode_yaml(body: &[u8]) -> ApiResult<Value> {
-    serde_yaml_ng::from_slice(body).map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))
+    // Clients send JSON as YAML, above all for server-side apply; its parser is the quicker one.
+    if let Ok(value) = serde_json::from_slice(body) {
+        return bounded(value);
+    }
+    let bad = |why: &dyn std::fmt::Display| ApiError::bad_request(format!("error decoding YAML: {why}"));
+    let brackets = body.iter().filter(|b| matches!(b, b'[' | b'{')).count();
+    if brackets.saturating_mul(body.len()) > YAML_WORK {
+        return Err(bad(&"the document has too many brackets for its size: send it as JSON"));
+    }
+    let reader = serde_yaml_ng::Deserializer::from_slice(body);
+    let (value, _) = strict::read(reader, MAX_SIZE).map_err(|e| bad(&e))?;
+    bounded(value)
+}
+
+/// Refuses what is nested too deep.
+pub fn bounded(value: Value) -> ApiResult<Value> {
+    if is_deeper(&value, MAX_DEPTH) { Err(ApiError::bad_request(too_deep())) } else { Ok(value) }
 }
 
 /// Makes a whole object one of its kind: as [`conform_applied`], and with zero values for nulls in maps and lists.
@@ -111,5 +135,45 @@ pub fn apply_error(error: ApplyError) -> ApiError {
             ApiError::apply_conflict(text, &causes)
         }
         _ => ApiError::bad_request(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_documents_that_stand_for_big_ones_are_refused() {
+        // A hundred aliases of a hundred aliases of a thousand items.
+        let items = |item: &str, times: usize| vec![item; times].join(", ");
+        let laughs = format!("a: &a [{}]\nb: &b [{}]\nc: [{}]", items("x", 1_000), items("*a", 100), items("*b", 100));
+        let long = format!("a: &a {}\nb: [{}]", "x".repeat(10_000), items("*a", 1_000));
+        for document in [laughs, long] {
+            let error = decode_yaml(document.as_bytes()).unwrap_err();
+            assert_eq!(error.code(), 400);
+            assert!(error.to_string().contains("document contains excessive aliasing"), "{error}");
+        }
+        let fine = decode_yaml(b"base: &b {x: 1}\nlist: [*b, *b]").unwrap();
+        assert_eq!(fine, serde_json::json!({"base": {"x": 1}, "list": [{"x": 1}, {"x": 1}]}));
+    }
+
+    #[test]
+    fn nested_documents_are_refused_soon() {
+        let many = 100_000;
+        for document in [
+            "[".repeat(many),
+            "{a: ".repeat(many),
+            format!("a: {}", "[\"]\",".repeat(many)),
+            "- ".repeat(many),
+            "? ".repeat(many),
+            (0..1_000).map(|n| format!("{}a:\n", " ".repeat(n))).collect(),
+        ] {
+            let started = std::time::Instant::now();
+            let error = decode_yaml(document.as_bytes()).unwrap_err();
+            assert_eq!(error.code(), 400);
+            assert!(started.elapsed().as_secs() < 30, "{:?} for {}…", started.elapsed(), &document[..20]);
+        }
+        let json = format!("[{}1]", "[1],".repeat(200_000));
+        assert!(decode_yaml(json.as_bytes()).is_ok(), "JSON has no such bound");
     }
 }

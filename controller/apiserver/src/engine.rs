@@ -25,6 +25,7 @@ use crate::status::{ApiError, ApiResult};
 use bytes::Bytes;
 use causeway_api::config::ClusterConfig;
 use causeway_api::identity::UserInfo;
+use causeway_schema::bounds::{MAX_DEPTH, MAX_SIZE, is_deeper, too_deep};
 use causeway_store::{KeyValue, Store};
 use serde_json::Value;
 use std::sync::Arc;
@@ -157,13 +158,19 @@ impl Engine {
         Ok(value)
     }
 
+    /// What is stored. Refuses what could not be read again, and what no client could send.
     fn encode(&self, served: &Served, object: &Value) -> ApiResult<Bytes> {
+        if is_deeper(object, MAX_DEPTH) {
+            return Err(ApiError::bad_request(too_deep()));
+        }
         let mut stored = object.clone();
         if let Some(metadata) = stored.get_mut("metadata").and_then(Value::as_object_mut) {
             metadata.remove("resourceVersion");
         }
         served.to_storage(&mut stored);
-        serde_json::to_vec(&stored).map(Bytes::from).map_err(ApiError::internal)
+        let bytes = serde_json::to_vec(&stored).map_err(ApiError::internal)?;
+        // Patches and applies let an object grow by a request's body each.
+        if bytes.len() > MAX_SIZE { Err(ApiError::too_large(MAX_SIZE)) } else { Ok(bytes.into()) }
     }
 }
 

@@ -29,7 +29,7 @@ use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// The largest request body.
-pub const BODY_LIMIT: usize = 3 * 1024 * 1024;
+pub const BODY_LIMIT: usize = causeway_schema::bounds::MAX_SIZE;
 
 /// Who the transport says the caller is (in-process clients, client certificates).
 #[derive(Debug, Clone)]
@@ -235,6 +235,9 @@ impl Server {
                     name: target.name.clone().unwrap_or_default(),
                     path: incoming.path.clone(),
                 };
+                if let Some(connect) = attributes.connect() {
+                    self.authorize(&incoming.user, &connect)?;
+                }
                 self.authorize(&incoming.user, &attributes)?;
                 self.resource(target, verb, incoming).await
             }
@@ -333,8 +336,7 @@ fn denied(user: &UserInfo, a: &Attributes) -> ApiError {
     if a.resource.is_empty() {
         return ApiError::forbidden_path(&user.username, &a.verb, &a.path);
     }
-    let resource =
-        if a.subresource.is_empty() { a.resource.clone() } else { format!("{}/{}", a.resource, a.subresource) };
+    let resource = a.full_resource();
     let place = if a.namespace.is_empty() {
         "at the cluster scope".to_owned()
     } else {

@@ -270,7 +270,17 @@ impl PatchBody {
     }
 }
 
-/// A patch that does not fit the object.
-fn refused(error: PatchError) -> ApiError {
-    ApiError::new(422, "Invalid", format!("the server rejected our request due to an error in our request: {error}"))
+/// A patch that does not fit the object, or is too big.
+pub(crate) fn refused(error: PatchError) -> ApiError {
+    let text = error.to_string();
+    match error {
+        PatchError::TooManyOperations(_) => {
+            ApiError::new(413, "RequestEntityTooLarge", format!("Request entity too large: {text}"))
+        }
+        PatchError::DoesNotApply(_) => ApiError::new(422, "Invalid", text),
+        PatchError::Malformed(_) => {
+            let text = format!("the server rejected our request due to an error in our request: {text}");
+            ApiError::new(422, "Invalid", text)
+        }
+    }
 }

@@ -11,6 +11,8 @@ mod identity;
 mod join;
 #[path = "it/kubectl.rs"]
 mod kubectl;
+#[path = "it/limits.rs"]
+mod limits;
 #[path = "it/missing.rs"]
 mod missing;
 #[path = "it/relay.rs"]

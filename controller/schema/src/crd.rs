@@ -3,37 +3,17 @@
 //! In: the `openAPIV3Schema` of a CustomResourceDefinition and objects of its kind. Out: a [`Schema`] as built-in kinds
 //! have it, with the constraints of the definition; cleaned and defaulted objects; field errors.
 
+mod rules;
 mod structure;
 mod validate;
 
+pub use rules::Rules;
 pub use structure::structural;
 pub use validate::validate;
 
 use crate::model::{Node, Schema};
 use crate::strict;
-use kube_cel::{CompiledSchema, ValidationError, compile_schema, validate_compiled};
 use serde_json::Value;
-
-/// The CEL rules (`x-kubernetes-validations`) of a whole schema, compiled once.
-#[derive(Debug)]
-pub struct Rules(CompiledSchema);
-
-impl Rules {
-    /// Compiles the rules; `None` when there are none. The error lists those that are not valid CEL.
-    fn compile(schema: &Value) -> Result<Option<Rules>, Vec<String>> {
-        if !has_rules(schema) {
-            return Ok(None);
-        }
-        let compiled = compile_schema(schema);
-        let mut problems = Vec::new();
-        collect_problems(&compiled, &mut problems);
-        if problems.is_empty() { Ok(Some(Rules(compiled))) } else { Err(problems) }
-    }
-
-    fn check(&self, object: &Value, old: Option<&Value>) -> Vec<ValidationError> {
-        validate_compiled(&self.0, object, old).err().map(kube_cel::ValidationErrors::into_vec).unwrap_or_default()
-    }
-}
 
 /// The class of an error; the names are those of Kubernetes' field errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,21 +84,6 @@ pub fn default(object: &mut Value, schema: &Schema) {
         (Value::Array(items), Node::List(list)) => items.iter_mut().for_each(|item| default(item, list.item.get())),
         _ => {}
     }
-}
-
-fn has_rules(schema: &Value) -> bool {
-    match schema {
-        Value::Object(map) => map.contains_key("x-kubernetes-validations") || map.values().any(has_rules),
-        Value::Array(items) => items.iter().any(has_rules),
-        _ => false,
-    }
-}
-
-fn collect_problems(schema: &CompiledSchema, problems: &mut Vec<String>) {
-    problems.extend(schema.compilation_errors().into_iter().map(ToString::to_string));
-    let boxed = schema.items.iter().chain(&schema.additional_properties).map(Box::as_ref);
-    let branches = schema.all_of.iter().chain(&schema.any_of).chain(&schema.one_of);
-    schema.properties.values().chain(boxed).chain(branches).for_each(|inner| collect_problems(inner, problems));
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! files (see `build.rs`), that of custom ones from [`crd::structural`]; both end up as the same [`Schema`].
 
 pub mod apply;
+pub mod bounds;
 mod builtin;
 pub mod crd;
 mod model;

@@ -6,8 +6,13 @@ mod strategic;
 
 pub use strategic::strategic;
 
+use crate::bounds::{MAX_DEPTH, MAX_SIZE, is_deeper, size_within, too_deep};
+use json_patch::PatchOperation;
 use serde_json::{Map, Value};
 use thiserror::Error;
+
+/// The most operations of a JSON patch, as in Kubernetes.
+pub const MAX_OPERATIONS: usize = 10_000;
 
 /// Why a patch could not be applied.
 #[derive(Debug, Clone, Error, PartialEq, Eq)]
@@ -18,15 +23,58 @@ pub enum PatchError {
     /// It does not fit the object, for example a `test` that fails (HTTP 422).
     #[error("the server rejected our request due to an error in our request: {0}")]
     DoesNotApply(String),
+    /// Too many operations (HTTP 413).
+    #[error("The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {0}")]
+    TooManyOperations(usize),
 }
 
-/// Applies a JSON patch.
+/// Applies a JSON patch. Copies add up to at most [`MAX_SIZE`] bytes (each can double the object), and nothing gets
+/// more than [`MAX_DEPTH`] levels deep.
 pub fn json(doc: &Value, patch: &Value) -> Result<Value, PatchError> {
     let patch: json_patch::Patch = serde_json::from_value(patch.clone())
         .map_err(|e| PatchError::Malformed(format!("error decoding patch: {e}")))?;
+    if patch.len() > MAX_OPERATIONS {
+        return Err(PatchError::TooManyOperations(patch.len()));
+    }
     let mut patched = doc.clone();
-    json_patch::patch(&mut patched, &patch).map_err(|e| PatchError::DoesNotApply(e.to_string()))?;
+    let mut copied = 0;
+    for (index, operation) in patch.iter().enumerate() {
+        check_growth(&patched, operation, &mut copied)?;
+        json_patch::patch_unsafe(&mut patched, std::slice::from_ref(operation)).map_err(|mut error| {
+            error.operation = index;
+            PatchError::DoesNotApply(error.to_string())
+        })?;
+    }
     Ok(patched)
+}
+
+/// Refuses an operation that makes the object too deep, or copies too much. It is done one by one: afterwards it would
+/// be too late.
+fn check_growth(doc: &Value, operation: &PatchOperation, copied: &mut usize) -> Result<(), PatchError> {
+    let levels = operation.path().count();
+    let value = match operation {
+        PatchOperation::Add(add) => Some(&add.value),
+        PatchOperation::Replace(replace) => Some(&replace.value),
+        PatchOperation::Copy(copy) => doc.pointer(copy.from.as_str()),
+        // To the same level or a higher one, a move makes nothing deeper.
+        PatchOperation::Move(moved) if levels > moved.from.count() => doc.pointer(moved.from.as_str()),
+        _ => None,
+    };
+    // What does not exist is the operation's own error.
+    let Some(value) = value else { return Ok(()) };
+    if MAX_DEPTH.checked_sub(levels).is_none_or(|left| is_deeper(value, left)) {
+        return Err(PatchError::DoesNotApply(too_deep()));
+    }
+    // A move down counts like a copy: it is looked through as a whole, and there can be thousands.
+    if matches!(operation, PatchOperation::Copy(_) | PatchOperation::Move(_)) {
+        *copied += size_within(value, usize::MAX).unwrap_or(MAX_SIZE);
+        if *copied > MAX_SIZE {
+            return Err(PatchError::DoesNotApply(format!(
+                "Unable to complete the copy, the accumulated size increase of copy is {copied}, exceeding the limit {MAX_SIZE}"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Applies a merge patch: objects merge, `null` deletes, all else replaces.
@@ -84,5 +132,60 @@ mod tests {
         let failed = json(&doc, &json!([{"op": "test", "path": "/spec/replicas", "value": 2}]));
         assert!(matches!(failed, Err(PatchError::DoesNotApply(_))));
         assert!(matches!(json(&doc, &json!({"op": "add"})), Err(PatchError::Malformed(_))));
+        let second = json!([{"op": "add", "path": "/a", "value": 1}, {"op": "remove", "path": "/b"}]);
+        let error = json(&doc, &second).unwrap_err().to_string();
+        assert!(error.ends_with("operation '/1' failed at path '/b': path is invalid"), "{error}");
+    }
+
+    #[test]
+    fn copies_that_double_the_object_are_refused() {
+        let doc = json!({"data": {"x": "0123456789".repeat(10)}});
+        let copies = |times: usize| {
+            Value::from(
+                (0..times)
+                    .map(|n| json!({"op": "copy", "from": "/data", "path": format!("/data/{n}")}))
+                    .collect::<Vec<_>>(),
+            )
+        };
+        assert!(json(&doc, &copies(10)).is_ok());
+        for times in [20, 40, 1_000] {
+            let error = json(&doc, &copies(times)).unwrap_err();
+            assert!(
+                matches!(&error, PatchError::DoesNotApply(why) if why.contains("accumulated size increase")),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn operations_are_counted() {
+        let tests = |times: usize| Value::from(vec![json!({"op": "test", "path": "/a", "value": 1}); times]);
+        assert!(json(&json!({"a": 1}), &tests(MAX_OPERATIONS)).is_ok());
+        let error = json(&json!({"a": 1}), &tests(MAX_OPERATIONS + 1)).unwrap_err();
+        assert_eq!(error, PatchError::TooManyOperations(10_001));
+        assert_eq!(error.to_string(), "The allowed maximum operations in a JSON patch is 10000, got 10001");
+    }
+
+    #[test]
+    fn patches_make_nothing_too_deep() {
+        let path = |levels: usize| "/a".repeat(levels);
+        let add = |levels: usize| json!({"op": "add", "path": path(levels), "value": {}});
+        let deeper = |levels: usize| Value::from((1..=levels).map(add).collect::<Vec<_>>());
+        // The object itself is a level, and the value.
+        assert!(json(&json!({}), &deeper(MAX_DEPTH - 1)).is_ok());
+        let other = json(&json!({}), &deeper(MAX_DEPTH - 1)).unwrap();
+        let patches = [
+            deeper(MAX_DEPTH),
+            deeper(3_000),
+            json!([{"op": "add", "path": "/b", "value": other["a"]}, {"op": "copy", "from": "/b", "path": "/b/c"}]),
+            json!([{"op": "add", "path": "/b", "value": other["a"]}, {"op": "add", "path": "/d", "value": {}},
+                {"op": "move", "from": "/b", "path": "/d/b"}]),
+        ];
+        for patch in patches {
+            let error = json(&json!({}), &patch).unwrap_err();
+            assert_eq!(error, PatchError::DoesNotApply(too_deep()));
+        }
+        let moved = json!([{"op": "move", "from": "/a", "path": "/b"}]);
+        assert!(json(&other, &moved).is_ok());
     }
 }

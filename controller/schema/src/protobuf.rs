@@ -4,6 +4,7 @@
 //! values that Go omits when empty are left out, inlined structs are flattened, and the types with a JSON form of
 //! their own (times, quantities, raw JSON, …) have it.
 
+use crate::bounds::{MAX_DEPTH, is_deeper, too_deep};
 use crate::builtin;
 use crate::table::{FieldDef, Form, Label, Message, Table, Type};
 use base64::Engine as _;
@@ -11,7 +12,8 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 const MAGIC: &[u8] = b"k8s\0";
-const MAX_DEPTH: usize = 100;
+/// The one message whose bytes may be an enveloped object again.
+const RAW_EXTENSION: &str = "apimachinery.pkg.runtime.RawExtension";
 
 /// Why a body could not be read.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -45,14 +47,24 @@ pub enum ProtobufError {
         problem: String,
     },
     /// Deeper than any real object.
-    #[error("the object is nested more than {MAX_DEPTH} levels deep")]
+    #[error("{}", too_deep())]
     TooDeep,
 }
 
 type Result<T> = std::result::Result<T, ProtobufError>;
 
-/// Reads an enveloped body.
+/// Reads an enveloped body. The object is at most [`MAX_DEPTH`] levels deep.
 pub fn decode(body: &[u8]) -> Result<Value> {
+    let value = enveloped(body, 0)?;
+    // A message can be two levels of JSON, and ends in JSON that was parsed for itself.
+    if is_deeper(&value, MAX_DEPTH) { Err(ProtobufError::TooDeep) } else { Ok(value) }
+}
+
+/// Reads an envelope that is itself so many messages deep in others: one bound for everything that is nested.
+fn enveloped(body: &[u8], depth: usize) -> Result<Value> {
+    if depth > MAX_DEPTH {
+        return Err(ProtobufError::TooDeep);
+    }
     let body = body.strip_prefix(MAGIC).ok_or(ProtobufError::NoMagic)?;
     let (mut type_meta, mut raw, mut encoding, mut content_type) = (&b""[..], &b""[..], &b""[..], &b""[..]);
     let mut reader = Reader { bytes: body, message: "runtime.Unknown" };
@@ -71,7 +83,7 @@ pub fn decode(body: &[u8]) -> Result<Value> {
     let (api_version, kind) = read_type_meta(type_meta)?;
     match content_type {
         b"application/json" => json_object(raw, "raw", api_version, kind),
-        b"" | b"application/vnd.kubernetes.protobuf" => typed_object(raw, api_version, kind),
+        b"" | b"application/vnd.kubernetes.protobuf" => typed_object(raw, api_version, kind, depth),
         other => Err(ProtobufError::ContentType(String::from_utf8_lossy(other).into_owned())),
     }
 }
@@ -102,7 +114,7 @@ fn json_object(raw: &[u8], field: &'static str, api_version: String, kind: Strin
     Ok(value)
 }
 
-fn typed_object(raw: &[u8], api_version: String, kind: String) -> Result<Value> {
+fn typed_object(raw: &[u8], api_version: String, kind: String, depth: usize) -> Result<Value> {
     let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
     let index = builtin::message_index(group, version, &kind);
     let Some(message) = index.and_then(|i| Table::get().messages.get(i)) else {
@@ -111,7 +123,7 @@ fn typed_object(raw: &[u8], api_version: String, kind: String) -> Result<Value> 
     let mut object = Map::new();
     object.insert("apiVersion".to_owned(), api_version.into());
     object.insert("kind".to_owned(), kind.into());
-    plain(raw, message, &mut object, 0)?;
+    plain(raw, message, &mut object, depth)?;
     Ok(Value::Object(object))
 }
 
@@ -270,7 +282,7 @@ fn message(bytes: &[u8], message: &'static Message, field: &'static str, depth: 
     // The types with a form of their own are small; reading them as plain objects first keeps one reader.
     let mut object = Map::new();
     match message.form {
-        Form::Raw => return raw_json(bytes, message.name, field),
+        Form::Raw => return raw_json(bytes, message.name, field, depth),
         Form::Time | Form::MicroTime => return time(bytes, message),
         _ => plain(bytes, message, &mut object, depth)?,
     }
@@ -288,8 +300,8 @@ fn message(bytes: &[u8], message: &'static Message, field: &'static str, depth: 
     }))
 }
 
-/// The bytes in a RawExtension, FieldsV1 or JSON (field 1 in all of them).
-fn raw_json(bytes: &[u8], within: &'static str, field: &'static str) -> Result<Option<Value>> {
+/// The bytes in a RawExtension, FieldsV1 or JSON (field 1 in all of them). Only the first may hold an envelope.
+fn raw_json(bytes: &[u8], within: &'static str, field: &'static str, depth: usize) -> Result<Option<Value>> {
     let mut raw = &b""[..];
     let mut reader = Reader { bytes, message: within };
     while let Some((number, wire)) = reader.next()? {
@@ -300,8 +312,8 @@ fn raw_json(bytes: &[u8], within: &'static str, field: &'static str) -> Result<O
     if raw.is_empty() {
         return Ok(None);
     }
-    if raw.starts_with(MAGIC) {
-        return decode(raw).map(Some);
+    if within == RAW_EXTENSION && raw.starts_with(MAGIC) {
+        return enveloped(raw, depth + 1).map(Some);
     }
     serde_json::from_slice(raw).map(Some).map_err(|e| ProtobufError::Json { field, problem: e.to_string() })
 }

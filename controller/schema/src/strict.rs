@@ -2,25 +2,17 @@
 //!
 //! In: a body or an object with its schema. Out: the texts that become warnings or a `BadRequest`, by `fieldValidation`.
 
+mod read;
+
+pub use read::{parse_json, read};
+
 use crate::model::{Node, Schema};
 use base64::Engine as _;
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Number, Value};
-use std::fmt::{self, Write as _};
+use serde_json::{Map, Value};
+use std::fmt::Write as _;
 
 /// More findings than these are not listed.
 const MAX_FINDINGS: usize = 100;
-
-/// Reads JSON, and reports every key that occurs twice in one object (`duplicate field "spec.x"`; the last one
-/// counts, as in Go). The error is the parser's text.
-pub fn parse_json(body: &[u8]) -> Result<(Value, Vec<String>), String> {
-    let mut path = Path::default();
-    let mut duplicates = Vec::new();
-    let mut reader = serde_json::Deserializer::from_slice(body);
-    let seed = Strict { path: &mut path, duplicates: &mut duplicates };
-    let value = seed.deserialize(&mut reader).and_then(|v| reader.end().map(|()| v)).map_err(|e| e.to_string())?;
-    Ok((value, duplicates))
-}
 
 /// Fields the schema does not know: `unknown field "spec.containers[0].imagee"`.
 pub fn unknown_fields(object: &Value, schema: &Schema) -> Vec<String> {
@@ -298,85 +290,6 @@ fn time_error(text: &str) -> Option<String> {
     (!shape || text.parse::<jiff::Timestamp>().is_err()).then(|| {
         format!("parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {text:?} as an RFC 3339 time")
     })
-}
-
-/// Builds a value and remembers where it is.
-struct Strict<'a> {
-    path: &'a mut Path,
-    duplicates: &'a mut Vec<String>,
-}
-
-impl<'de> DeserializeSeed<'de> for Strict<'_> {
-    type Value = Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Strict<'_> {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any JSON value")
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
-        let mut items = Vec::new();
-        loop {
-            let length = self.path.enter_index(items.len());
-            let next = access.next_element_seed(Strict { path: self.path, duplicates: self.duplicates })?;
-            self.path.leave(length);
-            match next {
-                Some(item) => items.push(item),
-                None => return Ok(Value::Array(items)),
-            }
-        }
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
-        let mut map = Map::new();
-        while let Some(key) = access.next_key::<String>()? {
-            if key.contains('\0') {
-                return Err(A::Error::custom("a key with a zero byte"));
-            }
-            let length = self.path.enter(&key);
-            let value = access.next_value_seed(Strict { path: self.path, duplicates: self.duplicates })?;
-            if map.insert(key, value).is_some() && self.duplicates.len() < MAX_FINDINGS {
-                self.duplicates.push(format!("duplicate field \"{}\"", self.path.0));
-            }
-            self.path.leave(length);
-        }
-        Ok(Value::Object(map))
-    }
 }
 
 #[cfg(test)]

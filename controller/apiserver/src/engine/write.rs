@@ -4,6 +4,7 @@ use super::frame::{check_kind, deletes_now, is_same, keep_system_fields, metadat
 use super::{Call, Engine, now_text, text};
 use crate::object::stamp;
 use crate::status::{ApiError, ApiResult};
+use bytes::Bytes;
 use causeway_registry::{FieldErrorType, FieldErrors, Path, validate_metadata};
 use causeway_store::{KeyValue, StoreError};
 use serde_json::Value;
@@ -116,11 +117,12 @@ impl Engine {
             return Err(ApiError::already_exists(&served.resource, &name));
         }
         let claim = self.allocator.claim(self, call, &mut object, None).await?;
+        let encoded = self.encode(&served, &object);
         if call.options.dry_run {
             claim.roll_back(self).await;
-            return Ok(object);
+            return encoded.map(|_| object);
         }
-        let written = match self.encode(&served, &object) {
+        let written = match encoded {
             Ok(bytes) => self.store.create(&key, bytes).await.map_err(|e| match e {
                 StoreError::AlreadyExists { .. } => ApiError::already_exists(&served.resource, &name),
                 other => other.into(),
@@ -234,21 +236,24 @@ impl Engine {
             Part::Main => self.allocator.claim(self, call, &mut new, Some(old)).await?,
             _ => crate::services::Claim::default(),
         };
-        if call.options.dry_run {
-            claim.roll_back(self).await;
-            return Ok(new);
-        }
         // The last finalizer went away from an object that was only waiting for that.
-        let outcome = if deletes_now(&new) {
+        let deletes = deletes_now(&new);
+        let encoded = match if deletes { Ok(Bytes::new()) } else { self.encode(&served, &new) } {
+            Ok(bytes) if !call.options.dry_run => bytes,
+            refused_or_dry_run => {
+                claim.roll_back(self).await;
+                return refused_or_dry_run.map(|_| new).map_err(Replace::from);
+            }
+        };
+        let outcome = if deletes {
             self.store.delete(&kv.key, Some(kv.mod_revision)).await.map(|(_, revision)| revision)
         } else {
-            let bytes = self.encode(&served, &new)?;
-            self.store.update(&kv.key, bytes, kv.mod_revision).await.map(|kv| kv.mod_revision)
+            self.store.update(&kv.key, encoded, kv.mod_revision).await.map(|kv| kv.mod_revision)
         };
         match outcome {
             Ok(revision) => {
                 claim.commit(self).await;
-                if deletes_now(&new) {
+                if deletes {
                     self.allocator.released(self, &served, &new, revision).await;
                 }
                 stamp(&mut new, revision);

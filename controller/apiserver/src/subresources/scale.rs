@@ -3,6 +3,7 @@
 use crate::codec;
 use crate::engine::{Call, Part, text};
 use crate::http::{Incoming, Reply, Server};
+use crate::resources::refused;
 use crate::status::{ApiError, ApiResult};
 use causeway_api::selector::Selector;
 use causeway_registry::ScalePaths;
@@ -38,9 +39,7 @@ pub async fn serve(
         }
         ("patch", "application/json-patch+json") => {
             let patch = codec::decode_yaml(&body)?;
-            Box::new(move |old| {
-                causeway_schema::patch::json(old, &patch).map_err(|e| ApiError::new(422, "Invalid", e.to_string()))
-            })
+            Box::new(move |old| causeway_schema::patch::json(old, &patch).map_err(refused))
         }
         ("patch", _) => {
             let patch = codec::decode_yaml(&body)?;

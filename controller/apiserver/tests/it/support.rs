@@ -71,6 +71,29 @@ impl Running {
         kube::Client::try_from(config).unwrap()
     }
 
+    /// A client over TLS with a bearer token.
+    pub fn with_token(&self, token: &str) -> kube::Client {
+        let authority = x509_parser::pem::parse_x509_pem(self.api.pki().ca_pem().as_bytes()).unwrap().1.contents;
+        let mut config = kube::Config::new(format!("https://{}", self.address).parse().unwrap());
+        config.root_cert = Some(vec![authority]);
+        config.auth_info.token = Some(token.to_owned().into());
+        kube::Client::try_from(config).unwrap()
+    }
+
+    /// A client over TLS as a new service account, `default/robot`.
+    pub async fn as_service_account(&self) -> kube::Client {
+        use k8s_openapi::api::authentication::v1::TokenRequest;
+        let accounts: kube::Api<k8s_openapi::api::core::v1::ServiceAccount> =
+            kube::Api::namespaced(self.admin(), "default");
+        let request: TokenRequest =
+            serde_json::from_value(serde_json::json!({ "spec": { "audiences": [], "expirationSeconds": 3600 } }))
+                .unwrap();
+        let account = serde_json::from_value(serde_json::json!({ "metadata": { "name": "robot" } })).unwrap();
+        accounts.create(&Default::default(), &account).await.unwrap();
+        let token = accounts.create_token_request("robot", &Default::default(), &request).await.unwrap();
+        self.with_token(&token.status.unwrap().token)
+    }
+
     pub fn kubeconfig_file(&self, user: &UserInfo) -> std::path::PathBuf {
         let text = self.api.kubeconfig(&format!("https://{}", self.address), "test", user).unwrap();
         let path = self.dir.path().join("kubeconfig");

@@ -175,3 +175,43 @@ fn a_preserving_root_is_fine() {
     let x = json!({"apiVersion": "a/v1", "kind": "A", "metadata": {"name": "x"}, "anything": {"goes": [1]}});
     assert!(strict::unknown_fields(&x, &schema).is_empty() && validate(&x, None, &schema).is_empty());
 }
+
+/// Compiled and evaluated on half the stack of a worker.
+#[test]
+fn rules_that_would_take_the_stack_are_refused() {
+    let compiled = |rule: String| {
+        let schema = json!({"type": "object", "x-kubernetes-validations": [{"rule": rule}], "properties": {
+            "a": {"type": "string"}}});
+        let run = move || structural(&schema).map(|schema| validate(&json!({"a": "x"}), None, &schema).len());
+        std::thread::Builder::new().stack_size(1024 * 1024).spawn(run).unwrap().join().unwrap()
+    };
+    let around =
+        |open: &str, inner: &str, close: &str, n: usize| format!("{}{inner}{}", open.repeat(n), close.repeat(n));
+    let refused = |rule: String| compiled(rule).is_err_and(|problems| problems[0].1.contains("too complex"));
+    for n in [33, 1_000, 100_000] {
+        assert!(refused(around("(", "true", ")", n)), "{n}");
+        assert!(refused(around("[", "1", "]", n) + " == []"), "{n}");
+        assert!(refused(around("size(", "[]", ")", n) + " == 1"), "{n}");
+        assert!(refused(around("(')' == r'\\' && ", "true", ")", n)), "closed in quotes: {n}");
+        assert!(refused(around("(//)\n", "true", ")", n)), "closed in a comment: {n}");
+        assert!(refused(around("{'a': ", "1", "}", n) + " == {}"), "{n}");
+    }
+    for n in [300, 50_000] {
+        for rule in [
+            format!("1{} == 2", "+1".repeat(n)),
+            format!("self{} == 2", ".a".repeat(n)),
+            format!("self{} == 2", "[0]".repeat(n)),
+            format!("1{}", " in []".repeat(n)),
+            format!("1{} == 2", "+[1,2][0]".repeat(n)),
+            format!("1{} == 2", "+(true ? 1 : 0)".repeat(n)),
+            format!("1{}", "\nin\t[]".repeat(n)),
+            format!("true{}", " == true".repeat(n)),
+        ] {
+            assert!(refused(rule.clone()), "{n} {}", &rule[..40]);
+        }
+    }
+    assert_eq!(compiled("self.a != '((((((((((((((((((((((((((((((((((((((((('".to_owned()), Ok(0));
+    assert_eq!(compiled(around("(", "true", ")", 32)), Ok(0));
+    assert_eq!(compiled(format!("1{} == 201", "+1".repeat(200))), Ok(0));
+    assert_eq!(compiled(format!("self.a == 'x'{}", " && self.a == 'x'".repeat(500))), Ok(0));
+}

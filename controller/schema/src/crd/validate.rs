@@ -13,7 +13,11 @@ pub fn validate(object: &Value, old: Option<&Value>, schema: &Schema) -> Vec<Crd
     checker.check(object, schema);
     let rules = schema.constraints.as_ref().and_then(|c| c.rules.as_ref());
     if let Some(rules) = rules.filter(|_| checker.errors.is_empty()) {
-        for error in rules.check(object, old) {
+        let found = rules.check(object, old).unwrap_or_else(|detail| {
+            checker.error(CrdErrorKind::Invalid, shown(object), detail);
+            Vec::new()
+        });
+        for error in found {
             let kind = match error.reason.as_deref() {
                 Some("FieldValueRequired") => CrdErrorKind::Required,
                 Some("FieldValueForbidden") => CrdErrorKind::Forbidden,

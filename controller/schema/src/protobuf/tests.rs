@@ -232,6 +232,115 @@ fn broken_bodies_are_errors() {
     }
 }
 
+/// A body that is made from the inside out: reversed, so that every layer is only as much work as it is long.
+struct Layers(Vec<u8>);
+
+impl Layers {
+    fn put(&mut self, bytes: &[u8]) {
+        self.0.extend(bytes.iter().rev());
+    }
+
+    /// Makes all of it field `number` of what comes around it.
+    fn wrap(&mut self, number: u32) {
+        let (mut head, length) = (Vec::new(), self.0.len() as u64);
+        varint(u64::from(number << 3 | 2), &mut head);
+        varint(length, &mut head);
+        self.put(&head);
+    }
+
+    fn envelope(&mut self, api_version: &str, kind: &str) {
+        self.wrap(2);
+        let (mut meta, mut field) = (Vec::new(), Vec::new());
+        bytes(1, api_version.as_bytes(), &mut meta);
+        bytes(2, kind.as_bytes(), &mut meta);
+        bytes(1, &meta, &mut field);
+        self.put(&field);
+        self.put(MAGIC);
+    }
+
+    fn done(mut self) -> Vec<u8> {
+        self.0.reverse();
+        self.0
+    }
+}
+
+fn number_of(message: &str, field: &str) -> u32 {
+    let table = Table::get();
+    let message = &table.messages[table.index(message).unwrap()];
+    message.fields.iter().find(|f| f.name == field).unwrap().number
+}
+
+/// On half the stack of a worker. (Without optimisation a level takes some kilobytes.)
+fn on_a_small_stack(body: Vec<u8>) -> Result<Value> {
+    Table::get();
+    let thread = std::thread::Builder::new().stack_size(1024 * 1024).spawn(move || decode(&body)).unwrap();
+    thread.join().unwrap()
+}
+
+#[test]
+fn nested_bodies_are_refused_before_the_stack_ends() {
+    const META: &str = "apimachinery.pkg.apis.meta.v1";
+    let (entries, fields) = (
+        number_of(&format!("{META}.ObjectMeta"), "managedFields"),
+        number_of(&format!("{META}.ManagedFieldsEntry"), "fieldsV1"),
+    );
+    let data = number_of("api.apps.v1.ControllerRevision", "data");
+    let schema = "apiextensions_apiserver.pkg.apis.apiextensions.v1";
+    let not = number_of(&format!("{schema}.JSONSchemaProps"), "not");
+    let properties = number_of(&format!("{schema}.JSONSchemaProps"), "properties");
+    for levels in [10, 100, 1_000, 100_000] {
+        let mut lists = Layers(Vec::new());
+        let mut revisions = Layers(Vec::new());
+        let mut owners = Layers(b"{}".iter().rev().copied().collect());
+        let (mut nots, mut maps) = (Layers(Vec::new()), Layers(Vec::new()));
+        for _ in 0..levels {
+            lists.wrap(1);
+            lists.wrap(2);
+            lists.envelope("v1", "List");
+            revisions.wrap(1);
+            revisions.wrap(data);
+            revisions.envelope("apps/v1", "ControllerRevision");
+            [1, fields, entries, 1].into_iter().for_each(|number| owners.wrap(number));
+            owners.envelope("v1", "ConfigMap");
+            nots.wrap(not);
+            maps.wrap(2);
+            maps.wrap(properties);
+        }
+        for schema in [&mut nots, &mut maps] {
+            // openAPIV3Schema, schema, versions, spec.
+            [1, 4, 7, 2].into_iter().for_each(|number| schema.wrap(number));
+            schema.envelope("apiextensions.k8s.io/v1", "CustomResourceDefinition");
+        }
+        let most = [("lists", lists, 10), ("revisions", revisions, 10), ("not", nots, 100), ("properties", maps, 10)];
+        for (what, body, most) in most {
+            let decoded = on_a_small_stack(body.done());
+            assert!(
+                if levels <= most { decoded.is_ok() } else { decoded == Err(ProtobufError::TooDeep) },
+                "{levels} {what}: {decoded:?}"
+            );
+        }
+        // Not even one is what fieldsV1 may hold.
+        let decoded = on_a_small_stack(owners.done());
+        assert!(matches!(decoded, Err(ProtobufError::Json { field: "fieldsV1", .. })), "{levels}: {decoded:?}");
+    }
+}
+
+#[test]
+fn json_deep_in_messages_counts_too() {
+    // 8 levels of the object around it, and 112 of JSON.
+    for (levels, good) in [(112, true), (113, false), (127, false), (128, false), (1_000_000, false)] {
+        let mut body = Layers(vec![b']'; levels]);
+        body.put(&vec![b'['; levels]);
+        let schema = "apiextensions_apiserver.pkg.apis.apiextensions.v1";
+        [1, number_of(&format!("{schema}.JSONSchemaProps"), "default")].into_iter().for_each(|n| body.wrap(n));
+        [2, number_of(&format!("{schema}.JSONSchemaProps"), "properties")].into_iter().for_each(|n| body.wrap(n));
+        [1, 4, 7, 2].into_iter().for_each(|number| body.wrap(number));
+        body.envelope("apiextensions.k8s.io/v1", "CustomResourceDefinition");
+        let decoded = on_a_small_stack(body.done());
+        assert_eq!(decoded.is_ok(), good, "{levels}: {decoded:?}");
+    }
+}
+
 #[test]
 fn durations_read_like_go() {
     for (nanos, text) in [
