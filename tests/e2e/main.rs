@@ -20,6 +20,7 @@ mod nodes;
 mod pods;
 mod policy;
 mod proxy_modes;
+mod quiet;
 mod services;
 mod storage;
 mod upgrade;
@@ -91,6 +92,7 @@ fn alone_tests() -> Vec<(&'static str, Alone)> {
             ("proxy_modes::iptables_and_a_switch", proxy_modes::iptables_serves_all_and_a_switch_goes_on),
         ],
         nodes::tests(),
+        quiet::tests(),
         loadbalancer::alone(),
         vec![
             ("upgrade::nothing_is_refused", upgrade::nothing_is_refused_while_another_program_takes_over),

@@ -153,6 +153,24 @@ fn watches_go_through_one_module() {
     }
 }
 
+/// Kinds that many components read are watched by the informers, once in a process, and by nobody else.
+#[test]
+fn shared_kinds_are_watched_once() {
+    let kinds = ["EndpointSlice", "Namespace", "Node", "Service", "Deployment", "ReplicaSet"];
+    for (path, text) in sources() {
+        let at = path.strip_prefix(root()).unwrap();
+        let is_test = at.components().any(|c| c.as_os_str() == "tests") || at.ends_with("tests.rs");
+        if is_test || !text.contains("causeway_api::watch") {
+            continue;
+        }
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for kind in kinds {
+            let call = format!("Api::<{kind}>::all(");
+            assert!(!code.contains(&call), "{}: use causeway_informers for {kind}", at.display());
+        }
+    }
+}
+
 #[test]
 fn every_source_file_says_what_it_is_about() {
     for (path, text) in sources() {

@@ -399,7 +399,7 @@ mod tests {
             );
             assert!(of("create", "", "pods", subresource).is_none(), "that is what is asked for already");
             assert!(of("get", "example.com", "pods", subresource).is_none());
-            // No component has it, also not the scheduler, which reads everything.
+            // No component has it.
             let scheduler = UserInfo::component(identity::USER_SCHEDULER, &[]);
             assert_eq!(Interim.authorize(&scheduler, &asked), Decision::NoOpinion);
             assert_eq!(Interim.authorize(&UserInfo::node("n1"), &asked), Decision::NoOpinion);

@@ -9,7 +9,7 @@ use futures::StreamExt;
 use kube::Resource;
 use kube::runtime::watcher::Event;
 use parking_lot::RwLock;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,8 +22,23 @@ impl<K: Kind + Clone + Debug> Cached for K {}
 
 type Handler<K> = Box<dyn Fn(Option<&Arc<K>>, Option<&Arc<K>>) + Send + Sync>;
 
+/// What an object is found by, besides its key.
+type By<K> = fn(&K) -> Option<String>;
+
+struct Index<K> {
+    name: &'static str,
+    by: By<K>,
+    keys: HashMap<String, BTreeSet<Key>>,
+}
+
+/// The objects, and where to find which.
+struct Objects<K> {
+    by_key: BTreeMap<Key, Arc<K>>,
+    indexes: Vec<Index<K>>,
+}
+
 struct Inner<K> {
-    objects: RwLock<BTreeMap<Key, Arc<K>>>,
+    objects: RwLock<Objects<K>>,
     handlers: RwLock<Vec<Handler<K>>>,
     synced: watch::Sender<bool>,
     newest: AtomicU64,
@@ -41,7 +56,7 @@ impl<K> Clone for Cache<K> {
 impl<K> Default for Cache<K> {
     fn default() -> Self {
         Self(Arc::new(Inner {
-            objects: RwLock::default(),
+            objects: RwLock::new(Objects { by_key: BTreeMap::new(), indexes: Vec::new() }),
             handlers: RwLock::default(),
             synced: watch::Sender::new(false),
             newest: AtomicU64::new(0),
@@ -60,7 +75,48 @@ pub fn version_of<K: Resource>(object: &K) -> u64 {
     object.meta().resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
 }
 
+impl<K: Cached> Objects<K> {
+    fn set(&mut self, key: Key, object: Arc<K>) -> Option<Arc<K>> {
+        let old = self.remove(&key);
+        for index in &mut self.indexes {
+            if let Some(value) = (index.by)(&object) {
+                index.keys.entry(value).or_default().insert(key.clone());
+            }
+        }
+        self.by_key.insert(key, object);
+        old
+    }
+
+    fn remove(&mut self, key: &Key) -> Option<Arc<K>> {
+        let old = self.by_key.remove(key)?;
+        for index in &mut self.indexes {
+            let Some(value) = (index.by)(&old) else { continue };
+            if let Some(keys) = index.keys.get_mut(&value) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    index.keys.remove(&value);
+                }
+            }
+        }
+        Some(old)
+    }
+}
+
 impl<K: Cached> Cache<K> {
+    /// Keeps an index of the objects by what `by` says of each. To be called before [`Self::run`].
+    pub fn index(&self, name: &'static str, by: By<K>) {
+        self.0.objects.write().indexes.push(Index { name, by, keys: HashMap::new() });
+    }
+
+    /// The objects of which an index says this, by key. Costs as much as there are of these.
+    pub fn found_by(&self, name: &str, value: &str) -> Vec<Arc<K>> {
+        let objects = self.0.objects.read();
+        let index = objects.indexes.iter().find(|index| index.name == name);
+        debug_assert!(index.is_some(), "no index {name}");
+        let keys = index.and_then(|index| index.keys.get(value)).into_iter().flatten();
+        keys.filter_map(|key| objects.by_key.get(key).cloned()).collect()
+    }
+
     /// Calls `handler` with the old and the new state at every change. To be registered before [`Self::run`].
     pub fn on_change(&self, handler: impl Fn(Option<&Arc<K>>, Option<&Arc<K>>) + Send + Sync + 'static) {
         self.0.handlers.write().push(Box::new(handler));
@@ -68,13 +124,14 @@ impl<K: Cached> Cache<K> {
 
     /// The object, if it is there.
     pub fn get(&self, key: &Key) -> Option<Arc<K>> {
-        self.0.objects.read().get(key).cloned()
+        self.0.objects.read().by_key.get(key).cloned()
     }
 
     /// All objects of a namespace, by name.
     pub fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
         let objects = self.0.objects.read();
         objects
+            .by_key
             .range(Key::new(namespace, "")..)
             .take_while(|(key, _)| key.namespace == namespace)
             .map(|(_, object)| object.clone())
@@ -83,7 +140,7 @@ impl<K: Cached> Cache<K> {
 
     /// All objects.
     pub fn all(&self) -> Vec<Arc<K>> {
-        self.0.objects.read().values().cloned().collect()
+        self.0.objects.read().by_key.values().cloned().collect()
     }
 
     /// The newest resource version that came in.
@@ -129,7 +186,7 @@ impl<K: Cached> Cache<K> {
                 self.0.synced.send_replace(true);
             }
             Event::Apply(object) => {
-                let old = self.0.objects.write().insert(key_of(&*object), object.clone());
+                let old = self.0.objects.write().set(key_of(&*object), object.clone());
                 // After the insert: who sees the version must also find the object.
                 self.seen(version_of(&*object));
                 self.tell(old.as_ref(), Some(&object));
@@ -146,7 +203,15 @@ impl<K: Cached> Cache<K> {
 
     /// Takes a complete list: what is not in it is gone.
     fn replace(&self, list: BTreeMap<Key, Arc<K>>) {
-        let old = std::mem::replace(&mut *self.0.objects.write(), list.clone());
+        let old = {
+            let mut objects = self.0.objects.write();
+            let old = objects.by_key.clone();
+            old.keys().filter(|key| !list.contains_key(*key)).for_each(|key| drop(objects.remove(key)));
+            for (key, object) in &list {
+                objects.set(key.clone(), object.clone());
+            }
+            old
+        };
         self.seen(list.values().map(|o| version_of(&**o)).max().unwrap_or(0));
         for (key, before) in &old {
             if !list.contains_key(key) {
@@ -217,5 +282,32 @@ mod tests {
         assert_eq!(*log.lock(), [(some("y@2"), None), (some("z@3"), some("z@9"))]);
         assert_eq!(cache.newest(), 9);
         assert_eq!(cache.in_namespace("a").len(), 1);
+    }
+
+    #[test]
+    fn an_index_follows_every_change() {
+        let cache = Cache::<ConfigMap>::default();
+        cache.index("kind", |map| map.metadata.labels.as_ref()?.get("kind").cloned());
+        let of = |name: &str, kind: &str| {
+            let mut map = map("n", name, "1");
+            map.metadata.labels = (!kind.is_empty()).then(|| [("kind".to_owned(), kind.to_owned())].into());
+            map
+        };
+        let names = |kind: &str| cache.found_by("kind", kind).iter().map(|m| m.name_any()).collect::<Vec<_>>();
+        cache.insert(of("a", "x"));
+        cache.insert(of("b", "x"));
+        cache.insert(of("c", ""));
+        assert_eq!(names("x"), ["a", "b"]);
+        cache.insert(of("a", "y"));
+        cache.insert(of("c", "x"));
+        assert_eq!((names("x"), names("y")), (vec!["b".to_owned(), "c".to_owned()], vec!["a".to_owned()]));
+        let mut listing = BTreeMap::new();
+        for event in [Event::Init, Event::InitApply(Arc::new(of("b", "y"))), Event::InitDone] {
+            cache.apply(event, &mut listing);
+        }
+        assert_eq!((names("x"), names("y")), (vec![], vec!["b".to_owned()]));
+        cache.apply(Event::Delete(Arc::new(of("b", "y"))), &mut listing);
+        assert!(names("y").is_empty());
+        assert!(cache.0.objects.read().indexes[0].keys.is_empty(), "nothing is left over");
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::ControllersConfig;
 use crate::cache::{Cache, Cached};
+use crate::meta::controller_of;
 use causeway_api::events::{EventType, Recorder};
 use causeway_informers::Informers;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
@@ -14,11 +15,13 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, Client, Resource};
+use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// One copy a kind.
+/// One copy a kind. [`Self::new`] adds by what Pods are found.
 #[derive(Default, Clone)]
 #[allow(missing_docs, reason = "each field is the copy of the kind it names")]
 pub struct Caches {
@@ -43,6 +46,50 @@ pub struct Caches {
     pub requests: Cache<CertificateSigningRequest>,
     pub cidrs: Cache<ServiceCIDR>,
     pub addresses: Cache<IPAddress>,
+}
+
+/// Names of indexes.
+const NODE: &str = "node";
+const CONTROLLER: &str = "controller";
+
+impl Caches {
+    /// Empty ones.
+    pub fn new() -> Self {
+        let all = Self::default();
+        all.pods.index(NODE, |pod| pod.spec.as_ref()?.node_name.clone());
+        all.pods.index(CONTROLLER, |pod| Some(owner_key(&pod.metadata)));
+        all
+    }
+
+    /// The Pods bound to a node.
+    pub fn pods_on(&self, node: &str) -> Vec<Arc<Pod>> {
+        self.pods.found_by(NODE, node)
+    }
+
+    /// The Pods whose controller has this uid.
+    pub fn pods_of(&self, uid: &str) -> Vec<Arc<Pod>> {
+        self.pods.found_by(CONTROLLER, uid)
+    }
+
+    /// The Pods that a controller of `namespace` has, or could adopt: its own, and those that have no controller.
+    pub fn candidates(&self, namespace: &str, uid: &str) -> Vec<Arc<Pod>> {
+        let mut all = self.pods_of(uid);
+        all.extend(self.pods.found_by(CONTROLLER, &nobodys(namespace)));
+        all
+    }
+}
+
+/// By what a Pod's controller finds it.
+fn owner_key(meta: &ObjectMeta) -> String {
+    match controller_of(meta) {
+        Some(owner) => owner.uid.clone(),
+        None => nobodys(meta.namespace.as_deref().unwrap_or("")),
+    }
+}
+
+/// No uid has a slash.
+fn nobodys(namespace: &str) -> String {
+    format!("{namespace}/")
 }
 
 /// Shared by all controllers.

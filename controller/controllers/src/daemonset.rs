@@ -10,7 +10,7 @@ use crate::claim::claim;
 use crate::context::{Context, Events};
 use crate::error::{Doing, Error, Result, ignore_not_found};
 use crate::fence::Fences;
-use crate::meta::{controller_ref, label, name};
+use crate::meta::{controller_ref, label, name, uid};
 use crate::pods::{BURST, PodControl, add_labels, from_template, ring_owners};
 use crate::queue::{Key, Queue};
 use crate::replicaset::plan::next_available;
@@ -84,7 +84,8 @@ impl DaemonSets {
             self.events.warning(&*set, "SelectingAll", text);
             return Ok(None);
         }
-        let pods = claim(&self.context, &*set, &selector, caches.pods.in_namespace(&key.namespace)).await?;
+        let candidates = caches.candidates(&key.namespace, uid(&set.metadata));
+        let pods = claim(&self.context, &*set, &selector, candidates).await?;
         let collisions = set.status.as_ref().and_then(|s| s.collision_count);
         let history = revision::sync(&self.context, &*set, &selector, &spec.template, collisions).await?;
         let hash = revision::hash_of(&history.update).to_owned();

@@ -96,23 +96,16 @@ impl Deployments {
         }
         let candidates = caches.replica_sets.in_namespace(&key.namespace);
         let sets = claim(&self.context, &*deployment, &selector, candidates).await?;
-        let running = self.sets_with_pods(&key.namespace, &sets);
+        let running = self.sets_with_pods(&sets);
         let plan = plan::plan(&deployment, sets, &running, Timestamp::now());
         self.apply(&deployment, plan).await
     }
 
     /// The uids of those sets that have pods which have not finished.
-    fn sets_with_pods(&self, namespace: &str, sets: &[Arc<ReplicaSet>]) -> HashSet<String> {
-        let mut uids = HashSet::new();
-        for pod in self.context.caches.pods.in_namespace(namespace) {
-            if causeway_api::pod::is_finished(&pod) {
-                continue;
-            }
-            uids.extend(
-                sets.iter().map(|s| uid(&s.metadata)).find(|u| controlled_by(&pod.metadata, u)).map(str::to_owned),
-            );
-        }
-        uids
+    fn sets_with_pods(&self, sets: &[Arc<ReplicaSet>]) -> HashSet<String> {
+        let uids = sets.iter().map(|s| uid(&s.metadata));
+        let has = |uid: &&str| self.context.caches.pods_of(uid).iter().any(|p| !causeway_api::pod::is_finished(p));
+        uids.filter(has).map(str::to_owned).collect()
     }
 
     async fn apply(&self, deployment: &Deployment, plan: Plan) -> Result<Option<Duration>> {

@@ -1,10 +1,11 @@
 //! The garbage collector: objects whose owners have gone go too.
 //!
-//! In: metadata watches of every served kind, custom ones included. Out: deletes, owner references taken off, and
+//! In: the metadata of every served kind ([`source`]). Out: deletes, owner references taken off, and
 //! the finalizers `orphan` and `foregroundDeletion` carried out. [`graph`] knows who owns whom and decides; this
 //! file watches and applies.
 
 pub mod graph;
+mod source;
 
 use crate::context::Context;
 use crate::error::{Doing, Result, ignore_not_found};
@@ -12,9 +13,8 @@ use crate::queue::Queue;
 use crate::resources::{Kind, discover};
 use futures::StreamExt;
 use graph::{Decision, FOREGROUND, Graph, Node, ORPHAN, Owner};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy};
-use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::Event;
 use parking_lot::Mutex;
 use serde_json::json;
@@ -143,16 +143,20 @@ impl Collector {
     }
 
     async fn monitor(self: Arc<Self>, kind: Arc<Kind>, listed: watch::Sender<bool>, stop: CancellationToken) {
-        let mut stream = causeway_api::watch::metadata(self.context.client.clone(), &kind.resource);
         let mut seen = HashSet::new();
         let is_definition = kind.resource.plural == "customresourcedefinitions";
+        let open = || source::events(&self.context.client, &self.context.informers, &kind);
+        let mut events = open();
         loop {
             let event = tokio::select! {
-                event = stream.next() => event,
+                event = events.next() => event,
                 () = stop.cancelled() => return,
             };
             let checks = match event {
-                None => return,
+                None => {
+                    events = open();
+                    continue;
+                }
                 Some(Err(error)) => {
                     tracing::debug!(kind = %kind.resource.plural, %error, "watch interrupted");
                     continue;
@@ -161,18 +165,16 @@ impl Collector {
                     seen.clear();
                     continue;
                 }
-                Some(Ok(Event::InitApply(object))) => {
-                    seen.extend(object.metadata.uid.clone());
-                    self.put(&kind, object)
+                Some(Ok(Event::InitApply(meta))) => {
+                    seen.extend(meta.uid.clone());
+                    self.put(&kind, meta)
                 }
                 Some(Ok(Event::InitDone)) => {
                     listed.send_replace(true);
                     self.graph.lock().retain_kind(&kind.id(), &std::mem::take(&mut seen))
                 }
-                Some(Ok(Event::Apply(object))) => self.put(&kind, object),
-                Some(Ok(Event::Delete(object))) => {
-                    self.graph.lock().remove(object.metadata.uid.as_deref().unwrap_or(""))
-                }
+                Some(Ok(Event::Apply(meta))) => self.put(&kind, meta),
+                Some(Ok(Event::Delete(meta))) => self.graph.lock().remove(meta.uid.as_deref().unwrap_or("")),
             };
             checks.into_iter().for_each(|uid| self.queue.add(uid));
             if is_definition {
@@ -181,9 +183,9 @@ impl Collector {
         }
     }
 
-    fn put(&self, kind: &Arc<Kind>, object: PartialObjectMeta<DynamicObject>) -> Vec<String> {
-        let Some(uid) = object.metadata.uid.clone() else { return Vec::new() };
-        self.graph.lock().put(uid, Node::of(kind.clone(), object.metadata))
+    fn put(&self, kind: &Arc<Kind>, meta: ObjectMeta) -> Vec<String> {
+        let Some(uid) = meta.uid.clone() else { return Vec::new() };
+        self.graph.lock().put(uid, Node::of(kind.clone(), meta))
     }
 
     async fn reconcile(self: Arc<Self>, uid: String) -> Result<Option<Duration>> {

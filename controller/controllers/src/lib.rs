@@ -37,7 +37,7 @@ pub mod volume;
 
 use causeway_api::config::ClusterConfig;
 use causeway_informers::Informers;
-use context::Context;
+use context::{Caches, Context};
 use error::Result;
 use kube::Client;
 use queue::{Queue, Work};
@@ -126,7 +126,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let tasks = TaskTracker::new();
-    let context = Arc::new(Context { client, informers, config, caches: Default::default() });
+    let context = Arc::new(Context { client, informers, config, caches: Caches::new() });
     let starter = Starter { tasks: tasks.clone(), shutdown: shutdown.clone() };
     start_workloads(&context, &starter);
     start_network(&context, &starter);

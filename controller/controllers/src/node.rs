@@ -17,7 +17,7 @@ use health::Heard;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use parking_lot::Mutex;
 use serde_json::json;
 use std::collections::HashMap;
@@ -89,9 +89,13 @@ impl Nodes {
         if let Some(status) = health::status(&node, silent, self.context.config.node_grace, now) {
             let text = format!("Node {} status is now: NodeNotReady", key.name);
             self.events.normal(&*node, "NodeNotReady", text);
-            let wanted = Node { status: Some(status), ..(*node).clone() };
-            let written =
-                self.context.cluster::<Node>().replace_status(&key.name, &PostParams::default(), &wanted).await;
+            // Not the whole status: the copy that we have lacks what nobody here reads.
+            let patch = json!({
+                "metadata": { "resourceVersion": node.metadata.resource_version },
+                "status": { "conditions": status.conditions },
+            });
+            let nodes = self.context.cluster::<Node>();
+            let written = nodes.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(&patch)).await;
             ignore_not_found(written.doing(|| format!("mark node {key} unknown")))?;
             return Ok(Some(self.period()));
         }
@@ -160,8 +164,7 @@ impl Nodes {
 
     /// Pods on a silent node get no traffic.
     async fn mark_pods(&self, node: &str, now: Timestamp) -> Result<()> {
-        let pods = self.context.caches.pods.all();
-        for pod in pods.iter().filter(|p| evict::node_of(p) == Some(node) && pod::is_ready(p)) {
+        for pod in self.context.caches.pods_on(node).iter().filter(|p| pod::is_ready(p)) {
             let key = key_of(&**pod);
             let patch = json!({ "status": { "conditions": [{
                 "type": "Ready", "status": "False", "reason": "NodeNotReady", "lastTransitionTime": Time(now),
@@ -195,13 +198,11 @@ pub fn eviction_queue(context: &Arc<Context>) -> Arc<Queue<Key>> {
             sink.add(key_of(&**pod));
         }
     });
-    let (sink, pods) = (queue.clone(), context.caches.pods.clone());
+    let (sink, caches) = (queue.clone(), context.caches.clone());
     context.caches.nodes.on_change(move |old, new| {
         let taints = |n: Option<&Arc<Node>>| n.and_then(|n| n.spec.as_ref()?.taints.clone()).unwrap_or_default();
         if let Some(node) = new.filter(|_| taints(old) != taints(new)) {
-            for pod in pods.all().iter().filter(|p| evict::node_of(p) == Some(name(&node.metadata))) {
-                sink.add(key_of(&**pod));
-            }
+            caches.pods_on(name(&node.metadata)).iter().for_each(|pod| sink.add(key_of(&**pod)));
         }
     });
     queue

@@ -66,7 +66,7 @@ impl ReplicaSets {
         if let Some(wait) = self.fences.wait(&key, &caches.pods) {
             return Ok(Some(wait));
         }
-        let candidates = caches.pods.in_namespace(&key.namespace);
+        let candidates = caches.candidates(&key.namespace, uid(&set.metadata));
         let pods = claim(&self.context, &*set, &selector_of(&set)?, candidates).await?;
         let active: Vec<Arc<Pod>> = pods.into_iter().filter(|p| causeway_api::pod::is_active(p)).collect();
         let now = Timestamp::now();
@@ -97,19 +97,12 @@ impl ReplicaSets {
         let namespace = set.metadata.namespace.as_deref().unwrap_or("");
         let owner = controller_of(&set.metadata).map(|o| o.uid.as_str());
         let sets = self.context.caches.replica_sets.in_namespace(namespace);
-        let family: Vec<_> = sets
-            .iter()
-            .filter(|s| {
-                uid(&s.metadata) == uid(&set.metadata)
-                    || owner.is_some() && owner == controller_of(&s.metadata).map(|o| o.uid.as_str())
-            })
-            .map(|s| uid(&s.metadata))
-            .collect();
-        let mut pods = self.context.caches.pods.in_namespace(namespace);
-        pods.retain(|p| {
-            causeway_api::pod::is_active(p)
-                && controller_of(&p.metadata).is_some_and(|o| family.contains(&o.uid.as_str()))
+        let family = sets.iter().filter(|s| {
+            uid(&s.metadata) == uid(&set.metadata)
+                || owner.is_some() && owner == controller_of(&s.metadata).map(|o| o.uid.as_str())
         });
+        let mut pods: Vec<_> = family.flat_map(|s| self.context.caches.pods_of(uid(&s.metadata))).collect();
+        pods.retain(|p| causeway_api::pod::is_active(p));
         pods
     }
 

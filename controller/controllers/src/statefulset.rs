@@ -11,7 +11,7 @@ use crate::claim::claim;
 use crate::context::{Context, Events};
 use crate::error::{Doing, Error, Result, ignore_not_found};
 use crate::fence::Fences;
-use crate::meta::{label, name};
+use crate::meta::{label, name, uid};
 use crate::pods::{PodControl, ring_owners};
 use crate::queue::{Key, Queue};
 use crate::replicaset::plan::next_available;
@@ -71,7 +71,7 @@ impl StatefulSets {
         }
         let selector = selector_of(&set)?;
         // Only pods named as the set names them can be its own.
-        let mut candidates = caches.pods.in_namespace(&key.namespace);
+        let mut candidates = caches.candidates(&key.namespace, uid(&set.metadata));
         candidates.retain(|p| pod::ordinal(&set, p).is_some());
         let pods = claim(&self.context, &*set, &selector, candidates).await?;
         let status = set.status.clone().unwrap_or_default();

@@ -13,7 +13,8 @@
 //! - It begins with a complete list: `Init`, one `InitApply` an object, `InitDone`. The list is the state of one moment, and
 //!   every change after that moment follows, in order.
 //! - It holds a bounded number of changes ([`BACKLOG`]). Who falls behind gets a complete list again, as after a relist.
-//! - Losing any event of the API is safe: a relist of the watch comes out as the differences that it makes.
+//! - Losing any event of the API is safe: a relist of the watch comes out as the differences that it makes. An object that
+//!   has gone is told as deleted, also when another has its name by then.
 //! - [`Informer::get`] is never older than what a subscription told last.
 //!
 //! A watch begins with the first [`Informer`] of its kind and ends with the last. Kinds that not everybody may read (Secrets)
@@ -117,7 +118,9 @@ fn erase<K: Kind>(event: Event<K>, slim: fn(&mut K)) -> Event<Item> {
     let item = |mut object: K| {
         object.meta_mut().managed_fields = None;
         slim(&mut object);
-        Item { key: Key::of(&object), version: object.meta().resource_version.clone(), object: Arc::new(object) }
+        let meta = object.meta();
+        let (uid, version) = (meta.uid.clone(), meta.resource_version.clone());
+        Item { key: Key::of(&object), uid, version, object: Arc::new(object) }
     };
     match event {
         Event::Init => Event::Init,

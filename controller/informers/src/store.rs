@@ -45,7 +45,9 @@ impl Key {
 pub struct Item {
     /// Which it is.
     pub key: Key,
-    /// `metadata.resourceVersion`: two of the same are the same object.
+    /// `metadata.uid`: another one under the same key is another object.
+    pub uid: Option<String>,
+    /// `metadata.resourceVersion`: two of the same are the same state.
     pub version: Option<String>,
     /// Itself.
     pub object: Object,
@@ -256,6 +258,10 @@ impl State {
     }
 
     fn set(&mut self, item: Item) {
+        // The old one went and nobody has said so: readers that know objects by their uid must hear of it.
+        if self.objects.get(&item.key).is_some_and(|known| known.uid != item.uid) {
+            self.remove(&item.key, None);
+        }
         for queue in self.queues.values_mut() {
             queue.push(|| Change::Set(item.key.clone(), item.object.clone()));
         }

@@ -198,6 +198,28 @@ async fn some_objects_alone_can_be_followed() {
 }
 
 #[tokio::test]
+async fn another_object_of_the_same_name_is_not_the_same_object() {
+    let (informer, source) = played();
+    let mut events = informer.subscribe();
+    let of = |uid: &str, version| Item { uid: Some(uid.to_owned()), ..item("a", version) };
+    for event in [Event::Init, Event::InitApply(of("one", 1)), Event::InitDone] {
+        source.send(event).unwrap();
+    }
+    let mut reader = Reader::default();
+    while reader.lists == 0 {
+        reader.take(events.next().await.unwrap());
+    }
+    // Deleted and made anew while the watch was away.
+    for event in [Event::Init, Event::InitApply(of("two", 5)), Event::InitDone] {
+        source.send(event).unwrap();
+    }
+    let Some(Event::Delete(old)) = events.next().await else { panic!("the first is gone") };
+    assert_eq!(old.metadata.resource_version.as_deref(), Some("1"));
+    let Some(Event::Apply(new)) = events.next().await else { panic!("there is another") };
+    assert_eq!(new.metadata.resource_version.as_deref(), Some("5"));
+}
+
+#[tokio::test]
 async fn a_watch_that_ends_ends_its_readers() {
     let (informer, source) = played();
     let mut events = informer.subscribe();

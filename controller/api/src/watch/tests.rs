@@ -40,6 +40,33 @@ async fn what_is_refused_is_asked_ever_more_slowly() {
     assert!((12..=28).contains(&asked), "{asked} requests in a minute");
 }
 
+/// Attempts in a minute at an API that cannot be reached: `after` so long, each attempt fails.
+async fn attempts(after: Duration) -> usize {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = count.clone();
+    let service = tower::service_fn(move |_: Request<Body>| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async move {
+            tokio::time::sleep(after).await;
+            Err::<Response<Body>, _>(std::io::Error::from(std::io::ErrorKind::ConnectionRefused))
+        }
+    });
+    let watched = watch(Api::<ConfigMap>::all(Client::new(service, "default")), Config::default());
+    let minute = tokio::time::timeout(Duration::from_secs(60), watched.for_each(|_| async {}));
+    assert!(minute.await.is_err(), "a watch never ends");
+    count.load(Ordering::SeqCst)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_reached_is_asked_ever_more_slowly() {
+    // Nobody listens there: refused at once.
+    let refused = attempts(Duration::ZERO).await;
+    assert!((12..=28).contains(&refused), "{refused} attempts in a minute");
+    // The network is cut: the connection's pings find that out after some seconds.
+    let cut = attempts(Duration::from_secs(5)).await;
+    assert!((5..=9).contains(&cut), "{cut} attempts in a minute");
+}
+
 #[tokio::test(start_paused = true)]
 async fn metadata_is_asked_for_as_slowly() {
     let (client, count) = client(|_, _| (500, String::new()));

@@ -104,10 +104,14 @@ async fn nodes_get_addresses_and_silent_ones_lose_their_pods() {
     c.create::<Deployment>(web).await;
     eventually("two", || async { (c.ready("web").await == 2).then_some(()) }).await;
     let old: Vec<_> = c.pods("web").await.iter().map(ResourceExt::name_any).collect();
+    let images = json!({"status": {"images": [{"names": ["shop:1"], "sizeBytes": 7}]}});
+    nodes.patch_status("n1", &PatchParams::default(), &Patch::Merge(&images)).await.unwrap();
     let patch = json!({"metadata": {"labels": {"silent": ""}}});
     nodes.patch("n1", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
     eventually("unknown and tainted", || async {
         let n = nodes.get("n1").await.unwrap();
+        // Controllers do not know of the images, and must not take them away.
+        assert_eq!(n.status.as_ref()?.images.as_ref().map(Vec::len), Some(1));
         let ready = n.status?.conditions?.into_iter().find(|c| c.type_ == "Ready")?;
         let taints: Vec<_> = n.spec?.taints?.into_iter().map(|t| format!("{}:{}", t.key, t.effect)).collect();
         (ready.status == "Unknown" && taints.contains(&"node.kubernetes.io/unreachable:NoExecute".to_owned()))
