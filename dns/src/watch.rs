@@ -179,6 +179,7 @@ pub(crate) async fn pods(
                 }
                 Some(copy) => follow_pods(Follow::new(&copy), &pods).await,
             }
+            tokio::time::sleep(Duration::from_secs(1)).await;
         };
         // Settings that want the same pods change nothing here.
         tokio::select! {

@@ -25,6 +25,10 @@ use std::time::{Duration, Instant};
 
 /// The neighbours are told again after these, for a frame may get lost.
 const AGAIN: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(2)];
+/// An address that the link refuses is offered to it so often, before others are let have it …
+const OFFERS: u32 = 3;
+/// … for this long.
+const UNFIT: Duration = Duration::from_secs(60);
 /// So many Leases are read or written at once.
 const AT_ONCE: usize = 16;
 
@@ -51,6 +55,8 @@ pub(crate) struct Announcer {
     /// The version of our Lease after its last renewal.
     version: Option<String>,
     here: BTreeMap<IpAddr, Here>,
+    /// Which addresses the link did not take: how often, and when last.
+    refused: HashMap<IpAddr, (u32, Instant)>,
     /// When to tell the neighbours once more.
     again: Vec<(Instant, IpAddr)>,
     /// Something was to be done in this round and could not be.
@@ -73,6 +79,7 @@ impl Announcer {
             pulse: Pulse::default(),
             version: None,
             here: BTreeMap::new(),
+            refused: HashMap::new(),
             again: Vec::new(),
             unfinished: false,
             acted: false,
@@ -140,18 +147,19 @@ impl Announcer {
         if duty && self.pulse.is_due(Instant::now()) {
             self.renew().await;
         }
-        let (mut takes, mut forgets) = (Vec::new(), Vec::new());
+        let (mut takes, mut forgets, mut releases) = (Vec::new(), Vec::new(), Vec::new());
         for (ip, step) in steps {
             let lease = signed.get(&ip).map(|(_, lease)| lease.clone());
             match step {
                 Step::Rest { .. } => {}
                 Step::Keep => self.keep(ip).await,
                 Step::Drop => self.drop(ip).await,
-                Step::Release => self.release(ip, lease.as_deref()).await,
+                Step::Release => releases.push((ip, lease)),
                 Step::Take { from } => takes.push((ip, from, lease)),
                 Step::Forget { from } => forgets.push((ip, from, lease)),
             }
         }
+        self.release(releases).await;
         let joins = !takes.is_empty();
         self.take(takes).await;
         self.forget(forgets).await;
@@ -162,7 +170,7 @@ impl Announcer {
         let due = Due {
             duty,
             holds: !self.here.is_empty(),
-            addresses: due,
+            addresses: due.into_iter().chain(self.refused.values().map(|(_, last)| *last + UNFIT)).min(),
             again: self.again.iter().map(|(at, _)| *at).min(),
             unfinished: self.unfinished,
             acted: self.acted,
@@ -171,10 +179,19 @@ impl Announcer {
     }
 
     fn decide(&mut self, up: bool, signed: &HashMap<IpAddr, Signed>) -> Decision {
+        self.refused.retain(|_, (_, last)| last.elapsed() < UNFIT);
+        // What the link does not take is left to others.
+        let others = |ip: &IpAddr| {
+            let mut wanted = self.wanted.get(ip).cloned()?;
+            wanted.candidates.retain(|node| *node != self.config.node_name);
+            Some((*ip, wanted))
+        };
+        let unfit = self.refused.iter().filter(|(_, (count, _))| *count >= OFFERS);
+        let unfit: BTreeMap<IpAddr, Wanted> = unfit.filter_map(|(ip, _)| others(ip)).collect();
         let ips: BTreeSet<IpAddr> = self.wanted.keys().chain(signed.keys()).chain(self.here.keys()).copied().collect();
         let address = |ip: IpAddr| Address {
             ip,
-            wanted: self.wanted.get(&ip),
+            wanted: unfit.get(&ip).or_else(|| self.wanted.get(&ip)),
             lease: signed.get(&ip).map(|(holder, _)| holder.as_str()),
             has: self.here.contains_key(&ip),
         };
@@ -280,7 +297,10 @@ impl Announcer {
 
     /// Signs what is to come here, several at once, then puts it on the link.
     async fn take(&mut self, takes: Vec<Take>) {
-        let takes = self.still(takes).await;
+        let mut takes = self.still(takes).await;
+        let offered = takes.len();
+        takes.retain(|(ip, ..)| self.refused.get(ip).is_none_or(|(_, last)| last.elapsed() >= RENEW));
+        self.unfinished |= takes.len() < offered;
         if takes.is_empty() {
             return;
         }
@@ -313,9 +333,13 @@ impl Announcer {
             // Nothing is put there that may have to go again before it is known.
             let (Some(left), Some(wanted)) = (self.left(), self.wanted.get(ip)) else { continue };
             if let Err(error) = self.uplink.put(*ip, left).await {
-                tracing::warn!("{error:#}");
+                let refused = self.refused.entry(*ip).or_insert((0, Instant::now()));
+                *refused = (refused.0 + 1, Instant::now());
+                tracing::warn!(times = refused.0, "{error:#}");
+                self.unfinished = true;
                 continue;
             }
+            self.refused.remove(ip);
             self.here.insert(*ip, Here { service: wanted.service.clone(), put: Instant::now() });
             tracing::info!(%ip, from = from.as_deref().unwrap_or(""), "announcing a load balancer's address");
             let now = Instant::now();
@@ -377,20 +401,28 @@ impl Announcer {
         }
     }
 
-    /// Off the link first, then the name: at no moment is it another's while it is still here.
-    async fn release(&mut self, ip: IpAddr, lease: Option<&Lease>) {
-        self.drop(ip).await;
-        let Some(lease) = lease else { return };
-        let done = match self.wanted.contains_key(&ip) {
-            true => self.leases.sign(ip, Some(lease), "").await.map(Some),
-            false => self.leases.forget(ip, lease).await.map(|()| None),
-        };
-        match done {
-            Ok(after) => {
-                self.view.wrote(ip, Some(lease), after);
-                self.acted = true;
+    /// Off the link first, all of them, then the names: at no moment is one another's while it is still here.
+    async fn release(&mut self, releases: Vec<(IpAddr, Option<Arc<Lease>>)>) {
+        for (ip, _) in &releases {
+            self.drop(*ip).await;
+        }
+        let (leases, wanted) = (&self.leases, &self.wanted);
+        let signing = releases.into_iter().filter_map(|(ip, lease)| Some((ip, lease?))).map(|(ip, lease)| async move {
+            let done = match wanted.contains_key(&ip) {
+                true => leases.sign(ip, Some(&lease), "").await.map(Some),
+                false => leases.forget(ip, &lease).await.map(|()| None),
+            };
+            (ip, lease, done)
+        });
+        let signed: Vec<_> = futures::stream::iter(signing).buffer_unordered(AT_ONCE).collect().await;
+        for (ip, lease, done) in signed {
+            match done {
+                Ok(after) => {
+                    self.view.wrote(ip, Some(&lease), after);
+                    self.acted = true;
+                }
+                Err(error) => self.lost(ip, &error, "giving up"),
             }
-            Err(error) => self.lost(ip, &error, "giving up"),
         }
     }
 
@@ -408,11 +440,9 @@ impl Announcer {
     /// Gives everything up, so that others take it without waiting.
     pub(crate) async fn leave(&mut self, told: &[Arc<Lease>]) {
         self.clean().await;
-        for (ip, (holder, lease)) in self.view.look(told) {
-            if holder == self.config.node_name {
-                self.release(ip, Some(&lease)).await;
-            }
-        }
+        let all = self.view.look(told).into_iter();
+        let ours = all.filter(|(_, (holder, _))| *holder == self.config.node_name);
+        self.release(ours.map(|(ip, (_, lease))| (ip, Some(lease))).collect()).await;
         if let Err(error) = self.leases.leave(None).await {
             tracing::debug!("taking this node's Lease away: {error}");
         }

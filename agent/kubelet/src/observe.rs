@@ -25,6 +25,11 @@ impl Observer {
         Self { runtime, asked: AtomicU64::new(0), latest: Mutex::new((0, Snapshot::default())) }
     }
 
+    /// The last list; events of the runtime bring a new one soon after any change.
+    pub async fn latest(&self) -> Snapshot {
+        self.latest.lock().await.1.clone()
+    }
+
     /// A list that was begun after this call.
     pub async fn fresh(&self) -> Result<Snapshot> {
         let ticket = self.asked.fetch_add(1, Ordering::SeqCst) + 1;

@@ -19,6 +19,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+/// How long volumes may take to be brought up to date: then the next attempt has its turn.
+const REFRESH_PATIENCE: Duration = Duration::from_secs(60);
 /// Longest time for a hook beyond which it counts as failed.
 const HOOK_LIMIT: Duration = Duration::from_secs(600);
 
@@ -413,6 +415,10 @@ async fn try_clean(ctx: &Context, pod: &Pod) -> Result<(), String> {
 /// Brings the content of a pod's volumes up to date.
 pub async fn refresh(ctx: Arc<Context>, pod: Arc<Pod>, objects: Arc<PodObjects>, ips: Vec<IpAddr>) -> Outcome {
     let dir = ctx.config.pod_dir(uid(&pod));
-    ctx.volumes.refresh(&pod, &dir, &ctx.facts(&ips), &objects).await;
+    let facts = ctx.facts(&ips);
+    let refreshed = tokio::time::timeout(REFRESH_PATIENCE, ctx.volumes.refresh(&pod, &dir, &facts, &objects)).await;
+    if refreshed.is_err() {
+        tracing::warn!(pod = names::format_pod(&pod), "volumes were not brought up to date in {REFRESH_PATIENCE:?}");
+    }
     Outcome::Refreshed
 }

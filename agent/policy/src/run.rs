@@ -28,7 +28,7 @@ use kube::{
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +37,9 @@ use tokio_util::sync::CancellationToken;
 const BATCH: usize = 1024;
 /// How often our tables are looked at without news.
 const CHECK: Duration = Duration::from_secs(5);
+
+/// How long rules stay as they are while Pods of other nodes are asked for.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the policies of a node must know.
 #[derive(Debug)]
@@ -173,11 +176,6 @@ impl Engine {
                         let (namespace, name) = key.split_once('/').unwrap_or(("", key));
                         planner.set_policy(namespace, name, policy);
                     });
-                    let wanted = self.policies.values().any(Policy::names_peers);
-                    if peers.want(wanted) {
-                        self.forget_others();
-                        tracing::debug!(wanted, "whether policies speak of Pods on other nodes");
-                    }
                 }
                 events = dns.next() => {
                     let Self { dns, state, changed, .. } = &mut self;
@@ -200,9 +198,15 @@ impl Engine {
                 }
                 _ = check.tick() => is_check = true,
             }
-            // Policies that speak of Pods elsewhere come into force when those are known.
+            if (is_check || self.changed) && peers.want(self.wants_peers(), Instant::now()) {
+                self.forget_others();
+            }
+            // Policies that speak of Pods elsewhere come into force when those are known. Others must not wait for ever: then
+            // the unknown ones are let in nowhere.
+            let waited = peers.wanted_for(Instant::now());
+            let known = self.others.is_complete() || waited.is_none_or(|waited| self.synced && waited > PATIENCE);
             let complete = self.pods.is_complete()
-                && (!peers.is_wanted() || self.others.is_complete())
+                && known
                 && self.namespaces.is_complete()
                 && self.policies.is_complete()
                 && self.dns.is_complete()
@@ -211,6 +215,15 @@ impl Engine {
                 self.sync().await?;
             }
         }
+    }
+
+    /// Whether a policy that speaks of Pods on other nodes selects one here.
+    fn wants_peers(&self) -> bool {
+        let speaking = self.policies.iter().filter(|(_, policy)| policy.names_peers());
+        let mut speaking = speaking.map(|(key, policy)| (key.split_once('/').unwrap_or(("", key)).0, policy));
+        speaking.any(|(namespace, policy)| {
+            self.pods.iter().any(|(_, pod)| pod.namespace == namespace && policy.pods.matches(&pod.labels))
+        })
     }
 
     /// Before a watch of other nodes' Pods begins, and after it has ended.
@@ -227,7 +240,7 @@ impl Engine {
         let Some((mut program, mut planner)) = self.state.take() else {
             anyhow::bail!("the policy rules are lost to a panic")
         };
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let work = move || {
             let result = program.sync(&mut planner);
             (program, planner, result)

@@ -21,9 +21,9 @@ impl<T> Default for View<T> {
 }
 
 impl<T: Clone + PartialEq> View<T> {
-    /// What it holds.
-    pub fn values(&self) -> impl Iterator<Item = &T> {
-        self.objects.values()
+    /// What it holds, by key.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &T)> {
+        self.objects.iter()
     }
 
     /// Forgets everything, as if nothing had ever been heard; returns the keys of what was there.

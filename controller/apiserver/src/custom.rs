@@ -5,6 +5,7 @@
 
 use crate::catalog::{Conversion, Custom, Served, api_version, prefix};
 use crate::engine::{Call, DeleteOptions, Engine, Part, now_text, text};
+use crate::feed::Subscription;
 use crate::request::{ListOptions, Query};
 use crate::status::ApiResult;
 use causeway_registry::custom_resource;
@@ -30,7 +31,7 @@ pub fn protect(definition: &mut Value) {
 
 /// Follows the definitions until shutdown.
 pub async fn run(engine: Arc<Engine>, shutdown: CancellationToken) {
-    let mut changed = engine.feed.cache(&prefix(GROUP, PLURAL)).subscribe();
+    let mut changed = Subscription::new(engine.feed.cache(&prefix(GROUP, PLURAL)), None);
     let mut known = BTreeSet::new();
     loop {
         changed.mark_unchanged();

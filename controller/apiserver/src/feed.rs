@@ -2,7 +2,10 @@
 //!
 //! In: the store's ordered log below `/registry/`. Out: for every resource the objects at the newest revision and a
 //! bounded window of recent changes. Watchers keep a cursor into the window instead of a buffer each: one that falls
-//! out of the window is told so (410) and lists again, so no watcher can make memory grow.
+//! out of the window is told so (410) and lists again, so no watcher can make memory grow. Those that watch one object, or
+//! the objects of one field's value, are woken by these alone ([`topics`]).
+
+mod topics;
 
 use crate::object::Object;
 use crate::status::{ApiError, ApiResult};
@@ -14,6 +17,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use topics::Topics;
+
+pub use topics::{Subscription, node_topic};
 
 /// Changes kept for each resource.
 const WINDOW: usize = 2048;
@@ -44,6 +50,7 @@ struct State {
     /// Every change after this revision is in the window.
     start: Revision,
     last: Revision,
+    topics: Topics,
 }
 
 /// The cache of one resource.
@@ -77,7 +84,9 @@ impl Cache {
 
     fn push(state: &mut State, change: Change) {
         state.last = change.revision;
-        state.window.push_back(Arc::new(change));
+        let change = Arc::new(change);
+        state.topics.push(&change);
+        state.window.push_back(change);
         while state.window.len() > WINDOW {
             if let Some(old) = state.window.pop_front() {
                 state.start = old.revision;
@@ -87,7 +96,10 @@ impl Cache {
 
     /// After a gap in the log: a new state, and every watcher has to list again.
     fn reset(&self, objects: BTreeMap<String, Arc<Object>>, revision: Revision) {
-        *self.state.lock() = State { objects, window: VecDeque::new(), start: revision, last: revision };
+        let mut state = self.state.lock();
+        state.topics.reset(revision);
+        (state.objects, state.window, state.start, state.last) = (objects, VecDeque::new(), revision, revision);
+        drop(state);
         self.changed.send_replace(revision);
     }
 
@@ -128,9 +140,12 @@ impl Cache {
         Ok(state.window.range(from..).take(max).cloned().collect())
     }
 
-    /// Tells about new changes.
-    pub fn subscribe(&self) -> watch::Receiver<Revision> {
-        self.changed.subscribe()
+    /// As [`Self::changes`], of one topic; there may be others among them.
+    fn changes_of(&self, topic: &str, after: Revision, max: usize) -> ApiResult<Vec<Arc<Change>>> {
+        if let Some(changes) = self.state.lock().topics.changes(topic, after, max) {
+            return Ok(changes);
+        }
+        self.changes(after, max)
     }
 }
 

@@ -78,6 +78,11 @@ impl Object {
         rest.split_once('/').unwrap_or(("", rest))
     }
 
+    /// A field that is at hand.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.fields.iter().find(|(field, _)| *field == name).map(|(_, value)| value.as_str())
+    }
+
     /// Parsed.
     pub fn value(&self) -> Value {
         serde_json::from_slice(&self.json).unwrap_or(Value::Null)
@@ -140,6 +145,12 @@ impl Filter {
             };
             (actual == term.value) == term.equal
         })
+    }
+
+    /// The one node whose Pods are asked for, if so.
+    pub fn single_node(&self) -> Option<&str> {
+        let term = self.fields.iter().find(|t| t.equal && t.field == "spec.nodeName" && !t.value.is_empty());
+        term.map(|t| t.value.as_str())
     }
 
     /// The one name that is asked for, if so.

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -168,10 +169,11 @@ impl<K: Cached> Cache<K> {
                 };
                 match event {
                     Some(event) => self.apply(event, &mut listing),
-                    // Only a panic ends a copy: there is a new one.
+                    // Only a panic ends a copy: there will be a new one.
                     None => break,
                 }
             }
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 

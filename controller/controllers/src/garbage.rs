@@ -154,6 +154,7 @@ impl Collector {
             };
             let checks = match event {
                 None => {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
                     events = open();
                     continue;
                 }

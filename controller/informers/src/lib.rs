@@ -37,14 +37,14 @@ use std::any::TypeId;
 use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::sync::{Arc, Weak};
-use store::{Item, Key, Store};
+use store::{Item, Key, Object, Store};
 
 pub use store::BACKLOG;
 pub use subscription::{Selected, Subscription};
 
 /// A kind that can be shared.
-pub trait Kind: Resource<DynamicType = ()> + DeserializeOwned + Send + Sync + 'static {}
-impl<K: Resource<DynamicType = ()> + DeserializeOwned + Send + Sync + 'static> Kind for K {}
+pub trait Kind: Resource<DynamicType = ()> + DeserializeOwned + PartialEq + Send + Sync + 'static {}
+impl<K: Resource<DynamicType = ()> + DeserializeOwned + PartialEq + Send + Sync + 'static> Kind for K {}
 
 /// The informers of a process (or of one node of a process that holds several). Cheap to clone.
 #[derive(Clone)]
@@ -120,7 +120,7 @@ fn erase<K: Kind>(event: Event<K>, slim: fn(&mut K)) -> Event<Item> {
         slim(&mut object);
         let meta = object.meta();
         let (uid, version) = (meta.uid.clone(), meta.resource_version.clone());
-        Item { key: Key::of(&object), uid, version, object: Arc::new(object) }
+        Item { key: Key::of(&object), uid, version, equal: equal::<K>, object: Arc::new(object) }
     };
     match event {
         Event::Init => Event::Init,
@@ -129,6 +129,10 @@ fn erase<K: Kind>(event: Event<K>, slim: fn(&mut K)) -> Event<Item> {
         Event::Apply(object) => Event::Apply(item(object)),
         Event::Delete(object) => Event::Delete(item(object)),
     }
+}
+
+fn equal<K: Kind>(one: &Object, other: &Object) -> bool {
+    one.downcast_ref::<K>() == other.downcast_ref::<K>()
 }
 
 /// The copy of a kind. Cheap to clone; the watch runs as long as there is one, or a subscription.

@@ -47,8 +47,10 @@ pub struct Item {
     pub key: Key,
     /// `metadata.uid`: another one under the same key is another object.
     pub uid: Option<String>,
-    /// `metadata.resourceVersion`: two of the same are the same state.
+    /// `metadata.resourceVersion`.
     pub version: Option<String>,
+    /// Compares two objects of the kind.
+    pub equal: fn(&Object, &Object) -> bool,
     /// Itself.
     pub object: Object,
 }
@@ -127,13 +129,20 @@ impl Store {
             Arc::new(Self { kind, state: Mutex::default(), synced: watch::Sender::new(None), task: Mutex::default() });
         let ending = Ending(Arc::downgrade(&store));
         let task = tokio::spawn(async move {
+            let mut failing = false;
             while let Some(event) = events.next().await {
                 let Some(store) = ending.0.upgrade() else { return };
                 match event {
-                    Ok(event) => store.take(event),
-                    Err(error) => {
+                    Ok(event) => {
+                        failing &= matches!(event, Event::Init);
+                        store.take(event);
+                    }
+                    // Said once, until it is well again.
+                    Err(error) if !failing => {
+                        failing = true;
                         tracing::warn!(kind = store.kind, %error, "watching a kind; what is known of it stays in force");
                     }
+                    Err(error) => tracing::debug!(kind = store.kind, %error, "watching a kind, once more"),
                 }
             }
         });
@@ -239,9 +248,10 @@ impl Store {
 }
 
 impl Item {
-    /// Whether it is the same state of the same object.
+    /// Whether it is the same state of the same object. The version alone does not say so: a store that was set back to an
+    /// older state gives versions anew.
     fn is(&self, other: &Self) -> bool {
-        self.version.is_some() && self.version == other.version
+        self.version == other.version && (self.equal)(&self.object, &other.object)
     }
 }
 

@@ -159,6 +159,9 @@ fn only_password_files(mut event: Event<Secret>) -> Event<Secret> {
     event
 }
 
+/// Before a copy that has ended is asked for anew.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// Events of a copy that others on the node read too. It ends only with a panic, and is asked for anew then.
 fn shared<K: Kind, S>(
     informers: &Informers,
@@ -169,7 +172,15 @@ where
     S: Stream<Item = Event<Arc<K>>> + Send + 'static,
 {
     let informers = informers.clone();
-    futures::stream::repeat_with(move || subscribe(&informers)).flatten().map(wrap).boxed()
+    let subscribed =
+        futures::stream::unfold((informers, subscribe, false), |(informers, subscribe, again)| async move {
+            if again {
+                tokio::time::sleep(AGAIN).await;
+            }
+            let events = subscribe(&informers);
+            Some((events, (informers, subscribe, true)))
+        });
+    subscribed.flatten().map(wrap).boxed()
 }
 
 fn objects<K>(api: Api<K>, config: watcher::Config, wrap: fn(Event<K>) -> Update) -> BoxStream<'static, Update>

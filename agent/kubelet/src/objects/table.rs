@@ -11,8 +11,12 @@ use crate::inbox::Inbox;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+
+/// How long a read waits for the first look: the operation tries again, and can be given up.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Namespace (empty for a kind without) and name.
 pub type Key = (String, String);
@@ -115,10 +119,11 @@ impl<K: Kind> Table<K> {
             number = *newest;
         });
         entry.holders.lock().insert(number, inbox);
-        slots.entry(key.clone()).or_insert_with(|| {
+        // One that has broken is replaced by the next who comes.
+        if slots.get(&key).is_none_or(|slot| slot.follower.is_finished()) {
             let follower = tokio::spawn(follow(self.source.clone(), key.clone(), entry.clone()));
-            Slot { entry: entry.clone(), follower: follower.abort_handle() }
-        });
+            slots.insert(key.clone(), Slot { entry: entry.clone(), follower: follower.abort_handle() });
+        }
         drop(slots);
         Handle { table: self.clone(), key, number, entry }
     }
@@ -132,13 +137,15 @@ pub struct Handle<K> {
     entry: Arc<Entry<K>>,
 }
 
-impl<K> Handle<K> {
+impl<K: Kind> Handle<K> {
     /// The object as it is now, `None` when there is none. Waits only until the object was read once since the handle came;
     /// while the API is away the last copy serves.
     pub async fn read(&self) -> Result<Option<Arc<K>>, String> {
         let mut copy = self.entry.copy.subscribe();
         let done = |c: &Copy<K>| c.fresh >= self.number || c.failed.as_ref().is_some_and(|(n, _)| *n >= self.number);
-        let state = copy.wait_for(done).await.map_err(|e| e.to_string())?;
+        let read = tokio::time::timeout(PATIENCE, copy.wait_for(done)).await;
+        let state = read.map_err(|_| format!("failed to read {} \"{}\": no answer", K::WHAT, self.key.1))?;
+        let state = state.map_err(|e| e.to_string())?;
         match &state.failed {
             Some((_, error)) if state.fresh < self.number => Err(error.clone()),
             _ => Ok(state.object.clone()),

@@ -2,6 +2,7 @@
 
 use super::{Api, attempt};
 use crate::logs::{Line, parse, tail_offset};
+use crate::observe::Snapshot;
 use axum::body::Body;
 use axum::extract::{Path as UrlPath, Query, State};
 use axum::http::{StatusCode, header};
@@ -180,8 +181,16 @@ impl Job {
     }
 
     async fn ended(&self) -> bool {
-        let Ok(snapshot) = self.api.ctx.observer.fresh().await else { return false };
-        !snapshot.values().flatten().any(|i| i.id == self.info.id && matches!(i.state, ContainerState::Running { .. }))
+        let runs = |all: &Snapshot| {
+            let mut all = all.values().flatten();
+            all.any(|i| i.id == self.info.id && matches!(i.state, ContainerState::Running { .. }))
+        };
+        // The node hears of ends by events: as long as it has heard of none, a follower asks the runtime for nothing.
+        let observer = &self.api.ctx.observer;
+        if runs(&observer.latest().await) {
+            return false;
+        }
+        observer.fresh().await.is_ok_and(|all| !runs(&all))
     }
 }
 

@@ -92,6 +92,7 @@ impl Worker {
     pub(super) fn started(&mut self, name: &str, result: Start) {
         self.running.remove(name);
         self.look = true;
+        let soon = self.stale.then(|| Timestamp::now().saturating_add(SOON).unwrap_or(Timestamp::MAX));
         let life = self.model.life_mut(name);
         life.op = None;
         match result {
@@ -101,7 +102,8 @@ impl Worker {
             }
             Start::Refused(refused) => {
                 life.waiting = Some(refused.waiting);
-                life.retry_at = Some(refused.retry_at);
+                // What was missing may have come while it was looked for.
+                life.retry_at = Some(soon.map_or(refused.retry_at, |soon| refused.retry_at.min(soon)));
             }
             Start::Failed(record, waiting) => {
                 life.waiting = Some(waiting);

@@ -2,7 +2,7 @@
 
 use super::Engine;
 use crate::catalog::Served;
-use crate::feed::{Cache, Change, Feed};
+use crate::feed::{Change, Feed, Subscription, node_topic};
 use crate::object::{Filter, Object};
 use crate::request::{ListOptions, VersionMatch};
 use crate::status::{ApiError, ApiResult};
@@ -31,6 +31,17 @@ pub struct Page {
 
 fn list_prefix(served: &Served, namespace: &str) -> String {
     if namespace.is_empty() { served.prefix.clone() } else { format!("{}{namespace}/", served.prefix) }
+}
+
+/// The key of the one object that a filter can select, where it says so.
+fn one_key(served: &Served, prefix: &str, filter: &Filter) -> Option<String> {
+    let placed = !served.namespaced() || prefix.len() > served.prefix.len();
+    filter.single_name().filter(|_| placed).map(|name| format!("{prefix}{name}"))
+}
+
+/// What wakes a watcher; `None` for any change of the kind.
+fn topic(served: &Served, prefix: &str, filter: &Filter) -> Option<String> {
+    one_key(served, prefix, filter).or_else(|| filter.single_node().map(node_topic))
 }
 
 fn encode_continue(revision: Revision, key: &str) -> String {
@@ -93,7 +104,9 @@ impl Engine {
     /// The state in the cache. Its revision: all changes up to the feed's are in, and none after the cache's own last.
     fn newest(&self, served: &Served, prefix: &str, filter: &Filter, limit: usize) -> Page {
         let fed = self.feed.revision();
-        let (mut objects, last) = self.feed.cache(&served.prefix).list(prefix);
+        // Of one name there is no need to look at all others.
+        let key = one_key(served, prefix, filter);
+        let (mut objects, last) = self.feed.cache(&served.prefix).list(key.as_deref().unwrap_or(prefix));
         let revision = fed.max(last);
         if !filter.is_empty() {
             objects.retain(|o| filter.matches(o));
@@ -167,7 +180,7 @@ impl Engine {
             ));
         }
         let cache = self.feed.cache(&served.prefix);
-        let changed = cache.subscribe();
+        let changes = Subscription::new(cache.clone(), topic(served, &prefix, &filter));
         // Without a version (or with 0) a watch begins with the state, as synthetic ADDED events.
         let with_state = streaming_list || (options.initial_events.is_none() && options.version.unwrap_or(0) == 0);
         match options.version {
@@ -177,7 +190,7 @@ impl Engine {
             Some(revision) => {
                 // A version from the future is awaited; one that has left the window is told so at once.
                 self.feed.wait_for(revision).await?;
-                cache.changes(revision, 1)?;
+                changes.changes(revision, 1)?;
             }
         }
         let (initial, cursor) = if with_state {
@@ -189,8 +202,7 @@ impl Engine {
         Ok(Watcher {
             served: served.clone(),
             feed: self.feed.clone(),
-            cache,
-            changed,
+            changes,
             prefix,
             filter,
             cursor,
@@ -220,8 +232,7 @@ pub struct Watcher {
     /// The resource.
     pub served: Arc<Served>,
     feed: Arc<Feed>,
-    cache: Arc<Cache>,
-    changed: tokio::sync::watch::Receiver<Revision>,
+    changes: Subscription,
     prefix: String,
     filter: Filter,
     cursor: Revision,
@@ -245,9 +256,9 @@ impl Watcher {
             }
         }
         loop {
-            self.changed.mark_unchanged();
+            self.changes.mark_unchanged();
             let fed = self.feed.revision();
-            let changes = self.cache.changes(self.cursor, BATCH)?;
+            let changes = self.changes.changes(self.cursor, BATCH)?;
             let complete = changes.len() < BATCH;
             let mut events = Vec::new();
             for change in &changes {
@@ -274,7 +285,7 @@ impl Watcher {
                 continue;
             }
             let patience = BOOKMARK.saturating_sub(silence).max(Duration::from_millis(1));
-            let wait = tokio::time::timeout(patience, self.changed.changed()).await;
+            let wait = tokio::time::timeout(patience, self.changes.changed()).await;
             if matches!(wait, Ok(Err(_))) {
                 return Err(ApiError::unavailable("the server is shutting down"));
             }
