@@ -93,6 +93,7 @@ fn alone_tests() -> Vec<(&'static str, Alone)> {
         ],
         nodes::tests(),
         quiet::tests(),
+        policy::alone(),
         loadbalancer::alone(),
         vec![
             ("upgrade::nothing_is_refused", upgrade::nothing_is_refused_while_another_program_takes_over),

@@ -1,9 +1,9 @@
 //! NetworkPolicies as people write them, with kubectl, names and service addresses.
 
-use crate::Test;
-use crate::images::CURL;
+use crate::images::{CURL, load};
 use crate::pods::pod;
 use crate::services::web;
+use crate::{Alone, Test};
 use anyhow::{Context, Result, ensure};
 use causeway_tests::{Cluster, eventually};
 
@@ -12,6 +12,11 @@ pub fn tests() -> Vec<(&'static str, Test)> {
         ("policy::deny_all_then_allow_by_label_name_and_dns", deny_all_then_allow_by_label_name_and_dns),
         ("policy::a_pod_is_held_from_its_first_packet", a_pod_is_held_from_its_first_packet),
     ]
+}
+
+/// With a cluster of its own, of two nodes.
+pub fn alone() -> Vec<(&'static str, Alone)> {
+    vec![("policy::pods_of_other_nodes_are_known_while_a_policy_speaks_of_them", pods_of_other_nodes)]
 }
 
 fn sleeper(ns: &str, name: &str) -> String {
@@ -133,4 +138,65 @@ spec: {{podSelector: {{matchLabels: {{app: held}}}}, policyTypes: [Egress]}}
         ensure!(log.matches("got it").count() == times, "{name}: {log}");
     }
     Ok(())
+}
+
+fn pods_of_other_nodes() -> Result<()> {
+    let mut c = Cluster::new("peers")?;
+    c.args = ["--nodes", "2"].map(str::to_owned).to_vec();
+    c.up()?;
+    load(&c)?;
+    let on = |name: &str, node: &str, command: &str| {
+        format!(
+            "
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, labels: {{app: {name}}}}}
+spec:
+  nodeName: {node}
+  terminationGracePeriodSeconds: 1
+  containers: [{{name: main, image: '{CURL}', imagePullPolicy: Never, command: [sh, -c, '{command}']}}]
+---"
+        )
+    };
+    let serve = "echo hello > /tmp/index.html; exec httpd -f -p 8080 -h /tmp";
+    let manifest =
+        [on("web", "node-1", serve), on("friend", "node-2", "sleep 600"), on("stranger", "node-2", "sleep 600")];
+    c.apply(&manifest.concat())?;
+    c.kubectl("wait pod --all --for=condition=Ready --timeout=60s").ok()?;
+    let url = format!("http://{}:8080/", c.kubectl("get pod web -o jsonpath={.status.podIP}").ok()?);
+    let ask = |from: &str| fetch(&c, "default", from, &url);
+    for client in ["friend", "stranger"] {
+        eventually("all is open without policies", || ask(client).ok())?;
+    }
+    ensure!(watches_of_pods(&c)? == 3, "each node watches its own pods, and the control plane all");
+    c.apply(
+        "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]
+",
+    )?;
+    eventually("the stranger is kept out", || ask("stranger").fails())?;
+    eventually("the friend gets in", || ask("friend").ok())?;
+    // Only the node that has the pod of the policy asks for those of others.
+    ensure!(watches_of_pods(&c)? == 4, "{} watches of pods", watches_of_pods(&c)?);
+    c.apply(&on("late", "node-2", "sleep 600"))?;
+    c.kubectl("wait pod late --for=condition=Ready --timeout=60s").ok()?;
+    ask("late").fails().context("a pod that nobody speaks of got in")?;
+    c.kubectl("label pod late app=friend --overwrite").ok()?;
+    eventually("another friend gets in", || ask("late").ok())?;
+    c.kubectl("label pod friend app=other --overwrite").ok()?;
+    eventually("who is no friend any more does not", || ask("friend").fails())?;
+    c.kubectl("delete networkpolicy web").ok()?;
+    eventually("all is open again", || ask("stranger").ok()).map(drop)
+}
+
+fn watches_of_pods(c: &Cluster) -> Result<u64> {
+    let all = c.kubectl("get --raw /metrics").ok()?;
+    let of_pods =
+        all.lines().filter(|l| l.starts_with("apiserver_longrunning_requests{") && l.contains("resource=\"pods\""));
+    of_pods.map(|line| Ok(line.rsplit(' ').next().context("a metric without a value")?.parse::<u64>()?)).sum()
 }
