@@ -343,7 +343,7 @@ pub async fn follow(
     seen: watch::Sender<Option<Arc<Node>>>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut events = nodes.subscribe_where(move |node| node.metadata.name.as_deref() == Some(&name));
+    let mut events = nodes.subscribe_to(&name);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),

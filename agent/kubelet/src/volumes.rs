@@ -10,13 +10,13 @@ pub mod payload;
 
 use crate::downward::Facts;
 use crate::names;
-use crate::objects::PodObjects;
+use crate::objects::{Kind, PodObjects};
 use atomic::{File, Payload};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, HostPathVolumeSource, KeyToPath, PersistentVolume, PersistentVolumeClaim, Pod, ProjectedVolumeSource,
-    Secret, ServiceAccount, ServiceAccountTokenProjection, Volume, VolumeProjection,
+    HostPathVolumeSource, KeyToPath, PersistentVolume, PersistentVolumeClaim, Pod, ProjectedVolumeSource,
+    ServiceAccount, ServiceAccountTokenProjection, Volume, VolumeProjection,
 };
 use kube::api::PostParams;
 use kube::{Api, Client};
@@ -116,7 +116,8 @@ impl Volumes {
         if let Some(source) = &v.config_map {
             let mode = source.default_mode.unwrap_or(payload::DEFAULT_MODE);
             let optional = source.optional == Some(true);
-            let files = config_map(objects, &source.name, source.items.as_ref(), mode, optional).await?;
+            let files =
+                content(objects, payload::config_map_data, &source.name, source.items.as_ref(), mode, optional).await?;
             atomic::write(&dir("configmap"), &files, group).map_err(text)?;
             return Ok(dir("configmap"));
         }
@@ -124,7 +125,7 @@ impl Volumes {
             let mode = source.default_mode.unwrap_or(payload::DEFAULT_MODE);
             let name = source.secret_name.as_deref().unwrap_or("");
             let optional = source.optional == Some(true);
-            let files = secret(objects, name, source.items.as_ref(), mode, optional).await?;
+            let files = content(objects, payload::secret_data, name, source.items.as_ref(), mode, optional).await?;
             host::tmpfs(&dir("secret"), None, 0o777).map_err(text)?;
             atomic::write(&dir("secret"), &files, group).map_err(text)?;
             return Ok(dir("secret"));
@@ -175,10 +176,19 @@ impl Volumes {
         objects: &PodObjects,
     ) -> Result<Payload, String> {
         if let Some(s) = &p.config_map {
-            return config_map(objects, &s.name, s.items.as_ref(), mode, s.optional == Some(true)).await;
+            return content(
+                objects,
+                payload::config_map_data,
+                &s.name,
+                s.items.as_ref(),
+                mode,
+                s.optional == Some(true),
+            )
+            .await;
         }
         if let Some(s) = &p.secret {
-            return secret(objects, &s.name, s.items.as_ref(), mode, s.optional == Some(true)).await;
+            return content(objects, payload::secret_data, &s.name, s.items.as_ref(), mode, s.optional == Some(true))
+                .await;
         }
         if let Some(s) = &p.downward_api {
             return payload::downward(pod, s.items.as_ref(), mode, facts);
@@ -243,31 +253,19 @@ fn changes(v: &Volume) -> bool {
     v.config_map.is_some() || v.secret.is_some() || v.projected.is_some() || v.downward_api.is_some()
 }
 
-async fn config_map(
+/// The files of a ConfigMap or a Secret; `data` is what it holds.
+async fn content<K: Kind>(
     objects: &PodObjects,
+    data: fn(&K) -> payload::Data,
     name: &str,
     items: Option<&Vec<KeyToPath>>,
     mode: i32,
     optional: bool,
 ) -> Result<Payload, String> {
-    match objects.read::<ConfigMap>(name).await? {
-        Some(map) => payload::keys(&payload::config_map_data(&map), items, mode, optional, "configmap"),
+    match objects.read::<K>(name).await? {
+        Some(object) => payload::keys(&data(&object), items, mode, optional, K::WHAT),
         None if optional => Ok(Payload::new()),
-        None => Err(format!("configmap \"{name}\" not found")),
-    }
-}
-
-async fn secret(
-    objects: &PodObjects,
-    name: &str,
-    items: Option<&Vec<KeyToPath>>,
-    mode: i32,
-    optional: bool,
-) -> Result<Payload, String> {
-    match objects.read::<Secret>(name).await? {
-        Some(secret) => payload::keys(&payload::secret_data(&secret), items, mode, optional, "secret"),
-        None if optional => Ok(Payload::new()),
-        None => Err(format!("secret \"{name}\" not found")),
+        None => Err(format!("{} \"{name}\" not found", K::WHAT)),
     }
 }
 

@@ -139,8 +139,7 @@ impl Engine {
         let mut pods = informers.pods_of(&name).subscribe().ready_chunks(BATCH);
         let mut namespaces = informers.namespaces().subscribe().ready_chunks(BATCH);
         let mut dns = informers.slices().subscribe_where(is_of_dns).ready_chunks(BATCH);
-        let own = move |node: &Node| node.metadata.name.as_deref() == Some(&name);
-        let mut node = informers.nodes().subscribe_where(own).ready_chunks(BATCH);
+        let mut node = informers.nodes().subscribe_to(&name).ready_chunks(BATCH);
         let mut given = self.config.gate.given();
         given.mark_changed();
         let mut check = tokio::time::interval(CHECK);
@@ -290,21 +289,12 @@ fn is_of_dns(slice: &EndpointSlice) -> bool {
 
 /// The events of a watch of our own.
 fn told<K>(what: &str, events: Vec<watcher::Result<Event<K>>>) -> Vec<Event<Arc<K>>> {
-    let mut good = Vec::with_capacity(events.len());
-    for event in events {
-        good.push(match event {
-            Ok(Event::Init) => Event::Init,
-            Ok(Event::InitDone) => Event::InitDone,
-            Ok(Event::InitApply(object)) => Event::InitApply(Arc::new(object)),
-            Ok(Event::Apply(object)) => Event::Apply(Arc::new(object)),
-            Ok(Event::Delete(object)) => Event::Delete(Arc::new(object)),
-            Err(error) => {
-                tracing::warn!(%error, "watching {what} for network policies; rules stay as they are");
-                continue;
-            }
-        });
-    }
-    good
+    let good = events.into_iter().filter_map(|event| {
+        event
+            .inspect_err(|error| tracing::warn!(%error, "watching {what} for network policies; rules stay as they are"))
+            .ok()
+    });
+    good.map(|event| causeway_api::watch::map(event, Arc::new)).collect()
 }
 
 /// Takes events over into a view and the planner; returns whether anything has changed.

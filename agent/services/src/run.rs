@@ -151,9 +151,7 @@ impl Proxy {
     async fn run(mut self, informers: Informers, shutdown: CancellationToken) -> anyhow::Result<()> {
         let mut services = informers.services().subscribe().ready_chunks(BATCH);
         let mut slices = informers.slices().subscribe().ready_chunks(BATCH);
-        let name = self.config.node_name.clone();
-        let own = move |node: &Node| node.metadata.name.as_deref() == Some(&name);
-        let mut nodes = informers.nodes().subscribe_where(own).ready_chunks(BATCH);
+        let mut nodes = informers.nodes().subscribe_to(&self.config.node_name).ready_chunks(BATCH);
         let mut cidrs = informers.all::<ServiceCIDR>().subscribe().ready_chunks(BATCH);
         let mut check = tokio::time::interval(CHECK);
         check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -87,8 +87,15 @@ where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + DeserializeOwned + Send + 'static,
 {
     let config = Config::default().fields(&format!("metadata.name={name}"));
+    states(watch(Api::<K>::namespaced(client, namespace), config))
+}
+
+/// The states of the one object that a watch is about.
+pub fn states<K: Send + 'static>(
+    events: BoxStream<'static, Result<Event<K>>>,
+) -> BoxStream<'static, Result<Option<K>>> {
     let mut listed = None;
-    let states = watch(Api::<K>::namespaced(client, namespace), config).filter_map(move |event| {
+    let states = events.filter_map(move |event| {
         let state = match event {
             Ok(Event::Init) => {
                 listed = None;
@@ -105,7 +112,18 @@ where
         };
         std::future::ready(state)
     });
-    Box::pin(states)
+    states.boxed()
+}
+
+/// The same event of what `read` makes of its object.
+pub fn map<K, T>(event: Event<K>, read: impl FnOnce(K) -> T) -> Event<T> {
+    match event {
+        Event::Init => Event::Init,
+        Event::InitDone => Event::InitDone,
+        Event::InitApply(object) => Event::InitApply(read(object)),
+        Event::Apply(object) => Event::Apply(read(object)),
+        Event::Delete(object) => Event::Delete(read(object)),
+    }
 }
 
 /// An object as text, with what a watch needs to know of it.

@@ -122,13 +122,7 @@ fn erase<K: Kind>(event: Event<K>, slim: fn(&mut K)) -> Event<Item> {
         let (uid, version) = (meta.uid.clone(), meta.resource_version.clone());
         Item { key: Key::of(&object), uid, version, equal: equal::<K>, object: Arc::new(object) }
     };
-    match event {
-        Event::Init => Event::Init,
-        Event::InitDone => Event::InitDone,
-        Event::InitApply(object) => Event::InitApply(item(object)),
-        Event::Apply(object) => Event::Apply(item(object)),
-        Event::Delete(object) => Event::Delete(item(object)),
-    }
+    watch::map(event, item)
 }
 
 fn equal<K: Kind>(one: &Object, other: &Object) -> bool {
@@ -160,6 +154,12 @@ impl<K: Kind> Informer<K> {
     /// As [`Self::subscribe`], of the objects that `keep` is true for. One that becomes another's counts as deleted.
     pub fn subscribe_where(&self, keep: impl Fn(&K) -> bool + Send + 'static) -> Selected<K> {
         Selected::new(self.subscribe(), Box::new(keep))
+    }
+
+    /// As [`Self::subscribe`], of the objects of this name: of a cluster-wide kind, one.
+    pub fn subscribe_to(&self, name: &str) -> Selected<K> {
+        let name = name.to_owned();
+        self.subscribe_where(move |object| object.meta().name.as_deref() == Some(&name))
     }
 
     /// An object, as the watch told last; of a cluster-wide kind, `namespace` is empty.

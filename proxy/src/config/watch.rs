@@ -102,11 +102,7 @@ fn updates(
     // Of other nodes nothing matters here.
     if let Some(node) = node {
         let name = node.to_owned();
-        let own = move |all: &Informers| {
-            let name = name.clone();
-            all.nodes().subscribe_where(move |node| node.metadata.name.as_deref() == Some(&name))
-        };
-        all.push(shared(informers, own, Update::Node));
+        all.push(shared(informers, move |all| all.nodes().subscribe_to(&name), Update::Node));
     }
     if with_gateways {
         all.extend(gateway_updates(&client));

@@ -2,10 +2,10 @@
 //! the named object is ever asked for.
 
 use super::Kind;
-use causeway_api::watch::strict;
+use causeway_api::watch::{states, strict};
 use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream, StreamExt};
-use kube::runtime::watcher::{Config, Error, Event};
+use kube::runtime::watcher::{Config, Error};
 use kube::{Api, Client};
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,28 +86,13 @@ fn watched<K: Kind>(api: Api<K>, name: &str) -> BoxStream<'static, Found<K>> {
     let fields = format!("metadata.name={name}");
     let config = Config::default().fields(&fields).timeout(seconds).disable_bookmarks();
     let name = name.to_owned();
-    let mut listed = None;
     // Strict: an object that cannot be read is not one that is gone, of which the files would be removed.
-    let states = strict(api, config).filter_map(move |event| {
-        let state = match event {
-            Ok(Event::Init) => {
-                listed = None;
-                None
-            }
-            Ok(Event::InitApply(object)) => {
-                listed = Some(object);
-                None
-            }
-            Ok(Event::InitDone) => Some(Ok(listed.take())),
-            Ok(Event::Apply(object)) => Some(Ok(Some(object))),
-            Ok(Event::Delete(_)) => Some(Ok(None)),
+    let states = states(strict(api, config)).map(move |state| {
+        state.map_err(|error| match error {
             // The user is told what the API said, not at which step of a watch.
-            Err(Error::InitialListFailed(e) | Error::WatchStartFailed(e) | Error::WatchFailed(e)) => {
-                Some(Err(failed::<K>(&name, &e)))
-            }
-            Err(error) => Some(Err(failed::<K>(&name, &error))),
-        };
-        std::future::ready(state)
+            Error::InitialListFailed(e) | Error::WatchStartFailed(e) | Error::WatchFailed(e) => failed::<K>(&name, &e),
+            other => failed::<K>(&name, &other),
+        })
     });
     states.boxed()
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 pub const DEFAULT_MODE: i32 = 0o644;
 
 /// Keys and values of an object.
-type Data = BTreeMap<String, Vec<u8>>;
+pub type Data = BTreeMap<String, Vec<u8>>;
 
 /// A ConfigMap's keys.
 pub fn config_map_data(map: &ConfigMap) -> Data {

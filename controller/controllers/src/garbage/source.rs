@@ -2,6 +2,7 @@
 //! process' copy where there is one, by a watch of metadata for all other kinds, custom ones included.
 
 use crate::resources::Kind;
+use causeway_api::watch;
 use causeway_informers::{Informer, Informers, Kind as Shared};
 use futures::stream::{BoxStream, StreamExt};
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
@@ -23,8 +24,8 @@ type Events = BoxStream<'static, Result<Event<ObjectMeta>>>;
 /// Follows a kind. Begins with a complete list; ends only with a copy's panic.
 pub fn events(client: &Client, informers: &Informers, kind: &Kind) -> Events {
     copy(informers, kind).unwrap_or_else(|| {
-        let watched = causeway_api::watch::metadata(client.clone(), &kind.resource);
-        watched.map(|event| event.map(|event| each(event, |object| object.metadata))).boxed()
+        let watched = watch::metadata(client.clone(), &kind.resource);
+        watched.map(|event| event.map(|event| watch::map(event, |object| object.metadata))).boxed()
     })
 }
 
@@ -60,15 +61,5 @@ fn copy(informers: &Informers, kind: &Kind) -> Option<Events> {
 }
 
 fn metadata<K: Shared>(copy: &Informer<K>) -> Events {
-    copy.subscribe().map(|event| Ok(each(event, |object| object.meta().clone()))).boxed()
-}
-
-fn each<K, T>(event: Event<K>, read: impl FnOnce(K) -> T) -> Event<T> {
-    match event {
-        Event::Init => Event::Init,
-        Event::InitDone => Event::InitDone,
-        Event::InitApply(object) => Event::InitApply(read(object)),
-        Event::Apply(object) => Event::Apply(read(object)),
-        Event::Delete(object) => Event::Delete(read(object)),
-    }
+    copy.subscribe().map(|event| Ok(watch::map(event, |object| object.meta().clone()))).boxed()
 }
