@@ -53,6 +53,7 @@ impl Housekeeper {
                 Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {}
             }
+            self.look_for_room();
             self.compact_old(&mut marks);
             let unread = self.shared.unread();
             if unread > dropped {
@@ -74,6 +75,18 @@ impl Housekeeper {
                 measured = Some(Instant::now());
                 self.measure(log);
             }
+        }
+    }
+
+    /// A full disk is told before a write meets it, and no longer than it is full.
+    fn look_for_room(&self) {
+        let full = StoreError::DiskFull { path: self.shared.dir.display().to_string() }.to_string();
+        let status = &self.shared.status;
+        let told = status.health().writes == Err(full.clone());
+        match super::writer::has_room(&self.shared.dir, self.options.reserve) {
+            true if told => status.set_writes(None),
+            false if !told => status.set_writes(Some(full)),
+            _ => {}
         }
     }
 

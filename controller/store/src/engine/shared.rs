@@ -107,7 +107,6 @@ impl Drop for Pin {
 }
 
 impl Shared {
-    #[expect(clippy::too_many_arguments, reason = "the parts of what open() has made")]
     pub fn new(
         dir: PathBuf,
         cache: u64,

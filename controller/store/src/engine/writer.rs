@@ -177,7 +177,7 @@ impl Writer {
     fn persist(&self, group: &Group, revision: Revision) -> Result<()> {
         let full = || StoreError::DiskFull { path: self.shared.dir.display().to_string() };
         // sled cannot go on after it met a full disk, so it must never meet one: the reserve is its room.
-        if free_bytes(&self.shared.dir).is_some_and(|free| free < self.reserve) {
+        if !has_room(&self.shared.dir, self.reserve) {
             return Err(full());
         }
         let mut entries: Vec<Entry<'_>> = group.planned.iter().map(Planned::entry).collect();
@@ -288,8 +288,9 @@ pub(crate) fn check(writes: &[Write]) -> Result<()> {
     }
 }
 
-/// Bytes an unprivileged writer could still use on the file system of `dir`.
-fn free_bytes(dir: &std::path::Path) -> Option<u64> {
-    let stat = nix::sys::statvfs::statvfs(dir).ok()?;
-    Some(stat.blocks_available().saturating_mul(stat.fragment_size()))
+/// Whether an unprivileged writer could still use that many bytes of the file system of `dir`.
+pub(crate) fn has_room(dir: &std::path::Path, reserve: u64) -> bool {
+    // A file system that does not say is taken to have room: it says so when it has not.
+    nix::sys::statvfs::statvfs(dir)
+        .map_or(true, |stat| stat.blocks_available().saturating_mul(stat.fragment_size()) >= reserve)
 }
