@@ -1,0 +1,6 @@
+//! The device through real file calls, and the store engine on it: power cuts, and faults of the device.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod it {
+    pub mod device;
+}
