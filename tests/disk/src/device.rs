@@ -51,6 +51,8 @@ pub struct Faults {
     pub told_capacity: Option<u64>,
     /// What a cut may do to names.
     pub name_loss: NameLoss,
+    /// Whether a cut takes writes that no sync covered. Without, it is no worse than the end of all processes.
+    pub write_loss: bool,
 }
 
 impl Default for Faults {
@@ -62,6 +64,7 @@ impl Default for Faults {
             capacity: 1 << 30,
             told_capacity: None,
             name_loss: NameLoss::Any,
+            write_loss: true,
         }
     }
 }
@@ -150,6 +153,9 @@ impl Device {
         self.nodes.retain(|ino, _| found.contains(ino));
         for node in self.nodes.values_mut() {
             node.open = 0;
+            if !self.faults.write_loss {
+                node.contents.sync(self.operations);
+            }
             node.contents.cut(&mut dice);
         }
         self.epoch += 1;

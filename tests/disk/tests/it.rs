@@ -2,5 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod it {
+    pub mod bench;
+    pub mod child;
+    pub mod cuts;
     pub mod device;
+    pub mod model;
 }

@@ -93,7 +93,7 @@ fn child() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let options = SledOptions::default();
     let options = SledOptions { reserve: plan.reserve.unwrap_or(options.reserve), ..options };
-    let opened = runtime.block_on(async {
+    runtime.block_on(async {
         let store = match SledStore::open(&dir, options) {
             Ok(store) => Arc::new(store),
             Err(error) => return say!("open-failed {error}"),
@@ -110,7 +110,6 @@ fn child() {
         drop(store);
         say!("closed");
     });
-    drop(opened);
     std::process::exit(0);
 }
 
@@ -217,7 +216,8 @@ async fn work(store: &Arc<SledStore>, plan: &Plan, found: Vec<KeyValue>, dir: &P
 /// Tells what a reader is told.
 async fn read(store: Arc<SledStore>) {
     loop {
-        let Ok(page) = store.list(ListRequest { prefix: "/d/shared/".into(), limit: 2, ..Default::default() }).await else {
+        let Ok(page) = store.list(ListRequest { prefix: "/d/shared/".into(), limit: 2, ..Default::default() }).await
+        else {
             return;
         };
         say!("told {}", page.revision);
