@@ -2,9 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod it {
+    pub mod bare_sled;
     pub mod bench;
     pub mod child;
     pub mod cuts;
     pub mod device;
+    pub mod faults;
+    pub mod flips;
     pub mod model;
 }

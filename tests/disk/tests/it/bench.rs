@@ -216,14 +216,24 @@ impl Bench {
         if self.disk.cuts() == cuts_before {
             self.disk.cut(seed);
         }
+        self.last_words(&mut child)?;
+        drop(child);
+        self.disk.mount().map_err(|e| format!("mounting again: {e}"))
+    }
+
+    /// Kills the child and leaves the power on: the disk keeps all that was written.
+    pub fn end(&mut self, mut child: Child) -> Result<(), String> {
+        self.last_words(&mut child)
+    }
+
+    fn last_words(&mut self, child: &mut Child) -> Result<(), String> {
         for line in child.kill() {
             let of_the_dead = ["open-failed", "read-failed", "bad", "ready"].iter().any(|w| line.starts_with(w));
             if !of_the_dead {
-                self.take(&line).map_err(|e| self.words(&e, &child))?;
+                self.take(&line).map_err(|e| self.words(&e, child))?;
             }
         }
-        drop(child);
-        self.disk.mount().map_err(|e| format!("mounting again: {e}"))
+        Ok(())
     }
 
     /// Opens the store only to judge what it holds.

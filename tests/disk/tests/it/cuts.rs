@@ -1,4 +1,4 @@
-//! Power cuts under the store, hundreds over the same store, and what it must hold after each.
+//! Power cuts under the store, many over the same store, and what it must hold after each.
 
 use super::bench::{Bench, News, number, seed};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ fn life(bench: &mut Bench) -> Result<(), String> {
     }
     let mut child = bench.start(&plan);
     if bench.open(&mut child)? {
-        let until = Instant::now() + Duration::from_millis(50 + bench.dice.below(1000));
+        let until = Instant::now() + Duration::from_millis(50 + bench.dice.below(600));
         let quota = bench.dice.below(250);
         let mut seen = 0;
         bench.follow(&mut child, until, |news| {
@@ -28,33 +28,37 @@ fn life(bench: &mut Bench) -> Result<(), String> {
     bench.cut(child, cuts)
 }
 
+/// What became of one store.
+struct Outcome {
+    cuts: u64,
+    acknowledged: u64,
+    result: Result<(), String>,
+}
+
+fn lives(seed: u64, count: u64) -> Outcome {
+    let mut bench = Bench::new(seed);
+    let result = (0..count).try_for_each(|_| life(&mut bench)).and_then(|()| bench.judge());
+    Outcome { cuts: bench.disk.cuts(), acknowledged: bench.model.acknowledged(), result }
+}
+
 #[test]
 fn nothing_acknowledged_is_lost_to_power_cuts() {
-    let cuts = number("CAUSEWAY_CUTS", 240);
+    let each = number("CAUSEWAY_CUTS", 300).div_ceil(STORES);
     let first = seed();
-    let mut failures = Vec::new();
-    let (mut done, mut acknowledged) = (0, 0);
     let begin = Instant::now();
-    for store in 0..STORES {
-        let mut bench = Bench::new(first + store);
-        let mut result = Ok(());
-        for _ in 0..cuts.div_ceil(STORES) {
-            result = life(&mut bench);
-            if result.is_err() {
-                break;
-            }
-        }
-        result = result.and_then(|()| bench.judge());
-        done += bench.disk.cuts();
-        acknowledged += bench.model.acknowledged();
-        failures.extend(result.err());
-    }
-    println!("{done} cuts, {acknowledged} acknowledged writes, {:?}", begin.elapsed());
+    let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (first..first + STORES).map(|seed| scope.spawn(move || lives(seed, each))).collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    let cuts: u64 = outcomes.iter().map(|o| o.cuts).sum();
+    let acknowledged: u64 = outcomes.iter().map(|o| o.acknowledged).sum();
+    println!("{cuts} cuts, {acknowledged} acknowledged writes, {:?}", begin.elapsed());
+    let failures: Vec<String> = outcomes.into_iter().filter_map(|o| o.result.err()).collect();
     assert!(
         failures.is_empty(),
-        "{} of {STORES} stores failed in {done} cuts (CAUSEWAY_SEED={first}):\n{}",
+        "{} of {STORES} stores failed in {cuts} cuts (CAUSEWAY_SEED={first}):\n{}",
         failures.len(),
         failures.join("\n")
     );
-    assert!(acknowledged > done, "only {acknowledged} writes were acknowledged in {done} cuts");
+    assert!(acknowledged > cuts, "only {acknowledged} writes were acknowledged in {cuts} cuts");
 }

@@ -52,7 +52,7 @@ pub struct Found {
 }
 
 /// All that is known of one store.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Model {
     sent: HashMap<u64, Write>,
     /// Sent, and neither acknowledged nor refused nor found: may be there, once.

@@ -1,0 +1,55 @@
+//! Bits that the device reads wrongly: the store says in which file, or holds everything all the same.
+
+use super::bench::{Bench, News, number, seed};
+use super::child::Plan;
+use std::time::{Duration, Instant};
+
+#[test]
+fn a_flipped_bit_is_named_or_harmless() {
+    let mut bench = Bench::new(seed());
+    // Several lives, so that there are files of all kinds; the last one ends as it should.
+    for writes in [150, 150, 80] {
+        let plan = Plan { writers: 5, compacts: true, heavy: false, ..bench.plan() };
+        let mut child = bench.start(&plan);
+        assert!(bench.open(&mut child).unwrap());
+        let mut done = 0;
+        let until = Instant::now() + Duration::from_secs(30);
+        let enough = |news: &News| {
+            done += u64::from(*news == News::Acknowledged);
+            done >= writes
+        };
+        bench.follow(&mut child, until, enough).unwrap();
+        // No cut: the disk keeps all, as after the end of a process.
+        bench.end(child).unwrap();
+    }
+    bench.judge().unwrap();
+    let flips = number("CAUSEWAY_FLIPS", 100);
+    let (before, model) = (bench.disk.snapshot(), bench.model.clone());
+    let (mut named, mut harmless, mut failures) = (0, 0, Vec::new());
+    for flip in 0..flips {
+        bench.disk.restore(&before).unwrap();
+        bench.model = model.clone();
+        let files = bench.disk.files();
+        let files: Vec<_> = files.iter().filter(|(path, length)| *length > 0 && !path.ends_with("lock")).collect();
+        let (path, length) = files[bench.dice.below(files.len() as u64) as usize];
+        let (byte, bit) = (bench.dice.below(*length), bench.dice.below(8));
+        assert!(bench.disk.flip(path, byte, 1 << bit));
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        match bench.judge() {
+            Ok(()) => harmless += 1,
+            Err(words) if (words.contains("open-failed") || words.contains("read-failed")) && words.contains(&name) => {
+                named += 1;
+            }
+            Err(words) => failures
+                .push(format!("flip {flip}: bit {bit} of byte {byte} of {length} of {}: {words}", path.display())),
+        }
+    }
+    println!("{flips} flips: {harmless} harmless, {named} named, {} neither", failures.len());
+    assert!(
+        failures.is_empty(),
+        "{} of {flips} flips were neither harmless nor named (CAUSEWAY_SEED={}):\n{}",
+        failures.len(),
+        seed(),
+        failures.join("\n")
+    );
+}
