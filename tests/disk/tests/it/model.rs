@@ -5,6 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+/// The store may compact by itself what is older than the newest so many revisions.
+const KEPT: u64 = 20_000;
+
 /// A write that was sent: to which key, and the value's digest, or that it deletes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Write {
@@ -177,8 +180,9 @@ impl Model {
         if compacted < self.compacted {
             return Err(format!("the compacted revision went back: {} was told, {compacted} is found", self.compacted));
         }
-        if compacted > self.asked {
-            return Err(format!("compacted to {compacted}, and nobody asked for more than {}", self.asked));
+        let asked = self.asked.max(revision.saturating_sub(KEPT));
+        if compacted > asked {
+            return Err(format!("compacted to {compacted}, and nobody asked for more than {asked}"));
         }
         if from != base.max(compacted) {
             return Err(format!("a watch from {base} of a store compacted to {compacted} began at {from}"));
