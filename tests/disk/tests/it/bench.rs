@@ -248,15 +248,19 @@ impl Bench {
     /// A failure, and what is needed to see it again.
     pub fn words(&self, what: &str, child: &Child) -> String {
         let flight = self.disk.last_cut();
+        let mut files: Vec<String> = self.disk.files().iter().map(|(p, n)| format!("{}:{n}", p.display())).collect();
+        let more = files.len().saturating_sub(20);
+        files.truncate(20);
         format!(
             "store of seed {}, after {} cuts and {} acknowledged writes: {what}\n  in flight at the last cut: {} writes, {} \
-             names, after {} operations\n  stderr: {}",
+             names, after {} operations\n  files: {} and {more} more\n  stderr: {}",
             self.seed,
             self.disk.cuts(),
             self.model.acknowledged(),
             flight.writes,
             flight.names,
             flight.operations,
+            files.join(" "),
             child.errors()
         )
     }
