@@ -92,7 +92,9 @@ impl Disk {
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("causeway-test-disk".to_owned()), MountOption::NoAtime];
         let front = fuse::Front::new(self.device.clone());
-        let session = fuser::spawn_mount(front, self.folder.path(), &config)?;
+        let session = fuser::spawn_mount(front, self.folder.path(), &config).map_err(|e| {
+            io::Error::new(e.kind(), format!("mounting the test disk, which needs root and /dev/fuse: {e}"))
+        })?;
         self.mounted = Some(Mounted { point: self.folder.path().to_owned(), session: Some(session) });
         Ok(())
     }

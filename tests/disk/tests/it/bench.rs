@@ -25,6 +25,14 @@ pub fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
+/// How many cuts a test may make without `CAUSEWAY_CUTS`.
+pub const CUTS: u64 = 200;
+
+/// `usual` rounds of something, and as many times more as there are more cuts than usual.
+pub fn rounds(usual: u64) -> u64 {
+    (usual * number("CAUSEWAY_CUTS", CUTS) / CUTS).max(1)
+}
+
 /// A child process, killed when it is dropped.
 pub struct Child {
     process: std::process::Child,

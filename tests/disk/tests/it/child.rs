@@ -356,7 +356,7 @@ impl Writer {
         } as usize;
         match self.dice.below(10) {
             0 | 1 => vec![0; length].into(),
-            2 | 3 => self.from_the_engine(length).unwrap_or_default().into(),
+            2 | 3 => self.engine_bytes(length).unwrap_or_default().into(),
             4 => vec![0xff; length].into(),
             5 | 6 => {
                 let words = (0..length / 8 + 1).flat_map(|_| self.dice.roll().to_le_bytes());
@@ -372,7 +372,7 @@ impl Writer {
     }
 
     /// The beginning of one of the engine's files, or a piece: its own frames, as they look in its own log.
-    fn from_the_engine(&mut self, length: usize) -> Option<Vec<u8>> {
+    fn engine_bytes(&mut self, length: usize) -> Option<Vec<u8>> {
         let mut files = Vec::new();
         let mut folders = vec![self.dir.clone()];
         while let Some(folder) = folders.pop() {

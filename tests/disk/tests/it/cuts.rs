@@ -1,11 +1,9 @@
 //! Power cuts under the store, many over the same store, and what it must hold after each.
 
-use super::bench::{Bench, News, number, seed};
+use super::bench::{Bench, News, rounds, seed};
 use causeway_test_disk::{Faults, NameLoss, SyncFailure, WriteFailure};
 use std::time::{Duration, Instant};
 
-/// How many cuts there are without `CAUSEWAY_CUTS`.
-const CUTS: u64 = 200;
 /// How many stores share the cuts.
 const STORES: u64 = 6;
 
@@ -97,17 +95,17 @@ fn all(stores: u64, cuts: u64, set: fn(&mut Faults)) {
 
 #[test]
 fn nothing_acknowledged_is_lost_to_power_cuts() {
-    all(STORES, number("CAUSEWAY_CUTS", CUTS), |_| {});
+    all(STORES, rounds(200), |_| {});
 }
 
 /// A disk with a journal for names: where only the test above fails, a sync of a folder is missing.
 #[test]
 fn nothing_acknowledged_is_lost_to_power_cuts_on_a_journal() {
-    all(3, number("CAUSEWAY_CUTS", CUTS) / 3, |f| f.name_loss = NameLoss::Ordered);
+    all(3, rounds(66), |f| f.name_loss = NameLoss::Ordered);
 }
 
 /// A disk that keeps everything: where this fails too, it is not the disk.
 #[test]
 fn nothing_acknowledged_is_lost_when_only_the_process_dies() {
-    all(2, number("CAUSEWAY_CUTS", CUTS) / 10, |f| (f.write_loss, f.name_loss) = (false, NameLoss::None));
+    all(2, rounds(20), |f| (f.write_loss, f.name_loss) = (false, NameLoss::None));
 }

@@ -1,6 +1,6 @@
 //! The store on a device that is slow, full, or fails a sync: what it answers meanwhile, and what is there afterwards.
 
-use super::bench::{Bench, Child, News, seed};
+use super::bench::{Bench, Child, News, rounds, seed};
 use super::child::Plan;
 use causeway_test_disk::{SyncFailure, WriteFailure};
 use std::time::{Duration, Instant};
@@ -52,7 +52,7 @@ fn on_a_slow_device_writers_share_syncs() {
 
 #[test]
 fn a_full_device_refuses_writes_and_loses_none() {
-    for round in 0..4 {
+    for round in 0..rounds(3) {
         let mut bench = Bench::new(seed() + round);
         let mut child = writing(&mut bench, |_| {}, 100);
         // Room for a few more writes before the store's reserve begins.
@@ -81,7 +81,7 @@ fn a_full_device_refuses_writes_and_loses_none() {
 #[test]
 fn a_device_that_is_full_without_having_said_so_loses_nothing() {
     // A thin volume, a quota, or a neighbour: `statvfs` tells of room, and the write meets none.
-    for round in 0..6 {
+    for round in 0..rounds(4) {
         let mut bench = Bench::new(seed() + round);
         let mut child = writing(&mut bench, |plan| plan.reserve = Some(0), 100);
         let (room, used) = (bench.dice.below(400_000), bench.disk.used());
@@ -104,7 +104,7 @@ fn a_device_that_is_full_without_having_said_so_loses_nothing() {
 
 #[test]
 fn a_failed_sync_acknowledges_nothing_and_loses_nothing() {
-    for round in 0..12 {
+    for round in 0..rounds(6) {
         let mut bench = Bench::new(seed() + round);
         let mut child = writing(&mut bench, |_| {}, 60);
         bench.disk.set(|f| f.sync_failure = SyncFailure::Once);
@@ -137,7 +137,7 @@ fn while_all_syncs_fail_nothing_is_acknowledged() {
 
 #[test]
 fn a_write_that_goes_wrong_harms_no_other() {
-    for round in 0..12 {
+    for round in 0..rounds(6) {
         let mut bench = Bench::new(seed() + round);
         let mut child = writing(&mut bench, |_| {}, 60);
         for _ in 0..5 {
