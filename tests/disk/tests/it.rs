@@ -4,6 +4,7 @@
 mod it {
     pub mod bare_sled;
     pub mod bench;
+    pub mod careful;
     pub mod child;
     pub mod cuts;
     pub mod device;
