@@ -348,7 +348,7 @@ impl Writer {
 
     /// Values of all kinds: words, zeros as a hole in a file has them, what the engine itself has written, noise.
     fn value(&mut self, number: u64) -> Bytes {
-        let length = match self.dice.below(if self.heavy { 130 } else { 100 }) {
+        let length = match self.dice.below(if self.heavy { 250 } else { 100 }) {
             0..60 => self.dice.below(200),
             60..90 => self.dice.below(6_000),
             90..98 => self.dice.below(50_000),

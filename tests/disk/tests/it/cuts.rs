@@ -21,7 +21,9 @@ fn life(bench: &mut Bench) -> Result<(), String> {
     }
     let mut child = bench.start(&plan);
     if bench.open(&mut child)? {
-        let until = Instant::now() + Duration::from_millis(50 + bench.dice.below(600));
+        // Long enough for segments of a log to be closed, where values are large.
+        let most = if plan.heavy { 3000 } else { 600 };
+        let until = Instant::now() + Duration::from_millis(50 + bench.dice.below(most));
         let quota = bench.dice.below(250);
         let fault = bench.dice.below(quota * FAULTS);
         let mut seen = 0;

@@ -328,6 +328,38 @@ mod tests {
     }
 
     #[test]
+    fn compaction_hides_only_what_it_may() {
+        // Found at 5, compacted to 4: what 3 and 4 were is not to be seen any more.
+        let compacted = |old: &[(&str, Listed)]| {
+            let old: BTreeMap<_, _> = old.iter().map(|(k, l)| ((*k).to_owned(), l.clone())).collect();
+            let mut found = found(&[(5, "c", Some("z"))], &[]);
+            (found.compacted, found.from, found.old) = (4, 4, old.clone());
+            found.new = old;
+            found.new.insert("c".to_owned(), listed(5, "z"));
+            found
+        };
+        let model = || {
+            let mut model = written();
+            model.send(2, "b", Some("y"));
+            model.send(3, "a", None);
+            model.send(4, "c", Some("z"));
+            model.ask_compaction(4);
+            model
+        };
+        assert!(model().check(1, &compacted(&[("a", listed(2, "x")), ("b", listed(3, "y"))])).is_ok());
+        assert!(model().check(1, &compacted(&[("b", listed(3, "y"))])).is_ok(), "deleted at 4, as was sent");
+        let mut later = model();
+        later.check(1, &compacted(&[("b", listed(3, "y"))])).unwrap();
+        assert!(later.check(1, &compacted(&[("a", listed(2, "x")), ("b", listed(3, "y"))])).is_err(), "it came back");
+        let mut refused = model();
+        refused.refuse(3).unwrap();
+        assert!(refused.check(1, &compacted(&[("b", listed(3, "y"))])).is_err(), "nobody deleted it");
+        let mut unasked = model();
+        unasked.asked = 3;
+        assert!(unasked.check(1, &compacted(&[("a", listed(2, "x")), ("b", listed(3, "y"))])).is_err());
+    }
+
+    #[test]
     fn what_readers_were_told_binds() {
         let mut model = written();
         model.tell(3);
