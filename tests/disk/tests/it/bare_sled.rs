@@ -56,7 +56,10 @@ enum Verdict {
     LostFlushed,
 }
 
-fn experiment(set: fn(&mut Faults), cuts: u64) -> BTreeMap<Verdict, u64> {
+/// How bad the disk is.
+type Lie = fn(&mut Faults);
+
+fn experiment(set: Lie, cuts: u64) -> BTreeMap<Verdict, u64> {
     own_mounts().unwrap();
     let mut dice = Dice::new(seed());
     let mut verdicts = BTreeMap::new();
@@ -147,7 +150,7 @@ fn experiment(set: fn(&mut Faults), cuts: u64) -> BTreeMap<Verdict, u64> {
 #[ignore = "an experiment about sled, which fails it"]
 fn bare_sled_after_power_cuts() {
     let cuts = number("CAUSEWAY_CUTS", 200);
-    let disks: [(&str, fn(&mut Faults)); 3] = [
+    let disks: [(&str, Lie); 3] = [
         ("that loses what was not synced", |_| {}),
         ("that keeps all names", |f| f.name_loss = NameLoss::None),
         ("that keeps everything", |f| (f.name_loss, f.write_loss) = (NameLoss::None, false)),

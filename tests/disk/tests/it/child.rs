@@ -70,7 +70,8 @@ pub fn digest(value: &[u8]) -> String {
 
 /// One line at once; without a reader there is no sense in going on.
 fn say(line: std::fmt::Arguments) {
-    let line = format!("{line}\n");
+    // Errors may have lines of their own.
+    let line = line.to_string().replace('\n', " ") + "\n";
     if std::io::stdout().lock().write_all(line.as_bytes()).is_err() {
         std::process::exit(2);
     }
