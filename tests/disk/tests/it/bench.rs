@@ -55,7 +55,7 @@ impl Child {
             .args([test, "--exact", "--nocapture", "--test-threads=1"])
             .envs(environment)
             .env("RUST_BACKTRACE", "0")
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(errors.try_clone().unwrap())
             .spawn()
@@ -226,11 +226,26 @@ impl Bench {
         }
         self.last_words(&mut child)?;
         drop(child);
+        self.cut_closed(cuts_before)
+    }
+
+    /// The same where nobody has the store open.
+    pub fn cut_closed(&mut self, cuts_before: u64) -> Result<(), String> {
+        let seed = self.dice.roll();
+        if self.disk.cuts() == cuts_before {
+            self.disk.cut(seed);
+        }
         self.disk.mount().map_err(|e| format!("mounting again: {e}"))
     }
 
-    /// Kills the child and leaves the power on: the disk keeps all that was written.
-    pub fn end(&mut self, mut child: Child) -> Result<(), String> {
+    /// Has the child close the store as it should, which keeps all that was acknowledged.
+    pub fn close(&mut self, mut child: Child) -> Result<(), String> {
+        let cuts = self.disk.cuts();
+        drop(child.process.stdin.take());
+        let closed = self.follow(&mut child, Instant::now() + SILENCE, |news| *news == News::Closed)?;
+        if closed.is_none() && self.disk.cuts() == cuts {
+            return Err(self.words("the store does not close", &child));
+        }
         self.last_words(&mut child)
     }
 

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::task::JoinSet;
 
 const DIR: &str = "CAUSEWAY_DISK_DIR";
 const PLAN: &str = "CAUSEWAY_DISK_PLAN";
@@ -100,18 +101,29 @@ fn child() {
             Err(error) => return say!("open-failed {error}"),
         };
         match tell(&store, &plan).await {
-            Ok(found) if plan.writers > 0 => work(&store, &plan, found, &dir).await,
+            Ok(found) if plan.writers > 0 => {
+                let mut tasks = work(&store, &plan, found, &dir);
+                told_to_close().await;
+                tasks.shutdown().await;
+            }
             Ok(_) => {}
             Err(error) => say!("read-failed {error}"),
-        }
-        // The parent says when it is over.
-        if plan.writers > 0 {
-            std::future::pending::<()>().await;
         }
         drop(store);
         say!("closed");
     });
     std::process::exit(0);
+}
+
+/// The parent closes our stdin when the store is to be closed; mostly it kills us instead.
+async fn told_to_close() {
+    let (sender, closed) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        sender.send(())
+    });
+    // An error means that the thread is gone, and so is the parent.
+    let _ = closed.await;
 }
 
 /// Tells everything the store holds, and whether its ways of reading agree.
@@ -186,11 +198,11 @@ async fn list(store: &SledStore, at: Option<Revision>) -> Result<Vec<KeyValue>, 
     }
 }
 
-async fn work(store: &Arc<SledStore>, plan: &Plan, found: Vec<KeyValue>, dir: &Path) {
+fn work(store: &Arc<SledStore>, plan: &Plan, found: Vec<KeyValue>, dir: &Path) -> JoinSet<()> {
     let (numbers, answered) = (Arc::new(AtomicU64::new(plan.first)), Arc::new(AtomicU64::new(0)));
     let mut dice = Dice::new(plan.seed);
     let known: BTreeMap<String, Revision> = found.into_iter().map(|kv| (kv.key, kv.mod_revision)).collect();
-    let mut tasks = Vec::new();
+    let mut tasks = JoinSet::new();
     for name in 0..plan.writers {
         let writer = Writer {
             store: store.clone(),
@@ -202,16 +214,14 @@ async fn work(store: &Arc<SledStore>, plan: &Plan, found: Vec<KeyValue>, dir: &P
             dir: dir.to_owned(),
             heavy: plan.heavy,
         };
-        tasks.push(tokio::spawn(writer.run()));
+        tasks.spawn(writer.run());
     }
-    tasks.push(tokio::spawn(read(store.clone())));
-    tasks.push(tokio::spawn(watch(store.clone())));
+    tasks.spawn(read(store.clone()));
+    tasks.spawn(watch(store.clone()));
     if plan.compacts {
-        tasks.push(tokio::spawn(compact(store.clone(), dice.fork(), answered)));
+        tasks.spawn(compact(store.clone(), dice.fork(), answered));
     }
-    for task in tasks {
-        task.await.unwrap();
-    }
+    tasks
 }
 
 /// Tells what a reader is told.

@@ -12,6 +12,10 @@ const FAULTS: u64 = 8;
 
 /// One life of a store: open and judge, write, cut at a random moment.
 fn life(bench: &mut Bench) -> Result<(), String> {
+    if bench.dice.chance(100) {
+        // What a store does at a proper end must not mislead it after an improper one.
+        bench.judge()?;
+    }
     let (plan, cuts) = (bench.plan(), bench.disk.cuts());
     // Some cuts at a moment, some at an operation of the device: while it opens, cuts off a log, or writes.
     if bench.dice.chance(400) {
@@ -39,7 +43,11 @@ fn life(bench: &mut Bench) -> Result<(), String> {
         }
         follow(bench, quota)?;
     }
-    let result = bench.cut(child, cuts);
+    let result = if bench.dice.chance(100) {
+        bench.close(child).and_then(|()| bench.cut_closed(cuts))
+    } else {
+        bench.cut(child, cuts)
+    };
     bench.disk.set(|f| {
         (f.sync_failure, f.write_failure, f.sync_delay) = (SyncFailure::Never, None, Duration::ZERO);
     });

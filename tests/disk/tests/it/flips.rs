@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 #[test]
 fn a_flipped_bit_is_named_or_harmless() {
     let mut bench = Bench::new(seed());
-    // Several lives, so that there are files of all kinds; the last one ends as it should.
+    // Several lives, so that there are files of all kinds.
     for writes in [150, 150, 80] {
         let plan = Plan { writers: 5, compacts: true, heavy: false, ..bench.plan() };
         let mut child = bench.start(&plan);
@@ -19,18 +19,22 @@ fn a_flipped_bit_is_named_or_harmless() {
             done >= writes
         };
         bench.follow(&mut child, until, enough).unwrap();
-        // No cut: the disk keeps all, as after the end of a process.
-        bench.end(child).unwrap();
+        bench.close(child).unwrap();
     }
+    // What was in flight at the end is settled on a copy: the flips meet the disk as the last writer left it.
+    let before = bench.disk.snapshot();
     bench.judge().unwrap();
     let flips = number("CAUSEWAY_FLIPS", 100);
-    let (before, model) = (bench.disk.snapshot(), bench.model.clone());
+    let model = bench.model.clone();
     let (mut named, mut harmless, mut failures) = (0, 0, Vec::new());
     for flip in 0..flips {
         bench.disk.restore(&before).unwrap();
         bench.model = model.clone();
         let files = bench.disk.files();
         let files: Vec<_> = files.iter().filter(|(path, length)| *length > 0 && !path.ends_with("lock")).collect();
+        // Where there are many files of sled's, the others are met as often all the same.
+        let others: Vec<_> = files.iter().filter(|(path, _)| !path.starts_with("store/sled")).copied().collect();
+        let files = if others.is_empty() || flip % 2 == 0 { files } else { others };
         let (path, length) = files[bench.dice.below(files.len() as u64) as usize];
         let (byte, bit) = (bench.dice.below(*length), bench.dice.below(8));
         assert!(bench.disk.flip(path, byte, 1 << bit));
