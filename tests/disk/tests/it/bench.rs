@@ -84,13 +84,16 @@ impl Child {
         }
     }
 
-    /// The last words on stderr.
-    pub fn errors(&self) -> String {
+    /// How it ended, if it did, and its last words on stderr.
+    pub fn errors(&mut self) -> String {
+        // Its output may end a moment before it does.
+        std::thread::sleep(Duration::from_millis(100));
+        let ended = self.process.try_wait().ok().flatten().map_or_else(|| "running".to_owned(), |s| s.to_string());
         let mut text = String::new();
         let mut file = &self.errors;
         let _ = file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_string(&mut text));
         let from = text.char_indices().rev().nth(1500).map_or(0, |(i, _)| i);
-        text[from..].trim().to_owned()
+        format!("{ended}; {}", text[from..].trim())
     }
 
     /// Kills it, and returns what it had said.
@@ -244,7 +247,7 @@ impl Bench {
         drop(child.process.stdin.take());
         let closed = self.follow(&mut child, Instant::now() + SILENCE, |news| *news == News::Closed)?;
         if closed.is_none() && self.disk.cuts() == cuts {
-            return Err(self.words("the store does not close", &child));
+            return Err(self.words("the store does not close", &mut child));
         }
         self.last_words(&mut child)
     }
@@ -269,14 +272,14 @@ impl Bench {
     }
 
     /// A failure, and what is needed to see it again.
-    pub fn words(&self, what: &str, child: &Child) -> String {
+    pub fn words(&self, what: &str, child: &mut Child) -> String {
         let flight = self.disk.last_cut();
         let mut files: Vec<String> = self.disk.files().iter().map(|(p, n)| format!("{}:{n}", p.display())).collect();
         let more = files.len().saturating_sub(20);
         files.truncate(20);
         format!(
             "store of seed {}, after {} cuts and {} acknowledged writes: {what}\n  in flight at the last cut: {} writes, {} \
-             names, after {} operations\n  files: {} and {more} more\n  stderr: {}",
+             names, after {} operations\n  files: {} and {more} more\n  child: {}",
             self.seed,
             self.disk.cuts(),
             self.model.acknowledged(),
