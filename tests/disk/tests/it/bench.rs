@@ -132,6 +132,8 @@ pub struct Bench {
     seed: u64,
     next: u64,
     base: u64,
+    /// How often the power had gone when the child was started.
+    cuts: u64,
     found: Found,
 }
 
@@ -152,7 +154,7 @@ impl Bench {
         fs::create_dir(disk.path().join("store")).unwrap();
         File::open(disk.path()).unwrap().sync_all().unwrap();
         let (model, dice) = (Model::default(), Dice::new(seed));
-        Self { disk, model, dice, seed, next: 1, base: 1, found: Found::default() }
+        Self { disk, model, dice, seed, next: 1, base: 1, cuts: 0, found: Found::default() }
     }
 
     /// A plan with random parameters for this store as it is now.
@@ -175,6 +177,7 @@ impl Bench {
 
     pub fn start(&mut self, plan: &Plan) -> Child {
         self.found = Found::default();
+        self.cuts = self.disk.cuts();
         Child::start("it::child::child", plan.environment(&self.disk.path().join("store")))
     }
 
@@ -186,13 +189,12 @@ impl Bench {
         until: Instant,
         mut enough: impl FnMut(&News) -> bool,
     ) -> Result<Option<News>, String> {
-        let cuts = self.disk.cuts();
         let mut heard = Instant::now();
         loop {
             match child.line(until.min(heard + SILENCE)) {
                 Ok(Some(line)) => {
                     heard = Instant::now();
-                    let dead = self.disk.cuts() != cuts;
+                    let dead = self.is_cut();
                     let is_error = line.starts_with("open-failed") || line.starts_with("read-failed");
                     if dead && (is_error || line.starts_with("bad")) {
                         return Ok(None);
@@ -203,9 +205,9 @@ impl Bench {
                     }
                 }
                 Ok(None) if Instant::now() >= until => return Ok(None),
-                Ok(None) if self.disk.cuts() != cuts => return Ok(None),
+                Ok(None) if self.is_cut() => return Ok(None),
                 Ok(None) => return Err(self.words("the child hangs", child)),
-                Err(Ended) if self.disk.cuts() != cuts => return Ok(None),
+                Err(Ended) if self.is_cut() => return Ok(None),
                 Err(Ended) => return Err(self.words("the child ended by itself", child)),
             }
         }
@@ -221,21 +223,26 @@ impl Bench {
         Ok(ready.is_some())
     }
 
+    /// Whether the power has gone since the child was started.
+    pub fn is_cut(&self) -> bool {
+        self.disk.cuts() != self.cuts
+    }
+
     /// Cuts the power if it has not gone, kills the child, hears its last words, and gives power again.
-    pub fn cut(&mut self, mut child: Child, cuts_before: u64) -> Result<(), String> {
+    pub fn cut(&mut self, mut child: Child) -> Result<(), String> {
         let seed = self.dice.roll();
-        if self.disk.cuts() == cuts_before {
+        if !self.is_cut() {
             self.disk.cut(seed);
         }
         self.last_words(&mut child)?;
         drop(child);
-        self.cut_closed(cuts_before)
+        self.cut_closed()
     }
 
     /// The same where nobody has the store open.
-    pub fn cut_closed(&mut self, cuts_before: u64) -> Result<(), String> {
+    pub fn cut_closed(&mut self) -> Result<(), String> {
         let seed = self.dice.roll();
-        if self.disk.cuts() == cuts_before {
+        if !self.is_cut() {
             self.disk.cut(seed);
         }
         self.disk.mount().map_err(|e| format!("mounting again: {e}"))
@@ -243,10 +250,9 @@ impl Bench {
 
     /// Has the child close the store as it should, which keeps all that was acknowledged.
     pub fn close(&mut self, mut child: Child) -> Result<(), String> {
-        let cuts = self.disk.cuts();
         drop(child.process.stdin.take());
         let closed = self.follow(&mut child, Instant::now() + SILENCE, |news| *news == News::Closed)?;
-        if closed.is_none() && self.disk.cuts() == cuts {
+        if closed.is_none() && !self.is_cut() {
             return Err(self.words("the store does not close", &mut child));
         }
         self.last_words(&mut child)

@@ -16,7 +16,7 @@ fn life(bench: &mut Bench) -> Result<(), String> {
         // What a store does at a proper end must not mislead it after an improper one.
         bench.judge()?;
     }
-    let (plan, cuts) = (bench.plan(), bench.disk.cuts());
+    let plan = bench.plan();
     // Some cuts at a moment, some at an operation of the device: while it opens, cuts off a log, or writes.
     if bench.dice.chance(400) {
         let seed = bench.dice.roll();
@@ -46,10 +46,10 @@ fn life(bench: &mut Bench) -> Result<(), String> {
         follow(bench, quota)?;
     }
     // sled panics when it is closed on a device that does not sync, which is no harm to what is there.
-    let result = if bench.dice.chance(100) && !is_broken {
-        bench.close(child).and_then(|()| bench.cut_closed(cuts))
+    let result = if bench.dice.chance(100) && !is_broken && !bench.is_cut() {
+        bench.close(child).and_then(|()| bench.cut_closed())
     } else {
-        bench.cut(child, cuts)
+        bench.cut(child)
     };
     bench.disk.set(|f| {
         (f.sync_failure, f.write_failure, f.sync_delay) = (SyncFailure::Never, None, Duration::ZERO);
