@@ -284,8 +284,8 @@ impl Bench {
         let more = files.len().saturating_sub(20);
         files.truncate(20);
         format!(
-            "store of seed {}, after {} cuts and {} acknowledged writes: {what}\n  in flight at the last cut: {} writes, \
-             {} names, after {} operations\n  files: {} and {more} more\n  child: {}",
+            "store of seed {}, after {} cuts and {} acknowledged writes: {what}\n  in flight at the last cut: \
+             {} writes, {} names, after {} operations\n  files: {} and {more} more\n  child: {}",
             self.seed,
             self.disk.cuts(),
             self.model.acknowledged(),
