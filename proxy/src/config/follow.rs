@@ -23,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The same, while nothing is served yet.
 const FIRST_PATIENCE: Duration = Duration::from_secs(10);
 
+/// So many objects that cannot be read at the same time are named in the log.
+const TOLD: usize = 3;
+
 /// Says what an object is.
 pub type Source = Box<dyn Fn(&Which, How) -> BoxStream<'static, Update> + Send>;
 
@@ -139,13 +142,12 @@ impl Follower {
                 }
             }
             Err(error) => {
-                // When the API is away, one word is enough for all.
-                if self.failing.is_empty() {
-                    tracing::warn!(%which, error, "an object that is referred to; the last that is known of it serves");
+                // When the API is away, a few words are enough for all.
+                if self.failing.insert(which.clone()) && self.failing.len() <= TOLD {
+                    tracing::warn!(%which, error, "cannot follow what is referred to; the last that is known of it serves");
                 } else {
-                    tracing::debug!(%which, error, "an object that is referred to");
+                    tracing::debug!(%which, error, "cannot follow what is referred to");
                 }
-                self.failing.insert(which);
             }
         }
     }
