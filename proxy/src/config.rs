@@ -3,17 +3,22 @@
 //! [`watch`] keeps the [`view::View`] and says what is new in it, [`model`] is the pure way from there to rules,
 //! certificates and reports, and [`Planner`] applies the smallest change: new endpoints go into the upstreams that live
 //! on, Ingresses into copies of the table and the certificates that share all that is the same, and take the places of
-//! the old ones. Readers never wait and never see half a change.
+//! the old ones. Secrets and ConfigMaps that are referred to ([`references`]) are followed by name ([`follow`]), and a
+//! change waits a moment for those that it is the first to name. Readers never wait and never see half a change.
 
 pub mod annotations;
 pub mod asked;
 pub mod balancing;
 pub mod certs;
 pub mod claims;
+pub mod follow;
+pub mod followed;
 pub mod model;
+pub mod named;
 pub mod names;
 pub mod outbox;
 pub mod reading;
+pub mod references;
 pub mod staple;
 pub mod view;
 pub mod watch;
@@ -32,6 +37,7 @@ use certs::{CertCache, Certificates};
 use model::{Model, Plan, Report, Row, Rule, Settings, Target};
 use outbox::Outbox;
 use reading::Slot;
+use references::{References, Which};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -109,6 +115,7 @@ pub struct Planner {
     reports: Arc<Outbox<Option<Report>>>,
     gateways: Option<GatewayPlanner>,
     acme: Option<watch_channel::Sender<Arc<Vec<Wanted>>>>,
+    references: References,
 }
 
 /// The planner's part for Gateways.
@@ -186,7 +193,8 @@ impl Planner {
     pub fn new(shared: Arc<Shared>, settings: Settings) -> (Self, Arc<Outbox<Option<Report>>>) {
         let reports = Arc::<Outbox<_>>::default();
         let outbox = Arc::clone(&reports);
-        (Self { shared, settings, model: Model::default(), reports, gateways: None, acme: None }, outbox)
+        let (model, references) = (Model::default(), References::default());
+        (Self { shared, settings, model, reports, gateways: None, acme: None, references }, outbox)
     }
 
     /// Serves Gateways too.
@@ -218,6 +226,13 @@ impl Planner {
     /// Tells when sockets of Gateways have been opened or closed.
     pub fn opened(&self) -> watch_channel::Receiver<Arc<BTreeMap<FrontKey, SocketAddr>>> {
         self.shared.opened.subscribe()
+    }
+
+    /// The Secrets and ConfigMaps that are needed to apply what is new in a view, where they are others than before. To be
+    /// asked of all that is new, before it is applied: it may become more.
+    pub fn needed(&mut self, view: &View, dirt: &mut Dirt) -> Option<BTreeSet<Which>> {
+        let certificates = self.gateways.as_mut().map(|own| &mut own.certificates);
+        self.references.update(view, &self.settings, dirt, certificates).then(|| self.references.all())
     }
 
     /// Brings the data plane up to the view.

@@ -24,6 +24,8 @@ mod gateways;
 mod hostile;
 #[path = "it/limits.rs"]
 mod limits;
+#[path = "it/references.rs"]
+mod references;
 #[path = "it/requests.rs"]
 mod requests;
 #[path = "it/tls.rs"]

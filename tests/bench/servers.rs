@@ -72,7 +72,7 @@ fn causeway(listen: [SocketAddr; 2], [backend, grpc]: [SocketAddr; 2], dir: &Pat
     let ingress = json!({"metadata": {"name": "bench", "namespace": "bench"}, "spec": {
         "rules": [{"host": "bench.localhost", "http": {"paths": paths}}], "tls": [{"secretName": "tls"}]}});
     let others = [
-        Update::Secret(Event::Apply(serde_json::from_value(secret)?)),
+        Update::secret(serde_json::from_value(secret)?),
         Update::Ingress(Event::Apply(serde_json::from_value(ingress)?)),
     ];
     let services = [service("web", backend, None)?, service("grpc", grpc, Some("kubernetes.io/h2c"))?];

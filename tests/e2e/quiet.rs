@@ -77,12 +77,12 @@ spec:
         ensure!((1..=NODES as u64 + 1).contains(&count), "{count} watches of {kind}: {watches:?}");
     }
     // Secrets and ConfigMaps are followed by name, one watch each on a node, however many pods mount them: the page and the
-    // authority of the namespace here. Besides: DNS' settings on each node, the ingress' authorities, the control plane's copy.
+    // authority of the namespace here. Besides: DNS' settings on each node, the control plane's copy.
     let maps = watches.get("configmaps").copied().unwrap_or_default();
-    ensure!(maps <= 2 * NODES as u64 + NODES as u64 + 2, "{maps} watches of configmaps: {watches:?}");
-    // The ingress' two, those of bootstrap tokens and of the garbage collector.
+    ensure!(maps <= 2 * NODES as u64 + NODES as u64 + 1, "{maps} watches of configmaps: {watches:?}");
+    // Those of bootstrap tokens and of the garbage collector. The ingress has none while nothing refers to a Secret.
     let secrets = watches.get("secrets").copied().unwrap_or_default();
-    ensure!(secrets <= NODES as u64 + 4, "{secrets} watches of secrets: {watches:?}");
+    ensure!(secrets <= NODES as u64 + 2, "{secrets} watches of secrets: {watches:?}");
 
     let before = requests(&cluster)?;
     std::thread::sleep(COUNTED);

@@ -21,7 +21,7 @@ pub struct Attributes {
     pub subresource: String,
     /// Namespace; empty for all.
     pub namespace: String,
-    /// Object name.
+    /// Object name; for a list or watch, the one that its field selector leaves.
     pub name: String,
     /// The path, for what is no resource.
     pub path: String,
@@ -126,7 +126,6 @@ const PROXY: &[Rule] = &[
 ];
 const DNS: &[Rule] = &[(READ, "", &["configmaps"]), (ALL, "discovery.k8s.io", &["endpointslices"]), EVENTS, LEASES];
 const INGRESS: &[Rule] = &[
-    (READ, "", &["configmaps", "secrets"]),
     (READ, "networking.k8s.io", ALL),
     (READ, "gateway.networking.k8s.io", ALL),
     (&["patch", "update"], "networking.k8s.io", &["ingresses", "ingresses/status"]),
@@ -142,6 +141,8 @@ const INGRESS: &[Rule] = &[
     EVENTS,
     LEASES,
 ];
+/// Certificates, password files and authorities, each by its name: what nobody refers to is not the ingress' to read.
+const INGRESS_BY_NAME: &[Rule] = &[(READ, "", &["configmaps", "secrets"])];
 const POLICY: &[Rule] = &[(READ, "", &["pods"]), (READ, "networking.k8s.io", &["networkpolicies"])];
 const ANNOUNCE: &[Rule] =
     &[(READ, "coordination.k8s.io", &["leases"]), (&["delete"], "coordination.k8s.io", &["leases"]), LEASES, EVENTS];
@@ -222,6 +223,12 @@ fn table_of(user: &UserInfo) -> Option<&'static [Rule]> {
     }
 }
 
+/// What a component may do only where the request names the object, in its namespace.
+fn by_name(user: &UserInfo, a: &Attributes) -> bool {
+    let rules = if user.username == identity::USER_INGRESS { INGRESS_BY_NAME } else { &[] };
+    !a.name.is_empty() && !a.namespace.is_empty() && rules.iter().any(|rule| matches_rule(rule, a))
+}
+
 /// Paths that everybody with a credential may read.
 fn is_discovery(path: &str) -> bool {
     let roots = ["/api", "/apis", "/openapi", "/version", "/healthz", "/livez", "/readyz", "/.well-known", "/openid"];
@@ -267,7 +274,7 @@ impl Authorizer for Interim {
             return allow("asks about itself");
         }
         if let Some(table) = table_of(user) {
-            return if table.iter().any(|rule| matches_rule(rule, a)) {
+            return if table.iter().any(|rule| matches_rule(rule, a)) || by_name(user, a) {
                 allow("component rule")
             } else {
                 Decision::NoOpinion
@@ -343,6 +350,24 @@ mod tests {
         assert!(!may(&account, "delete", "", "pods", ""));
         assert!(!may(&UserInfo::anonymous(), "list", "", "pods", ""));
         assert!(may(&UserInfo::admin(), "delete", "x", "y", "z"));
+    }
+
+    #[test]
+    fn the_ingress_reads_secrets_by_name_only() {
+        let ingress = UserInfo::component(identity::USER_INGRESS, &[]);
+        let may = |verb: &str, resource: &str, namespace: &str, name: &str| {
+            let [verb, resource, namespace, name] = [verb, resource, namespace, name].map(str::to_owned);
+            let a = Attributes { verb, resource, namespace, name, ..Attributes::default() };
+            Interim.authorize(&ingress, &a) != Decision::NoOpinion
+        };
+        for verb in ["get", "list", "watch"] {
+            for resource in ["secrets", "configmaps"] {
+                assert!(may(verb, resource, "n", "s"));
+                assert!(!may(verb, resource, "n", "") && !may(verb, resource, "", "s") && !may(verb, resource, "", ""));
+            }
+        }
+        assert!(!may("delete", "secrets", "n", "s") && !may("deletecollection", "secrets", "n", "s"));
+        assert!(may("create", "secrets", "n", "") && may("patch", "secrets", "n", "s"), "what it got by ACME");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::engine::Engine;
 use crate::metrics::Metrics;
 use crate::relay::NodeRelay;
 use crate::render::{self, Form};
-use crate::request::{Query, Target, segments};
+use crate::request::{Query, Target, parse_field_selector, segments};
 use crate::status::{ApiError, ApiResult, qualified};
 use crate::tokens::Tokens;
 use axum::body::Body;
@@ -232,7 +232,7 @@ impl Server {
                     resource: target.resource.clone(),
                     subresource: target.subresource.clone().unwrap_or_default(),
                     namespace: target.namespace.clone().unwrap_or_default(),
-                    name: target.name.clone().unwrap_or_default(),
+                    name: target.name.clone().or_else(|| named(verb, &incoming.query)).unwrap_or_default(),
                     path: incoming.path.clone(),
                 };
                 if let Some(connect) = attributes.connect() {
@@ -323,6 +323,12 @@ impl Server {
             Decision::NoOpinion => Err(denied(user, attributes)),
         }
     }
+}
+
+/// The one object that a list or watch can show, if its field selector says so.
+fn named(verb: &str, query: &Query) -> Option<String> {
+    let terms = parse_field_selector(query.get("fieldSelector").filter(|_| matches!(verb, "list" | "watch"))?).ok()?;
+    terms.into_iter().find(|term| term.equal && term.field == "metadata.name").map(|term| term.value)
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {

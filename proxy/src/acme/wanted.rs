@@ -6,7 +6,9 @@ use crate::config::Dirt;
 use crate::config::certs::CERTIFICATE;
 use crate::config::model::{self, Settings};
 use crate::config::view::View;
-use crate::gateway::CONTROLLER as GATEWAY_CONTROLLER;
+use crate::gateway::listeners::{Speaks, speaks};
+use crate::gateway::model::is_ours;
+use crate::gateway::types::Reference;
 use crate::route::{HostPattern, ObjectKey, rank};
 use k8s_openapi::api::core::v1::{ObjectReference, Secret};
 use kube::Resource;
@@ -31,6 +33,8 @@ pub struct Wanted {
 /// What a Secret has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Current {
+    /// Nobody can tell yet.
+    Unread,
     /// There is no such Secret.
     Missing,
     /// Somebody else's, which is left alone.
@@ -46,7 +50,7 @@ impl Wanted {
     pub fn due(&self) -> Option<i64> {
         match &self.current {
             Current::Missing | Current::Broken => Some(0),
-            Current::Foreign => None,
+            Current::Unread | Current::Foreign => None,
             Current::Issued(names, ..) if !self.names.is_subset(names) => Some(0),
             Current::Issued(_, from, until) => Some(until - (until - from) / 3),
         }
@@ -84,7 +88,7 @@ pub fn all(view: &View, settings: &Settings) -> Vec<Wanted> {
             return;
         }
         let key = ObjectKey::new(namespace, secret);
-        let current = current(view.secrets.get(&key).map(AsRef::as_ref));
+        let current = view.secrets.get(&key).map_or(Current::Unread, |found| current(found.map(AsRef::as_ref)));
         let entry =
             found.entry(key.clone()).or_insert_with(|| Wanted { secret: key, names: BTreeSet::new(), owner, current });
         entry.names.extend(names);
@@ -100,16 +104,17 @@ pub fn all(view: &View, settings: &Settings) -> Vec<Wanted> {
             add(namespace, tls.secret_name.as_deref().unwrap_or_default(), hosts, ingress.object_ref(&()));
         }
     }
-    let is_ours = |class: &str| {
-        let mut classes = view.gateways.classes.values().filter(|c| c.spec.controller_name == GATEWAY_CONTROLLER);
-        classes.any(|c| c.metadata.name.as_deref() == Some(class))
-    };
     let gateways = view.gateways.gateways.values();
-    for gateway in gateways.filter(|g| asks(&g.metadata) && is_ours(&g.spec.gateway_class_name)) {
+    for gateway in gateways.filter(|g| asks(&g.metadata) && is_ours(view, g)) {
         let own = gateway.metadata.namespace.as_deref().unwrap_or_default();
         for listener in &gateway.spec.listeners {
             let (Some(host), Some(tls)) = (listener.hostname.as_deref(), &listener.tls) else { continue };
-            for to in tls.certificate_refs.iter().filter(|r| r.namespace.as_deref().is_none_or(|ns| ns == own)) {
+            // Others have no use for a certificate.
+            if !matches!(speaks(listener), Some(Speaks::Https | Speaks::TlsTerminate)) {
+                continue;
+            }
+            let is_own = |to: &&Reference| to.is("", "Secret", "", "Secret") && to.namespace_or(own) == own;
+            for to in tls.certificate_refs.iter().filter(is_own) {
                 add(own, &to.name, vec![host], gateway.object_ref(&()));
             }
         }
@@ -138,7 +143,9 @@ fn read(secret: &Secret) -> Option<Current> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::followed::Found;
     use crate::config::view::Update;
+    use crate::gateway::CONTROLLER as GATEWAY_CONTROLLER;
     use kube::runtime::watcher::Event;
     use serde_json::{Value, json};
 
@@ -161,20 +168,18 @@ mod tests {
         secret
     }
 
-    fn of(annotation: &str, secret: Option<Secret>) -> Vec<Wanted> {
+    fn of(annotation: &str, found: Found<Secret>) -> Vec<Wanted> {
         let mut view = View::default();
         view.handle(Update::Ingress(Event::Apply(serde_json::from_value(ingress(annotation)).unwrap())));
-        if let Some(secret) = secret {
-            view.handle(Update::Secret(Event::Apply(secret)));
-        }
+        view.handle(Update::Secret(ObjectKey::new("n", "web-tls"), found));
         all(&view, &Settings { class: "causeway".to_owned(), default_class: false })
     }
 
     #[test]
     fn who_asks_gets_what_is_missing() {
-        assert_eq!(of("other", None), []);
+        assert_eq!(of("other", Ok(None)), []);
         for annotation in [ANNOTATION, OLD_ANNOTATION] {
-            let all = of(annotation, None);
+            let all = of(annotation, Ok(None));
             assert_eq!(all.len(), 1, "a wildcard cannot be proved: {all:?}");
             assert_eq!(all[0].names, ["a.example", "b.example"].map(str::to_owned).into());
             assert_eq!((all[0].secret.to_string().as_str(), all[0].due()), ("n/web-tls", Some(0)));
@@ -184,7 +189,7 @@ mod tests {
 
     #[test]
     fn what_is_there_decides_when_it_is_due() {
-        let due = |secret| of(ANNOTATION, Some(secret))[0].due();
+        let due = |secret| of(ANNOTATION, Ok(Some(secret)))[0].due();
         assert_eq!(due(secret(&["a.example"], false)), None, "somebody else's");
         assert_eq!(due(secret(&["a.example"], true)), Some(0), "a name is missing");
         let whole = due(secret(&["a.example", "b.example", "c.example"], true));
@@ -192,6 +197,8 @@ mod tests {
         let mut broken = secret(&["a.example"], true);
         broken.data = None;
         assert_eq!(due(broken), Some(0));
+        let unread = of(ANNOTATION, Err("refused".to_owned()));
+        assert_eq!((&unread[0].current, unread[0].due()), (&Current::Unread, None), "it may be there");
     }
 
     #[test]

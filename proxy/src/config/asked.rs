@@ -3,7 +3,7 @@
 
 use super::annotations::{self, Asked};
 use super::model::Problem;
-use super::view::View;
+use super::view::{OPAQUE, View};
 use crate::route::ObjectKey;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::networking::v1::Ingress;
@@ -24,38 +24,59 @@ pub struct Known {
     pub auth_secret: Option<ObjectKey>,
     annotations: BTreeMap<String, String>,
     has_tls: bool,
-    secret: Option<Arc<Secret>>,
+    file: PasswordFile,
+}
+
+/// The Secret with the password file, or why nobody can tell yet.
+type PasswordFile = Result<Option<Arc<Secret>>, String>;
+
+/// The Secret with a password file that an Ingress' annotations name.
+pub fn auth_secret(ingress: &Ingress) -> Option<ObjectKey> {
+    let annotations = ingress.metadata.annotations.as_ref()?;
+    let of = |prefix: &str| annotations.get(&format!("{prefix}auth-secret"));
+    let name = of(annotations::PREFIX).or_else(|| of(annotations::NGINX_PREFIX))?;
+    let own = ingress.metadata.namespace.as_deref().unwrap_or_default();
+    // `namespace/name` is allowed for the Ingress' own namespace.
+    let name = name.strip_prefix(own).and_then(|rest| rest.strip_prefix('/')).unwrap_or(name);
+    Some(ObjectKey::new(own, name))
 }
 
 /// Reads annotations, or finds that what was read `before` still holds.
-pub fn read(view: &View, owner: &ObjectKey, ingress: &Ingress, before: Option<&Arc<Known>>) -> Arc<Known> {
+pub fn read(view: &View, ingress: &Ingress, before: Option<&Arc<Known>>) -> Arc<Known> {
     let empty = BTreeMap::new();
     let annotations = ingress.metadata.annotations.as_ref().unwrap_or(&empty);
     let has_tls = ingress.spec.as_ref().and_then(|s| s.tls.as_ref()).is_some_and(|t| !t.is_empty());
-    let of = |prefix: &str| annotations.get(&format!("{prefix}auth-secret"));
-    let name = of(annotations::PREFIX).or_else(|| of(annotations::NGINX_PREFIX));
-    // `namespace/name` is allowed for the Ingress' own namespace.
-    let name = name.map(|n| n.strip_prefix(&format!("{}/", owner.namespace)).unwrap_or(n));
-    let auth_secret = name.map(|n| ObjectKey { namespace: Arc::clone(&owner.namespace), name: n.into() });
-    let secret = auth_secret.as_ref().and_then(|key| view.auth_secrets.get(key)).cloned();
+    let auth_secret = auth_secret(ingress);
+    let file: PasswordFile = match &auth_secret {
+        Some(key) => view.secret(key, OPAQUE).map(|found| found.cloned()).map_err(str::to_owned),
+        None => Ok(None),
+    };
     if let Some(known) = before
         && known.annotations == *annotations
         && known.has_tls == has_tls
-        && known.secret.as_ref().and_then(|s| s.data.as_ref()) == secret.as_ref().and_then(|s| s.data.as_ref())
+        && same(&known.file, &file)
     {
         return Arc::clone(known);
     }
     let mut problems = Vec::new();
-    let file = |name: &str| password_file(secret.as_deref(), name);
-    let asked = Arc::new(annotations::read(annotations, has_tls, file, &mut problems));
-    Arc::new(Known { asked, problems, auth_secret, annotations: annotations.clone(), has_tls, secret })
+    let text = |name: &str| password_file(&file, name);
+    let asked = Arc::new(annotations::read(annotations, has_tls, text, &mut problems));
+    Arc::new(Known { asked, problems, auth_secret, annotations: annotations.clone(), has_tls, file })
 }
 
-fn password_file(secret: Option<&Secret>, name: &str) -> Result<String, String> {
+fn same(one: &PasswordFile, other: &PasswordFile) -> bool {
+    match (one, other) {
+        (Ok(one), Ok(other)) => one.as_ref().map(|s| &s.data) == other.as_ref().map(|s| &s.data),
+        (one, other) => one.as_ref().err() == other.as_ref().err(),
+    }
+}
+
+fn password_file(secret: &PasswordFile, name: &str) -> Result<String, String> {
     if name.is_empty() {
         return Err("the annotation auth-secret names no Secret".to_owned());
     }
-    let secret = secret.ok_or("the Secret (type Opaque, of the Ingress' namespace) is not there")?;
+    let secret = secret.as_ref().map_err(|why| format!("the Secret is not known: {why}"))?;
+    let secret = secret.as_ref().ok_or("the Secret (type Opaque, of the Ingress' namespace) is not there")?;
     let file = secret.data.as_ref().and_then(|d| d.get(AUTH_KEY));
     let file = file.ok_or_else(|| format!("the Secret has no key {AUTH_KEY:?} with a htpasswd file"))?;
     String::from_utf8(file.0.clone()).map_err(|_| format!("its key {AUTH_KEY:?} is not text"))

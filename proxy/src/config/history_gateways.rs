@@ -3,7 +3,7 @@
 use super::history_tests::{Step, backend_ref, one};
 use super::*;
 use crate::gateway::view::Update as GatewayUpdate;
-use crate::route::front::FrontService;
+use crate::route::front::{FrontService, TlsMode};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -16,23 +16,26 @@ fn meta(namespace: &str, name: &str) -> Value {
 
 fn gateway() -> impl Strategy<Value = Value> {
     let from = one(&["Same", "All"]);
-    (one(&["g", "h"]), prop::sample::subsequence(vec![0, 1, 2, 3], 1..4), from).prop_map(|(name, listeners, from)| {
-        let all = [
-            json!({"name": "any", "port": 80, "protocol": "HTTP"}),
-            json!({"name": "a", "port": 80, "protocol": "HTTP", "hostname": "*.a"}),
-            json!({"name": "other", "port": 81, "protocol": "HTTP"}),
-            json!({"name": "bytes", "port": 90, "protocol": "TCP"}),
-        ];
-        let listeners: Vec<_> = listeners
-            .into_iter()
-            .map(|at| {
-                let mut listener = all[at].clone();
-                listener["allowedRoutes"] = json!({"namespaces": {"from": from}});
-                listener
-            })
-            .collect();
-        json!({"metadata": meta("n", name), "spec": {"gatewayClassName": "causeway", "listeners": listeners}})
-    })
+    (one(&["g", "h"]), prop::sample::subsequence(vec![0, 1, 2, 3, 4], 1..5), from).prop_map(
+        |(name, listeners, from)| {
+            let all = [
+                json!({"name": "any", "port": 80, "protocol": "HTTP"}),
+                json!({"name": "a", "port": 80, "protocol": "HTTP", "hostname": "*.a"}),
+                json!({"name": "other", "port": 81, "protocol": "HTTP"}),
+                json!({"name": "bytes", "port": 90, "protocol": "TCP"}),
+                json!({"name": "tls", "port": 443, "protocol": "TLS", "tls": {"certificateRefs": [{"name": "d"}]}}),
+            ];
+            let listeners: Vec<_> = listeners
+                .into_iter()
+                .map(|at| {
+                    let mut listener = all[at].clone();
+                    listener["allowedRoutes"] = json!({"namespaces": {"from": from}});
+                    listener
+                })
+                .collect();
+            json!({"metadata": meta("n", name), "spec": {"gatewayClassName": "causeway", "listeners": listeners}})
+        },
+    )
 }
 
 fn route(kind: &'static str) -> impl Strategy<Value = Value> {
@@ -123,6 +126,13 @@ pub fn lines(shared: &Shared, output: &GatewayOutput) -> Vec<String> {
                 }
             }
             FrontService::Tcp(split) => lines.push(format!("{key} {:?}", action(&Action::Split(split.clone())))),
+            FrontService::Tls(listeners) => {
+                for listener in listeners {
+                    let TlsMode::Terminate(server, _) = &listener.mode else { panic!("{listener:?}") };
+                    let shown = server.certificates.find(None).map(|pair| pair.cert[0].as_ref().to_vec());
+                    lines.push(format!("{key} {} {shown:?}", listener.name));
+                }
+            }
             other => lines.push(format!("{key} {other:?}")),
         }
     }

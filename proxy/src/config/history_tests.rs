@@ -4,6 +4,7 @@
 use super::history_gateways as gateways;
 use super::view::Update;
 use super::*;
+use k8s_openapi::api::core::v1::Secret;
 use kube::runtime::watcher::Event;
 use proptest::prelude::*;
 use serde::de::DeserializeOwned;
@@ -38,9 +39,23 @@ impl Step {
             "IngressClass" => Update::Class(self.event()),
             "Service" => Update::Service(self.shared()),
             "EndpointSlice" => Update::Slice(self.shared()),
-            "Secret" => Update::Secret(self.event()),
-            _ => Update::AuthSecret(self.event()),
+            other => panic!("{other} is followed by name"),
         }
+    }
+
+    /// What the step makes of the Secrets that there are, where it is about one.
+    fn secret(&self, secrets: &mut BTreeMap<ObjectKey, Secret>) -> Option<ObjectKey> {
+        if self.kind != "Secret" {
+            return None;
+        }
+        let object: Secret = serde_json::from_value(self.object.clone()).unwrap();
+        let key = ObjectKey::of(&object);
+        if self.gone {
+            secrets.remove(&key)
+        } else {
+            secrets.insert(key.clone(), object)
+        };
+        Some(key)
     }
 }
 
@@ -162,7 +177,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => service().prop_map(|o| ("Service", o)),
         3 => slice().prop_map(|o| ("EndpointSlice", o)),
         2 => secret().prop_map(|o| ("Secret", o)),
-        1 => password().prop_map(|o| ("password", o)),
+        1 => password().prop_map(|o| ("Secret", o)),
         1 => class().prop_map(|o| ("IngressClass", o)),
         12 => gateways::object(),
     ];
@@ -176,6 +191,7 @@ struct Plane {
     told: BTreeMap<ObjectKey, Vec<String>>,
     reports: Arc<Outbox<Option<Report>>>,
     gateways: GatewayOutput,
+    followed: BTreeSet<Which>,
 }
 
 impl Plane {
@@ -185,7 +201,24 @@ impl Plane {
         let (mut planner, reports) = Planner::new(Arc::clone(&shared), settings);
         let address = std::net::IpAddr::from([10, 0, 0, 1]);
         let gateways = planner.with_gateways(gateway::Settings { node: "node".to_owned(), address });
-        Self { shared, planner, told: BTreeMap::new(), reports, gateways }
+        Self { shared, planner, told: BTreeMap::new(), reports, gateways, followed: BTreeSet::new() }
+    }
+
+    /// As [`follow::Follower`] does it: what is new in the view makes other objects needed, of which nothing is known until
+    /// they are `read`.
+    fn follow(&mut self, view: &mut View, dirt: &mut Dirt, secrets: &BTreeMap<ObjectKey, Secret>, read: bool) {
+        if let Some(needed) = self.planner.needed(view, dirt) {
+            self.followed.difference(&needed).for_each(|which| view.forget(which));
+            self.followed = needed;
+        }
+        let mut new = Dirt::default();
+        for which in self.followed.iter().filter(|_| read) {
+            if let Which::Secret(key) = which {
+                new.merge(view.handle(Update::Secret(key.clone(), Ok(secrets.get(key).cloned()))));
+            }
+        }
+        self.planner.needed(view, &mut new);
+        dirt.merge(new);
     }
 
     fn apply(&mut self, view: &View, dirt: &Dirt) {
@@ -233,13 +266,22 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
     #[test]
     fn any_history_ends_where_a_fresh_start_does(
-        steps in prop::collection::vec((step(), any::<bool>()), 1..80),
+        steps in prop::collection::vec((step(), any::<bool>(), prop::bool::weighted(0.8)), 1..80),
         relist in prop::option::weighted(0.3, 0..60usize),
     ) {
         let (mut view, mut plane, mut dirt) = (View::default(), Plane::new(), Dirt::default());
+        let mut secrets = BTreeMap::new();
         dirt.merge(view.handle(gateways::class().update()));
-        for (number, (step, apply)) in steps.iter().enumerate() {
-            dirt.merge(view.handle(step.update()));
+        for (number, (step, apply, read)) in steps.iter().enumerate() {
+            match step.secret(&mut secrets) {
+                // Its watch says so, if there is one.
+                Some(key) if plane.followed.contains(&Which::Secret(key.clone())) => {
+                    let found = secrets.get(&key).cloned();
+                    dirt.merge(view.handle(Update::Secret(key, Ok(found))));
+                }
+                Some(_) => {}
+                None => dirt.merge(view.handle(step.update())),
+            }
             if relist == Some(number) {
                 // The watch was interrupted: the list says the same again, but for one Ingress that is gone.
                 let kept: Vec<_> = view.ingresses.values().skip(1).map(|i| (**i).clone()).collect();
@@ -250,6 +292,7 @@ proptest! {
                 dirt.merge(view.handle(Update::Ingress(Event::InitDone)));
             }
             if *apply || number + 1 == steps.len() {
+                plane.follow(&mut view, &mut dirt, &secrets, *read);
                 plane.apply(&view, &std::mem::take(&mut dirt));
                 let mut fresh = Plane::new();
                 fresh.apply(&view, &Dirt::all());

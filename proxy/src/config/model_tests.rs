@@ -13,11 +13,15 @@ fn view(objects: Vec<Value>) -> View {
             "Ingress" => Update::Ingress(Event::Apply(serde_json::from_value(object).unwrap())),
             "IngressClass" => Update::Class(Event::Apply(serde_json::from_value(object).unwrap())),
             "Service" => Update::Service(Event::Apply(Arc::new(serde_json::from_value(object).unwrap()))),
-            "Secret" => Update::Secret(Event::Apply(serde_json::from_value(object).unwrap())),
             "EndpointSlice" => Update::Slice(Event::Apply(Arc::new(serde_json::from_value(object).unwrap()))),
             other => panic!("{other}"),
         };
         view.handle(update);
+    }
+    // Of Secrets there is none, and that is known.
+    let named: Vec<_> = view.ingresses.values().flat_map(|i| reading::tls_secrets(i)).collect();
+    for secret in named {
+        view.handle(Update::Secret(secret, Ok(None)));
     }
     view
 }
@@ -155,6 +159,27 @@ fn mistakes_stay_where_they_are() {
     );
     let available = model.rules.iter().filter(|(_, r)| matches!(r.target, Target::Backend(_))).count();
     assert_eq!((model.rules.len(), available), (4, 1));
+}
+
+#[test]
+fn what_was_not_read_yet_is_not_said_to_be_missing() {
+    let tls = json!({"rules": [], "tls": [{"hosts": ["h"], "secretName": "s"}]});
+    let (mut view, mut model) = (view(vec![]), Model::default());
+    let mut dirt = view.handle(Update::Ingress(Event::Apply(serde_json::from_value(ingress("a", 1, tls)).unwrap())));
+    let mut said = |view: &View, dirt: &Dirt| {
+        let problems = Built::new(model.update(view, &settings(), dirt)).reports.remove(0).problems;
+        problems.into_iter().map(|p| format!("{} {}", p.reason, p.message)).collect::<String>()
+    };
+    assert!(said(&view, &dirt).starts_with("SecretNotRead Secret ns/s: it has not been read yet"));
+    let secret = || ObjectKey::new("ns", "s");
+    dirt = view.handle(Update::Secret(secret(), Err("it cannot be read: refused".to_owned())));
+    assert!(said(&view, &dirt).contains("it cannot be read: refused"));
+    dirt = view.handle(Update::Secret(secret(), Ok(None)));
+    assert!(said(&view, &dirt).starts_with("SecretNotFound"));
+    // One of another type is none that can be used.
+    let other = json!({"metadata": {"name": "s", "namespace": "ns"}, "type": "Opaque"});
+    dirt = view.handle(Update::secret(serde_json::from_value(other).unwrap()));
+    assert!(said(&view, &dirt).starts_with("SecretNotFound"));
 }
 
 #[test]

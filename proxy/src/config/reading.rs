@@ -5,7 +5,7 @@ use super::asked::{self, Known};
 use super::certs::CertCache;
 use super::model::{Problem, Target};
 use super::staple;
-use super::view::View;
+use super::view::{TLS, View};
 use crate::route::path::BadPath;
 use crate::route::policy::Rewrite;
 use crate::route::upstream::{BackendKey, Protocol};
@@ -93,10 +93,22 @@ impl Reading {
     }
 }
 
+/// The Secrets with certificates that an Ingress names.
+pub fn tls_secrets(ingress: &Ingress) -> impl Iterator<Item = ObjectKey> {
+    let namespace = ingress.metadata.namespace.as_deref().unwrap_or_default();
+    let all = ingress.spec.iter().flat_map(|spec| spec.tls.iter().flatten());
+    all.filter_map(move |tls| tls_secret(namespace, tls))
+}
+
+fn tls_secret(namespace: &str, tls: &IngressTLS) -> Option<ObjectKey> {
+    let name = tls.secret_name.as_deref().filter(|name| !name.is_empty())?;
+    Some(ObjectKey::new(namespace, name))
+}
+
 /// Reads an Ingress. `before` is what came of it the last time.
 pub fn read(view: &View, ingress: &Ingress, before: Option<&Reading>, certificates: &mut CertCache) -> Reading {
     let rank = rank(ingress);
-    let known = asked::read(view, &rank.1, ingress, before.map(|b| &b.known));
+    let known = asked::read(view, ingress, before.map(|b| &b.known));
     let reading = Reading {
         rank,
         problems: known.problems.clone(),
@@ -258,11 +270,10 @@ impl Reader<'_> {
     }
 
     fn tls(&mut self, tls: &IngressTLS, certificates: &mut CertCache) {
-        let Some(name) = tls.secret_name.as_deref().filter(|n| !n.is_empty()) else { return };
-        let secret = ObjectKey { namespace: Arc::clone(&self.reading.owner().namespace), name: name.into() };
+        let Some(secret) = tls_secret(&self.reading.owner().namespace, tls) else { return };
         self.reading.secrets.insert(secret.clone());
-        let key = match self.view.secrets.get(&secret) {
-            Some(object) => match certificates.get(&secret, object) {
+        let key = match self.view.secret(&secret, TLS) {
+            Ok(Some(object)) => match certificates.get(&secret, object) {
                 Ok(key) => {
                     let given = object.data.as_ref().is_some_and(|d| d.contains_key(staple::STAPLE));
                     if given && key.ocsp.is_none() {
@@ -278,9 +289,13 @@ impl Reader<'_> {
                     return self.problem("InvalidCertificate", message);
                 }
             },
-            None => {
-                let message = format!("Secret {secret} of type kubernetes.io/tls is not there");
+            Ok(None) => {
+                let message = format!("Secret {secret} of type {TLS} is not there");
                 return self.problem("SecretNotFound", message);
+            }
+            Err(why) => {
+                let message = format!("Secret {secret}: {why}; its hosts get the default certificate until then");
+                return self.problem("SecretNotRead", message);
             }
         };
         let named: Vec<Option<&str>> = match tls.hosts.as_deref() {

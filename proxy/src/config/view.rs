@@ -1,6 +1,8 @@
 //! The view: the API's objects as last seen. Events go in, and out comes what they made stale.
 
 use super::Dirt;
+use super::followed::{Followed, Found};
+use super::references::Which;
 use crate::gateway::expose::GATEWAY_LABEL;
 use crate::gateway::view::{Gateways, Update as GatewayUpdate};
 use crate::route::ObjectKey;
@@ -12,6 +14,11 @@ use kube::Resource;
 use kube::runtime::watcher::Event;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+
+/// The type of Secrets with certificates.
+pub const TLS: &str = "kubernetes.io/tls";
+/// The type of Secrets without a type of their own.
+pub const OPAQUE: &str = "Opaque";
 
 /// Objects of one kind. A list that is under way is kept aside until it is complete.
 #[derive(Debug)]
@@ -45,10 +52,8 @@ pub struct View {
     pub ingresses: Store<Ingress>,
     /// Services.
     pub services: Store<Service>,
-    /// TLS Secrets.
-    pub secrets: Store<Secret>,
-    /// Secrets with password files.
-    pub auth_secrets: Store<Secret>,
+    /// Secrets that Ingresses and Gateways refer to.
+    pub secrets: Followed<Secret>,
     /// What Gateways need besides.
     pub gateways: Gateways,
     slices: Store<EndpointSlice>,
@@ -64,16 +69,21 @@ pub enum Update {
     Ingress(Event<Ingress>),
     /// Of a Service.
     Service(Event<Arc<Service>>),
-    /// Of a TLS Secret.
-    Secret(Event<Secret>),
-    /// Of a Secret that may have a password file.
-    AuthSecret(Event<Secret>),
+    /// What was found under the name of a Secret.
+    Secret(ObjectKey, Found<Secret>),
     /// Of an EndpointSlice.
     Slice(Event<Arc<EndpointSlice>>),
     /// Of the node we are on.
     Node(Event<Arc<Node>>),
     /// Of a kind that only Gateways need.
     Gateway(Box<GatewayUpdate>),
+}
+
+impl Update {
+    /// Of a Secret that is there.
+    pub fn secret(secret: Secret) -> Self {
+        Self::Secret(ObjectKey::of(&secret), Ok(Some(secret)))
+    }
 }
 
 impl<K> Default for Store<K> {
@@ -133,14 +143,25 @@ impl<K: Resource> Store<K> {
 }
 
 impl View {
-    /// Every kind has been listed completely.
+    /// Every kind has been listed completely; of what is followed by name nothing need be known.
     pub fn synced(&self) -> bool {
-        self.classes.synced()
-            && self.ingresses.synced()
-            && self.services.synced()
-            && self.secrets.synced()
-            && self.auth_secrets.synced()
-            && self.slices.synced()
+        self.classes.synced() && self.ingresses.synced() && self.services.synced() && self.slices.synced()
+    }
+
+    /// A Secret, `None` when there is none of this type.
+    ///
+    /// # Errors
+    /// Why that is not known.
+    pub fn secret(&self, key: &ObjectKey, kind: &str) -> Result<Option<&Arc<Secret>>, &str> {
+        Ok(self.secrets.get(key)?.filter(|secret| secret.type_.as_deref() == Some(kind)))
+    }
+
+    /// Nobody refers to this object any more.
+    pub fn forget(&mut self, which: &Which) {
+        match which {
+            Which::Secret(key) => self.secrets.forget(key),
+            Which::ConfigMap(key) => self.gateways.config_maps.forget(key),
+        }
     }
 
     /// The EndpointSlices of a Service.
@@ -180,15 +201,11 @@ impl View {
                 self.zone = zone;
                 routes(changed)
             }
-            Update::Secret(event) => {
-                let touch = self.secrets.handle(event);
+            Update::Secret(key, found) => {
                 let same = |a: &Secret, b: &Secret| a.data == b.data && a.type_ == b.type_;
-                let dirt = narrowed(&touch, same, |dirt| &mut dirt.secrets);
-                Dirt { fronts: !dirt.is_empty(), ..dirt }
-            }
-            Update::AuthSecret(event) => {
-                let touch = self.auth_secrets.handle(event);
-                narrowed(&touch, |a, b| a.data == b.data, |dirt| &mut dirt.secrets)
+                // Whether Gateways need it is known to who finds out what they need: `References`.
+                let secrets = self.secrets.put(key.clone(), found, same).then_some(key).into_iter().collect();
+                Dirt { secrets, ..Dirt::default() }
             }
             Update::Ingress(event) => {
                 let touch = self.ingresses.handle(event);

@@ -2,16 +2,19 @@
 //!
 //! Changes are taken as they come and applied together: what arrives while a table is built waits for the next one,
 //! and building never takes more than about a tenth of the time, however fast objects change.
+//!
+//! A change that is the first to name a Secret or ConfigMap waits until that is read, for a bounded time: so nobody is told
+//! that a Secret is missing which only was not asked for yet, and no host is without its certificate meanwhile. What pods
+//! there are is not held up by it.
 
-use super::asked::AUTH_KEY;
+use super::follow::Follower;
+use super::named::Named;
 use super::view::{Update, View};
 use super::{Dirt, Planner};
-use crate::gateway::refs::CA_KEY;
 use crate::gateway::view::Update as GatewayUpdate;
 use causeway_api::watch::watch;
 use causeway_informers::{Informers, Kind};
 use futures::stream::{BoxStream, SelectAll, Stream, StreamExt};
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
@@ -37,36 +40,59 @@ pub async fn run(
     shutdown: CancellationToken,
 ) {
     let with_gateways = planner.serves_gateways();
-    let mut updates = updates(client, &informers, node.as_deref(), with_gateways);
+    let mut updates = updates(client.clone(), &informers, node.as_deref(), with_gateways);
+    let named = Named::new(client);
+    let mut follower = Follower::new(Box::new(move |which, how| named.updates(which, how)));
     let mut opened = planner.opened();
     let mut view = View::default();
     view.node = node.unwrap_or_default();
-    let mut dirt = Dirt::default();
-    let mut not_before = Instant::now();
+    // What is new, and what of it waits to be applied.
+    let (mut new, mut dirt) = (Dirt::default(), Dirt::default());
+    let (mut not_before, mut stale_since, mut held) = (Instant::now(), Instant::now(), None);
     loop {
-        let pause = not_before.saturating_duration_since(Instant::now());
-        let synced_view = view.synced() && (!with_gateways || view.gateways.synced());
-        let may_apply = !dirt.is_empty() && synced_view;
+        let apply_at = (!dirt.is_empty()).then(|| held.map_or(not_before, |held: Instant| held.max(not_before)));
+        let wake = apply_at.into_iter().chain(follower.next_end()).min();
+        let pause = wake.map(|at| at.saturating_duration_since(Instant::now())).unwrap_or_default();
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
-            update = updates.next() => match update {
-                Some(update) => {
-                    dirt.merge(view.handle(update));
-                    while let Some(Some(update)) = futures::FutureExt::now_or_never(updates.next()) {
-                        dirt.merge(view.handle(update));
-                    }
+            update = updates.next() => {
+                let Some(update) = update else { return };
+                let mut take = |update| {
+                    follower.heard(&update);
+                    new.merge(view.handle(update));
+                };
+                take(update);
+                while let Some(Some(update)) = futures::FutureExt::now_or_never(updates.next()) {
+                    take(update);
                 }
-                None => return,
-            },
-            Ok(()) = opened.changed() => dirt.front_reports = true,
-            () = tokio::time::sleep(pause), if may_apply => {}
+            }
+            Ok(()) = opened.changed() => new.front_reports = true,
+            () = tokio::time::sleep(pause), if wake.is_some() => {}
         }
-        let synced_view = view.synced() && (!with_gateways || view.gateways.synced());
-        if dirt.is_empty() || !synced_view || Instant::now() < not_before {
+        if !view.synced() || (with_gateways && !view.gateways.synced()) {
             continue;
         }
         let start = Instant::now();
+        if !new.is_empty() {
+            if let Some(needed) = planner.needed(&view, &mut new) {
+                follower.follow(&needed, start, &mut updates);
+            }
+            if dirt.is_empty() {
+                stale_since = start;
+            }
+            dirt.merge(std::mem::take(&mut new));
+        }
+        follower.end(start, &mut view, &mut updates);
+        held = follower.waits_until(start, stale_since, !*synced.borrow());
+        if dirt.is_empty() || start < not_before {
+            continue;
+        }
+        if held.is_some() {
+            let services = std::mem::take(&mut dirt.services);
+            planner.apply(&view, &Dirt { services, ..Dirt::default() });
+            continue;
+        }
         planner.apply(&view, &dirt);
         let took = start.elapsed();
         not_before = Instant::now() + (took * 10).min(MAX_PAUSE);
@@ -88,15 +114,10 @@ fn updates(
     node: Option<&str>,
     with_gateways: bool,
 ) -> SelectAll<BoxStream<'static, Update>> {
-    let tls_only = watcher::Config::default().fields("type=kubernetes.io/tls");
-    let opaque = watcher::Config::default().fields("type=Opaque");
     let mut all = futures::stream::select_all([
-        objects(Api::<IngressClass>::all(client.clone()), watcher::Config::default(), Update::Class),
-        objects(Api::<Ingress>::all(client.clone()), watcher::Config::default(), Update::Ingress),
+        stream(Api::<IngressClass>::all(client.clone()), Update::Class),
+        stream(Api::<Ingress>::all(client.clone()), Update::Ingress),
         shared(informers, |all| all.services().subscribe(), Update::Service),
-        objects(Api::<Secret>::all(client.clone()), tls_only, Update::Secret),
-        // Password files, which have no type of their own: of other Secrets nothing is kept.
-        objects(Api::<Secret>::all(client.clone()), opaque, |event| Update::AuthSecret(only_password_files(event))),
         shared(informers, |all| all.slices().subscribe(), Update::Slice),
     ]);
     // Of other nodes nothing matters here.
@@ -118,7 +139,7 @@ fn gateway_updates(client: &Client) -> Vec<BoxStream<'static, Update>> {
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
     {
         let api = Api::<K>::all(client.clone());
-        stream(api, watcher::Config::default(), move |event| Update::Gateway(Box::new(wrap(event))))
+        stream(api, move |event| Update::Gateway(Box::new(wrap(event))))
     }
     vec![
         of(client, GatewayUpdate::Class),
@@ -131,28 +152,7 @@ fn gateway_updates(client: &Client) -> Vec<BoxStream<'static, Update>> {
         of(client, GatewayUpdate::Udp),
         of(client, GatewayUpdate::Grant),
         of(client, GatewayUpdate::Policy),
-        // Of ConfigMaps without authorities nothing is kept.
-        of::<ConfigMap>(client, |event| GatewayUpdate::ConfigMap(only_authorities(event))),
     ]
-}
-
-fn only_authorities(mut event: Event<ConfigMap>) -> Event<ConfigMap> {
-    if let Event::Apply(map) | Event::InitApply(map) | Event::Delete(map) = &mut event {
-        map.binary_data = None;
-        if let Some(data) = &mut map.data {
-            data.retain(|key, _| key == CA_KEY);
-        }
-    }
-    event
-}
-
-fn only_password_files(mut event: Event<Secret>) -> Event<Secret> {
-    if let Event::Apply(secret) | Event::InitApply(secret) | Event::Delete(secret) = &mut event
-        && let Some(data) = &mut secret.data
-    {
-        data.retain(|key, _| key == AUTH_KEY);
-    }
-    event
 }
 
 /// Before a copy that has ended is asked for anew.
@@ -179,24 +179,13 @@ where
     subscribed.flatten().map(wrap).boxed()
 }
 
-fn objects<K>(api: Api<K>, config: watcher::Config, wrap: fn(Event<K>) -> Update) -> BoxStream<'static, Update>
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
-{
-    stream(api, config, wrap)
-}
-
 /// Events of one kind. A kind that the API does not have (yet) has no objects.
-fn stream<K>(
-    api: Api<K>,
-    config: watcher::Config,
-    wrap: impl Fn(Event<K>) -> Update + Send + 'static,
-) -> BoxStream<'static, Update>
+fn stream<K>(api: Api<K>, wrap: impl Fn(Event<K>) -> Update + Send + 'static) -> BoxStream<'static, Update>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
     let kind = K::kind(&()).into_owned();
-    watch(api, config)
+    watch(api, watcher::Config::default())
         .modify(|object| object.meta_mut().managed_fields = None)
         .flat_map(move |event| {
             futures::stream::iter(match event {

@@ -108,9 +108,13 @@ pub fn merged<'a>(
     entries
 }
 
-fn read<'a>(parent: &Parent, spec: &'a Listener) -> Entry<'a> {
-    let mode = spec.tls.as_ref().and_then(|t| t.mode.as_deref()).unwrap_or("Terminate");
-    let speaks = match (spec.protocol.as_str(), mode) {
+fn mode(spec: &Listener) -> &str {
+    spec.tls.as_ref().and_then(|t| t.mode.as_deref()).unwrap_or("Terminate")
+}
+
+/// What is spoken at a listener; none: a protocol that we do not know.
+pub fn speaks(spec: &Listener) -> Option<Speaks> {
+    match (spec.protocol.as_str(), mode(spec)) {
         ("HTTP", _) => Some(Speaks::Http),
         ("HTTPS", "Terminate") => Some(Speaks::Https),
         ("TLS", "Terminate") => Some(Speaks::TlsTerminate),
@@ -118,7 +122,11 @@ fn read<'a>(parent: &Parent, spec: &'a Listener) -> Entry<'a> {
         ("TCP", _) => Some(Speaks::Tcp),
         ("UDP", _) => Some(Speaks::Udp),
         _ => None,
-    };
+    }
+}
+
+fn read<'a>(parent: &Parent, spec: &'a Listener) -> Entry<'a> {
+    let (mode, speaks) = (mode(spec), speaks(spec));
     let mut rejected = speaks.is_none().then(|| {
         let message =
             format!("protocol {:?} in mode {mode} is not served; use HTTP, HTTPS, TLS, TCP or UDP", spec.protocol);

@@ -14,6 +14,7 @@ use super::types::{BackendRef, Gateway, GatewayClass, GrpcRoute, HttpRoute, Obje
 use super::{CONTROLLER, LOCAL_ANNOTATION, expose};
 use crate::config::Fronts;
 use crate::config::certs::CertCache;
+use crate::config::references::Which;
 use crate::config::view::View;
 use crate::route::front::{Front, FrontKey, FrontService, HttpListener, SniTable, TlsListener, TlsMode, TlsServer};
 use crate::route::path::PathPattern;
@@ -80,20 +81,9 @@ pub fn build(
     changed: &BTreeSet<RouteKey>,
     upstream: &mut dyn FnMut(&BackendKey) -> Arc<Upstream>,
 ) -> Model {
-    let all = &view.gateways;
     let refs = Refs::new(view);
-    let mut reports = Vec::new();
-    let classes: Vec<&Arc<GatewayClass>> =
-        all.classes.values().filter(|c| c.spec.controller_name == CONTROLLER).collect();
-    for class in &classes {
-        reports.push(Arc::new(report::class(class)));
-    }
-    let ours = |g: &Gateway| {
-        classes.iter().any(|c| c.metadata.name.as_deref() == Some(&g.spec.gateway_class_name) && report::usable(c))
-    };
-    let states: Vec<State<'_>> =
-        by_age(all.gateways.values()).into_iter().filter(|g| ours(g)).map(|g| state(view, &refs, g, cache)).collect();
-    let entries: Vec<Vec<Entry<'_>>> = states.iter().map(|s| merged(&refs, s.object, &s.sets, cache)).collect();
+    let reports = classes(view).map(|class| Arc::new(report::class(class))).collect();
+    let (states, entries) = listeners(view, &refs, cache);
     let parents = parents(&states);
     let mut builder = Builder { view, refs: &refs, states, entries, parents, kept, upstream };
     if builder.kept.is_complete {
@@ -104,6 +94,35 @@ pub fn build(
         builder.all_routes();
     }
     builder.finish(reports)
+}
+
+/// The Secrets and ConfigMaps that Gateways of ours and what belongs to them need: all that [`build`] will ask for.
+pub fn references(view: &View, cache: &mut CertCache) -> BTreeSet<Which> {
+    if !view.gateways.gateways.values().any(|gateway| is_ours(view, gateway)) {
+        return BTreeSet::new();
+    }
+    let refs = Refs::new(view);
+    drop(listeners(view, &refs, cache));
+    refs.needed()
+}
+
+/// Our classes.
+fn classes(view: &View) -> impl Iterator<Item = &Arc<GatewayClass>> {
+    view.gateways.classes.values().filter(|c| c.spec.controller_name == CONTROLLER)
+}
+
+/// Whether a Gateway is of a class of ours that is served.
+pub fn is_ours(view: &View, gateway: &Gateway) -> bool {
+    let named = |class: &GatewayClass| class.metadata.name.as_deref() == Some(&gateway.spec.gateway_class_name);
+    classes(view).any(|class| named(class) && report::usable(class))
+}
+
+/// Our Gateways by age, and their listeners.
+fn listeners<'a>(view: &'a View, refs: &Refs<'_>, cache: &mut CertCache) -> (Vec<State<'a>>, Vec<Vec<Entry<'a>>>) {
+    let ours = by_age(view.gateways.gateways.values()).into_iter().filter(|gateway| is_ours(view, gateway));
+    let states: Vec<State<'a>> = ours.map(|gateway| state(view, refs, gateway, cache)).collect();
+    let entries = states.iter().map(|s| merged(refs, s.object, &s.sets, cache)).collect();
+    (states, entries)
 }
 
 fn state<'a>(view: &'a View, refs: &Refs<'_>, object: &'a Arc<Gateway>, cache: &mut CertCache) -> State<'a> {

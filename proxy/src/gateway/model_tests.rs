@@ -215,7 +215,9 @@ fn what_cannot_be_served_says_so() {
         json!({ "name": "s", "port": 443, "protocol": "HTTPS", "tls": { "mode": mode,
         "certificateRefs": [{ "name": "gone" }] } })
     };
-    let model = Case::new()
+    let mut case = Case::new();
+    case.0.handle(ViewUpdate::Secret(ObjectKey::new("ns", "gone"), Ok(None)));
+    let model = case
         .gateway("certificate", json!({ "listeners": [tls("Terminate")] }))
         .gateway(
             "address",
@@ -234,6 +236,48 @@ fn what_cannot_be_served_says_so() {
     assert!(said(&model, "Gateway", "address", "/conditions").starts_with("Accepted=False/UnsupportedAddress"));
     assert!(said(&model, "Gateway", "parameters", "/conditions").starts_with("Accepted=False/InvalidParameters"));
     assert!(model.fronts.is_empty() && model.exposures.is_empty());
+}
+
+#[test]
+fn only_what_may_be_used_is_read() {
+    let reference = |kind: &str, name: &str, namespace: Option<&str>| json!({ "group": "", "kind": kind, "name": name, "namespace": namespace });
+    let tls = |port: u16, references: &[Value]| json!({ "name": format!("p{port}"), "port": port, "protocol": "HTTPS", "tls": { "certificateRefs": references } });
+    let spec = json!({ "listeners": [
+            tls(443, &[reference("Secret", "own", None), reference("Secret", "far", Some("far"))]),
+            tls(444, &[reference("ConfigMap", "no-certificate", None)]),
+            { "name": "clear", "port": 80, "protocol": "HTTP", "tls": { "certificateRefs": [reference("Secret", "x", None)] } },
+        ], "tls": { "backend": { "clientCertificateRef": reference("Secret", "client", None) },
+            "frontend": { "default": { "validation": { "caCertificateRefs": [
+                reference("ConfigMap", "clients", None), reference("ConfigMap", "far", Some("far"))] } } } } });
+    let set = json!({ "metadata": { "name": "set" }, "spec": { "parentRef": { "name": "gw" },
+        "listeners": [tls(445, &[reference("Secret", "set", None)])] } });
+    let policy = json!({ "metadata": { "name": "p" }, "spec": {
+        "targetRefs": [{ "group": "", "kind": "Service", "name": "web" }],
+        "validation": { "hostname": "h", "caCertificateRefs": [
+            reference("ConfigMap", "ca", None), reference("ConfigMap", "second", None)] } } });
+    let mut case = Case::new();
+    let needed = |case: &Case| {
+        let all = references(&case.0, &mut CertCache::default());
+        all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    };
+    case.add(Update::Policy(Event::Apply(object(policy))));
+    assert_eq!(needed(&case), "", "no Gateway of ours needs it");
+    let mut case = case.gateway("gw", spec);
+    case.add(Update::ListenerSet(Event::Apply(object(set))));
+    let own = "Secret ns/client, Secret ns/own";
+    let maps = "ConfigMap ns/ca, ConfigMap ns/clients, ConfigMap ns/second";
+    assert_eq!(needed(&case), format!("{own}, {maps}"));
+    // Until it was read, nothing is said to be missing.
+    let said_of = |case: &Case| said(&case.build(), "Gateway", "gw", "/conditions");
+    assert!(said_of(&case).ends_with("ResolvedRefs=False/Pending"), "{}", said_of(&case));
+    case.0.handle(ViewUpdate::Secret(ObjectKey::new("ns", "client"), Ok(None)));
+    assert!(said_of(&case).ends_with("ResolvedRefs=False/InvalidClientCertificateRef"), "{}", said_of(&case));
+
+    let grant = json!({ "metadata": { "name": "g", "namespace": "far" }, "spec": {
+        "from": [{ "group": "gateway.networking.k8s.io", "kind": "Gateway", "namespace": "ns" }],
+        "to": [{ "group": "", "kind": "Secret" }] } });
+    case.add(Update::Grant(Event::Apply(object(grant))));
+    assert_eq!(needed(&case), format!("Secret far/far, {own}, {maps}"), "ConfigMaps are not granted");
 }
 
 #[test]
@@ -283,6 +327,7 @@ fn a_policy_is_told_at_the_gateways_that_use_it() {
         "ns",
         json!({ "parentRefs": [{ "name": "gw" }], "rules": [{ "backendRefs": [{ "name": "web", "port": 80 }] }] }),
     );
+    case.add(Update::ConfigMap(ObjectKey::new("ns", "gone"), Ok(None)));
     case.add(policy("old", "2026-01-01T00:00:00Z", "gone"));
     case.add(policy("young", "2026-01-02T00:00:00Z", "gone"));
     let model = case.build();

@@ -3,15 +3,20 @@
 use super::types::{BackendTlsPolicy, GROUP, GrantTo, Reference};
 use crate::config::certs;
 use crate::config::certs::CertCache;
-use crate::config::view::View;
+use crate::config::references::Which;
+use crate::config::view::{TLS, View};
 use crate::route::ObjectKey;
 use crate::route::upstream::{BackendKey, BackendTls, Protocol, SubjectName};
 use k8s_openapi::api::core::v1::{ConfigMap, Service, ServicePort};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::sign::CertifiedKey;
-use std::collections::{BTreeMap, HashMap};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+
+/// The reason said of what leads to an object that nobody has read yet.
+const UNREAD: &str = "Pending";
 
 /// Why a reference, or a whole object, is not as it should be: a condition's reason and message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +57,8 @@ pub struct Refs<'a> {
     view: &'a View,
     grants: HashMap<&'a str, Vec<(From<'a>, &'a GrantTo)>>,
     policies: BTreeMap<(ObjectKey, Option<String>), PolicyState<'a>>,
+    /// The Secrets and ConfigMaps that were asked for, and may be.
+    needed: RefCell<BTreeSet<Which>>,
 }
 
 /// What a BackendTLSPolicy comes to for one target.
@@ -74,7 +81,7 @@ impl<'a> Refs<'a> {
                 to.extend(grant.spec.to.iter().map(|t| (from, t)));
             }
         }
-        let mut refs = Self { view, grants, policies: BTreeMap::new() };
+        let mut refs = Self { view, grants, policies: BTreeMap::new(), needed: RefCell::default() };
         for policy in super::model::by_age(view.gateways.policies.values()) {
             let terms = refs.terms(policy);
             for target in &policy.spec.target_refs {
@@ -87,6 +94,11 @@ impl<'a> Refs<'a> {
             }
         }
         refs
+    }
+
+    /// The Secrets and ConfigMaps that have been asked for until now.
+    pub fn needed(self) -> BTreeSet<Which> {
+        self.needed.into_inner()
     }
 
     /// Whether a reference may cross to another namespace.
@@ -196,8 +208,10 @@ impl<'a> Refs<'a> {
                 format!("Secret {key} is in another namespace and no ReferenceGrant there allows the reference");
             return Err(Problem::new("RefNotPermitted", message));
         }
-        let Some(secret) = self.view.secrets.get(&key) else {
-            return Err(Problem::new(invalid, format!("Secret {key} of type kubernetes.io/tls is not there")));
+        self.needed.borrow_mut().insert(Which::Secret(key.clone()));
+        let found = self.view.secret(&key, TLS).map_err(|why| Problem::new(UNREAD, format!("Secret {key}: {why}")))?;
+        let Some(secret) = found else {
+            return Err(Problem::new(invalid, format!("Secret {key} of type {TLS} is not there")));
         };
         let read = cache.get(&key, secret);
         read.map(|pair| (pair, key.clone())).map_err(|error| Problem::new(invalid, format!("Secret {key}: {error}")))
@@ -205,7 +219,7 @@ impl<'a> Refs<'a> {
 
     /// Certificate and key of a Secret as PEM.
     pub fn pem(&self, key: &ObjectKey) -> Option<(String, String)> {
-        let data = self.view.secrets.get(key)?.data.as_ref()?;
+        let data = self.view.secret(key, TLS).ok()??.data.as_ref()?;
         let text = |name: &str| String::from_utf8(data.get(name)?.0.clone()).ok();
         Some((text(certs::CERTIFICATE)?, text(certs::KEY)?))
     }
@@ -231,7 +245,10 @@ impl<'a> Refs<'a> {
                 format!("ConfigMap {key} is in another namespace and no ReferenceGrant there allows the reference");
             return Err(Problem::new("RefNotPermitted", message));
         }
-        let Some(map) = self.view.gateways.config_maps.get(&key) else {
+        self.needed.borrow_mut().insert(Which::ConfigMap(key.clone()));
+        let found = self.view.gateways.config_maps.get(&key);
+        let found = found.map_err(|why| Problem::new(UNREAD, format!("ConfigMap {key}: {why}")))?;
+        let Some(map) = found else {
             return Err(Problem::new(invalid, format!("ConfigMap {key} is not there")));
         };
         read_authorities(map).map_err(|why| Problem::new(invalid, format!("ConfigMap {key}: {why}")))
@@ -251,12 +268,12 @@ impl<'a> Refs<'a> {
             }
             _ => {
                 let from = From::of("BackendTLSPolicy", namespace);
-                let mut roots = Vec::new();
-                for to in &validation.ca_certificate_refs {
-                    let found = self.authorities(from, to, "InvalidKind", "InvalidCACertificateRef")?;
-                    roots.extend(found.iter().map(|c| c.to_vec()));
-                }
-                Some(roots)
+                let refs = validation.ca_certificate_refs.iter();
+                let found = refs.map(|to| self.authorities(from, to, "InvalidKind", "InvalidCACertificateRef"));
+                // All of them are asked for, so that all are followed, before the first that is no good counts.
+                let found: Vec<_> = found.collect();
+                let found = found.into_iter().collect::<Result<Vec<_>, _>>()?;
+                Some(found.iter().flatten().map(|c| c.to_vec()).collect())
             }
         };
         let names = validation.subject_alt_names.iter().map(|name| match (&name.uri, &name.hostname) {

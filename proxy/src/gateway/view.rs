@@ -6,7 +6,9 @@ use super::types::{
     TlsRoute, UdpRoute,
 };
 use crate::config::Dirt;
+use crate::config::followed::{Followed, Found};
 use crate::config::view::{Store, Touch, differs, touched};
+use crate::route::ObjectKey;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::runtime::watcher::Event;
 use std::sync::Arc;
@@ -36,8 +38,8 @@ pub struct Gateways {
     pub policies: Store<BackendTlsPolicy>,
     /// Namespaces, for selectors.
     pub namespaces: Store<Namespace>,
-    /// ConfigMaps with certificate authorities; others are empty here.
-    pub config_maps: Store<ConfigMap>,
+    /// ConfigMaps with certificate authorities that Gateways and policies refer to.
+    pub config_maps: Followed<ConfigMap>,
 }
 
 /// An event of any of these kinds.
@@ -65,12 +67,12 @@ pub enum Update {
     Policy(Event<BackendTlsPolicy>),
     /// Of a Namespace.
     Namespace(Event<Arc<Namespace>>),
-    /// Of a ConfigMap.
-    ConfigMap(Event<ConfigMap>),
+    /// What was found under the name of a ConfigMap.
+    ConfigMap(ObjectKey, Found<ConfigMap>),
 }
 
 impl Gateways {
-    /// Every kind has been listed completely.
+    /// Every kind has been listed completely; of what is followed by name nothing need be known.
     pub fn synced(&self) -> bool {
         self.classes.synced()
             && self.gateways.synced()
@@ -83,7 +85,6 @@ impl Gateways {
             && self.grants.synced()
             && self.policies.synced()
             && self.namespaces.synced()
-            && self.config_maps.synced()
     }
 
     /// Takes an event in and says what it made stale.
@@ -107,7 +108,7 @@ impl Gateways {
             Update::Namespace(event) => {
                 fronts(differs(&self.namespaces.handle(event), |a, b| a.metadata.labels == b.metadata.labels))
             }
-            Update::ConfigMap(event) => fronts(differs(&self.config_maps.handle(event), |a, b| a.data == b.data)),
+            Update::ConfigMap(key, found) => fronts(self.config_maps.put(key, found, |a, b| a.data == b.data)),
         }
     }
 }

@@ -4,9 +4,11 @@ use bytes::Bytes;
 use causeway_proxy::Limits;
 use causeway_proxy::config::model::{Problem, Report, Settings};
 use causeway_proxy::config::outbox::Outbox;
+use causeway_proxy::config::references::Which;
 use causeway_proxy::config::view::{Update, View};
-use causeway_proxy::config::{Planner, Shared};
+use causeway_proxy::config::{Dirt, Planner, Shared};
 use causeway_proxy::gateway::view::Update as GatewayUpdate;
+use causeway_proxy::route::ObjectKey;
 use causeway_proxy::route::front::FrontKey;
 use causeway_proxy::traffic::listen;
 use futures::FutureExt;
@@ -19,7 +21,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -42,6 +44,9 @@ pub struct Lab {
     planner: Planner,
     reports: Arc<Outbox<Option<Report>>>,
     told: HashMap<String, Vec<Problem>>,
+    /// What is read by name: all that there is, and what the ingress has asked for.
+    named: HashMap<Which, Value>,
+    needed: BTreeSet<Which>,
 }
 
 impl Lab {
@@ -95,6 +100,8 @@ impl Lab {
             planner,
             reports,
             told: HashMap::new(),
+            named: HashMap::new(),
+            needed: BTreeSet::new(),
         }
     }
 
@@ -117,24 +124,43 @@ impl Lab {
             if apply { Event::Apply(object) } else { Event::Delete(object) }
         }
         let gateway = |update| Update::Gateway(Box::new(update));
-        let mut dirt = causeway_proxy::config::Dirt::default();
+        let mut dirt = Dirt::default();
         for object in objects {
+            if let Some(which) = which(&object) {
+                if apply {
+                    self.named.insert(which, object)
+                } else {
+                    self.named.remove(&which)
+                };
+                continue;
+            }
             dirt.merge(self.view.handle(match object["kind"].as_str().unwrap() {
                 "Ingress" => Update::Ingress(event(object, apply)),
                 "Service" => Update::Service(shared(object, apply)),
-                "Secret" if object["type"] == "Opaque" => Update::AuthSecret(event(object, apply)),
-                "Secret" => Update::Secret(event(object, apply)),
                 "Node" => Update::Node(shared(object, apply)),
                 "EndpointSlice" => Update::Slice(shared(object, apply)),
                 "GatewayClass" => gateway(GatewayUpdate::Class(event(object, apply))),
                 "Gateway" => gateway(GatewayUpdate::Gateway(Box::new(event(object, apply)))),
                 "HTTPRoute" => gateway(GatewayUpdate::Http(event(object, apply))),
                 "BackendTLSPolicy" => gateway(GatewayUpdate::Policy(event(object, apply))),
-                "ConfigMap" => gateway(GatewayUpdate::ConfigMap(event(object, apply))),
                 "TCPRoute" => gateway(GatewayUpdate::Tcp(event(object, apply))),
                 other => panic!("no such kind here: {other}"),
             }));
         }
+        if let Some(needed) = self.planner.needed(&self.view, &mut dirt) {
+            self.needed.difference(&needed).for_each(|which| self.view.forget(which));
+            self.needed = needed;
+        }
+        let mut read = Dirt::default();
+        for which in &self.needed {
+            let found = self.named.get(which);
+            read.merge(self.view.handle(match which {
+                Which::Secret(key) => Update::Secret(key.clone(), Ok(found.map(read_as))),
+                Which::ConfigMap(key) => gateway(GatewayUpdate::ConfigMap(key.clone(), Ok(found.map(read_as)))),
+            }));
+        }
+        assert!(self.planner.needed(&self.view, &mut read).is_none(), "what is read makes nothing else needed");
+        dirt.merge(read);
         self.planner.apply(&self.view, &dirt);
         for (key, report) in self.reports.take().now_or_never().into_iter().flatten() {
             self.told.insert(key.name.to_string(), report.map(|r| r.problems).unwrap_or_default());
@@ -166,6 +192,21 @@ impl Drop for Lab {
     fn drop(&mut self) {
         self.shutdown.cancel();
     }
+}
+
+/// What is followed by name, not listed.
+fn which(object: &Value) -> Option<Which> {
+    let part = |field: &str| object["metadata"][field].as_str().unwrap();
+    let key = || ObjectKey::new(part("namespace"), part("name"));
+    match object["kind"].as_str().unwrap() {
+        "Secret" => Some(Which::Secret(key())),
+        "ConfigMap" => Some(Which::ConfigMap(key())),
+        _ => None,
+    }
+}
+
+fn read_as<K: serde::de::DeserializeOwned>(object: &Value) -> K {
+    serde_json::from_value(object.clone()).unwrap()
 }
 
 pub fn listener() -> TcpListener {

@@ -4,35 +4,40 @@ use crate::harness::*;
 use causeway_proxy::Limits;
 use k8s_openapi::ByteString;
 use serde_json::{Value, json};
+use std::net::SocketAddr;
 
-struct Pair {
-    crt: String,
-    key: String,
+pub struct Pair {
+    pub crt: String,
+    pub key: String,
 }
 
-fn pair(host: &str) -> Pair {
+pub fn pair(host: &str) -> Pair {
     let made = rcgen::generate_simple_self_signed(vec![host.to_owned()]).unwrap();
     Pair { crt: made.cert.pem(), key: made.signing_key.serialize_pem() }
 }
 
-fn secret(name: &str, crt: &str, key: &str) -> Value {
+pub fn secret(name: &str, crt: &str, key: &str) -> Value {
     let bytes = |text: &str| serde_json::to_value(ByteString(text.as_bytes().to_vec())).unwrap();
     json!({"kind": "Secret", "type": "kubernetes.io/tls", "metadata": {"name": name, "namespace": "t"},
         "data": {"tls.crt": bytes(crt), "tls.key": bytes(key)}})
 }
 
-fn with_tls(mut ingress: Value, tls: Value) -> Value {
+pub fn with_tls(mut ingress: Value, tls: Value) -> Value {
     ingress["spec"]["tls"] = tls;
     ingress
 }
 
-/// Asks over TLS, trusting only `trust`.
 async fn ask(lab: &Lab, host: &str, trust: &str, more: &[&str]) -> (bool, String) {
+    ask_at(lab.https, host, trust, more).await
+}
+
+/// Asks over TLS, trusting only `trust`.
+pub async fn ask_at(at: SocketAddr, host: &str, trust: &str, more: &[&str]) -> (bool, String) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("ca.pem");
     std::fs::write(&file, trust).unwrap();
-    let resolve = format!("{host}:{}:127.0.0.1", lab.https.port());
-    let url = format!("https://{host}:{}/x", lab.https.port());
+    let resolve = format!("{host}:{}:127.0.0.1", at.port());
+    let url = format!("https://{host}:{}/x", at.port());
     let mut arguments = vec!["--cacert", file.to_str().unwrap(), "--resolve", &resolve];
     arguments.extend_from_slice(more);
     arguments.extend_from_slice(&["-w", " %{http_version}", &url]);
