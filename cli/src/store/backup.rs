@@ -11,6 +11,7 @@ use causeway_store::Snapshot;
 use futures::TryStreamExt;
 use std::fs;
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
@@ -65,7 +66,10 @@ pub fn run(paths: &Paths, to: &str, key_file: &Path) -> Result<()> {
 /// Makes a backup of a snapshot, or of the store of a stopped cluster, and puts it in its place once it is verified.
 pub async fn make(paths: &Paths, key: &Key, to: &Destination, snapshot: Option<Snapshot>) -> Result<Made> {
     let staging = paths.staging();
-    fs::create_dir_all(&staging).with_context(|| format!("making {}", staging.display()))?;
+    if matches!(to, Destination::S3 { .. }) {
+        let made = fs::DirBuilder::new().mode(0o700).recursive(true).create(&staging);
+        made.with_context(|| format!("making {}", staging.display()))?;
+    }
     let staged = to.stage(&paths.name, &staging)?;
     let from = match snapshot {
         Some(Snapshot { revision, bytes }) => {

@@ -21,7 +21,8 @@ pub enum From {
 
 /// Writes a backup into a new file, and reads it again. Blocks. Returns its name and what is in it.
 pub fn write(paths: &Paths, key: &Key, file: &File, from: From) -> Result<(Name, Contents)> {
-    let created = Timestamp::now();
+    // To the second, as in its name.
+    let created = Timestamp::from_second(Timestamp::now().as_second())?;
     let about = About { cluster: paths.name.clone(), created, program: env!("CARGO_PKG_VERSION").to_owned() };
     let mut writer = Writer::new(BufWriter::new(file), key, &about)?;
     let all = files::find(&paths.data)?;

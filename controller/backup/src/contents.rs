@@ -158,7 +158,7 @@ impl<W: Write> Writer<W> {
         let mut blocks = Blocks { to: self, block: Vec::with_capacity(BLOCK + 4) };
         blocks.block.extend([0; 4]);
         let written = write(&mut blocks);
-        written.map_err(|e| BackupError::Sink { doing: "taking the store's snapshot".into(), source: e.into() })?;
+        written.map_err(|e| BackupError::Sink { doing: "taking the store's snapshot".into(), cause: e.into() })?;
         blocks.flush().map_err(stream("writing the store into the backup"))?;
         self.put(&[0; 4]).map_err(stream("writing the store into the backup"))
     }
@@ -335,7 +335,7 @@ fn file<R: Read>(input: &mut Input<R>, all_files: &mut u64, sink: &mut dyn Sink)
     }
     let bytes = input.bytes(length).map_err(reading())?;
     let doing = || format!("taking {} out of the backup", path.as_str());
-    sink.file(&path, mode, &bytes).map_err(|source| BackupError::Sink { doing: doing(), source })?;
+    sink.file(&path, mode, &bytes).map_err(|cause| BackupError::Sink { doing: doing(), cause })?;
     Ok(path)
 }
 
@@ -349,7 +349,7 @@ fn snapshot<R: Read>(input: &mut Input<R>, sink: &mut dyn Sink) -> Result<(u64, 
         let error = snapshot.from.from.read(&mut [0]).err().unwrap_or_else(|| io::Error::other("it failed before"));
         return Err(stream(doing)(error));
     }
-    let revision = taken.map_err(|source| BackupError::Sink { doing: doing.into(), source })?;
+    let revision = taken.map_err(|cause| BackupError::Sink { doing: doing.into(), cause })?;
     if snapshot.read(&mut [0]).map_err(stream(doing))? != 0 {
         return Err(BackupError::Contents("more of the store than the store reads".into()));
     }

@@ -3,18 +3,19 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why a backup could not be made, kept or read.
+/// Why a backup could not be made, kept or read. Each says its cause itself, and so has no `source`: whoever prints the chain
+/// would print it twice.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
     /// A file or folder.
-    #[error("{doing} {}: {source}", path.display())]
+    #[error("{doing} {}: {cause}", path.display())]
     File {
         /// What was being done.
         doing: &'static str,
         /// On which path.
         path: PathBuf,
         /// The system's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// There is no key, or what is there is none.
     #[error("the backup key {}: {what}", path.display())]
@@ -49,20 +50,20 @@ pub enum BackupError {
     #[error("the backup holds what no backup may: {0}; nothing of it is used")]
     Contents(String),
     /// What takes the contents refused them.
-    #[error("{doing}: {source}")]
+    #[error("{doing}: {cause}")]
     Sink {
         /// What was being done.
         doing: String,
         /// Why it was refused.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        cause: Box<dyn std::error::Error + Send + Sync>,
     },
     /// Reading or writing the stream itself.
-    #[error("{doing}: {source}")]
+    #[error("{doing}: {cause}")]
     Stream {
         /// What was being done.
         doing: &'static str,
         /// The system's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A place for backups that makes no sense.
     #[error("{text:?} is no place for backups: {what}")]
@@ -90,14 +91,14 @@ pub type Result<T, E = BackupError> = std::result::Result<T, E>;
 /// Names what was being done to a path.
 pub(crate) fn at(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BackupError {
     let path = path.to_owned();
-    move |source| BackupError::File { doing, path, source }
+    move |cause| BackupError::File { doing, path, cause }
 }
 
 /// An error of a stream; one of ours that travelled through `std::io` is taken out again.
 pub(crate) fn stream(doing: &'static str) -> impl FnOnce(io::Error) -> BackupError {
-    move |source| match source.downcast::<BackupError>() {
+    move |cause| match cause.downcast::<BackupError>() {
         Ok(ours) => ours,
-        Err(source) => BackupError::Stream { doing, source },
+        Err(cause) => BackupError::Stream { doing, cause },
     }
 }
 

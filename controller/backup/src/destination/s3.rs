@@ -24,6 +24,8 @@ const CONNECT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(60);
 /// A listing ends here, whatever the server says.
 const MAX_LISTED: usize = 1_000_000;
+/// Characters of an error.
+const MAX_DETAIL: usize = 500;
 
 /// A bucket and where in it.
 pub(super) struct Bucket {
@@ -127,7 +129,8 @@ async fn parts(file: &mut File, path: &Path, upload: &mut dyn MultipartUpload, a
     }
 }
 
-/// An error with its chain of reasons; none of them holds a credential.
+/// An error with its chain of reasons, none of which holds a credential. Part of it is the server's own words: they are
+/// shortened, and nothing in them steers a terminal.
 fn remote(doing: &'static str, address: &str, error: &object_store::Error) -> BackupError {
     let mut detail = error.to_string();
     let mut source = std::error::Error::source(error);
@@ -138,5 +141,7 @@ fn remote(doing: &'static str, address: &str, error: &object_store::Error) -> Ba
         }
         source = reason.source();
     }
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    let detail = detail.chars().map(plain).take(MAX_DETAIL).collect();
     BackupError::Remote { doing, at: address.to_owned(), detail }
 }
