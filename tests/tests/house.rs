@@ -69,7 +69,7 @@ fn allowed(name: &str) -> Option<&'static [&'static str]> {
 }
 
 /// The program puts everything together, and the tests and benches look at everything.
-const UNBOUND: &[&str] = &["causeway-cli", "causeway-tests", "causeway-bench-net"];
+const UNBOUND: &[&str] = &["causeway-cli", "causeway-tests", "causeway-bench-net", "causeway-test-disk"];
 
 #[test]
 fn rooms_know_the_api_and_not_each_other() {

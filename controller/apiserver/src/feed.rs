@@ -9,7 +9,7 @@ mod topics;
 
 use crate::object::Object;
 use crate::status::{ApiError, ApiResult};
-use causeway_store::{ListRequest, Revision, Store, StoreError, WatchEvent};
+use causeway_store::{Revision, Store, StoreError, WatchEvent};
 use futures::StreamExt;
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -219,22 +219,19 @@ impl Feed {
 
     async fn load(&self) -> Result<Revision, StoreError> {
         let mut grouped: HashMap<String, BTreeMap<String, Arc<Object>>> = HashMap::new();
-        let mut request = ListRequest { prefix: ROOT.to_owned(), limit: 2000, ..ListRequest::default() };
-        let revision = loop {
-            let page = self.store.list(request.clone()).await?;
-            for kv in &page.items {
+        let mut streamed = self.store.stream(ROOT).await?;
+        let revision = streamed.revision;
+        while let Some(page) = streamed.pages.next().await {
+            for kv in page? {
                 let Some(prefix) = prefix_of(&kv.key) else { continue };
-                match Object::decode(kv) {
+                match Object::decode(&kv) {
                     Ok(object) => {
                         grouped.entry(prefix.to_owned()).or_default().insert(kv.key.clone(), Arc::new(object));
                     }
                     Err(error) => tracing::error!(key = kv.key, %error, "stored value is no JSON object; passed over"),
                 }
             }
-            let Some(last) = page.items.last().filter(|_| page.remaining > 0) else { break page.revision };
-            request.start_after = Some(last.key.clone());
-            request.at = Some(page.revision);
-        };
+        }
         *self.start.write() = revision;
         let known: Vec<String> = self.caches.read().keys().cloned().collect();
         for prefix in known {

@@ -34,8 +34,13 @@ fn platform() -> &'static str {
 impl Server {
     /// Runs the checks of an endpoint (or the one that is named) and tells about them.
     pub(crate) async fn health(&self, endpoint: &str, only: &[&str], incoming: &Incoming) -> ApiResult<Reply> {
+        let store = self.engine.store.health();
         let mut checks: Vec<(&str, Result<(), String>)> = vec![("ping", Ok(())), ("log", Ok(()))];
-        if endpoint != "livez" {
+        if endpoint == "livez" {
+            // Starting again makes no room on a disk: only what cannot be read is a reason to.
+            checks.push(("etcd", store.reads.clone()));
+        } else {
+            checks.push(("etcd-readiness", store.verdict()));
             let fed = tokio::time::timeout(Duration::from_secs(2), self.engine.feed.catch_up()).await;
             let fed = match fed {
                 Ok(Ok(())) => Ok(()),

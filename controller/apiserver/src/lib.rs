@@ -103,7 +103,7 @@ impl ApiServer {
             tokens: Arc::new(Tokens::new(pki.service_account_key_pem(), &config.cluster.domain)?),
             authorizer: Arc::new(authz::Interim),
             relay: NodeRelay::new(config.kubelet_dialer.clone(), serve::client_tls(pki.ca_pem(), &to_kubelets)?),
-            metrics: Arc::new(metrics::Metrics::new()?),
+            metrics: Arc::new(metrics::Metrics::new(&*engine.store)?),
             ca_pem: pki.ca_pem().to_owned(),
             engine: engine.clone(),
             shutdown: stop.clone(),

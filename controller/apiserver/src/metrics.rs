@@ -3,6 +3,7 @@
 use crate::catalog::Served;
 use crate::engine::Engine;
 use crate::request::{Query, Target};
+use causeway_store::Store;
 use http::{Method, Uri};
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use std::time::Duration;
@@ -36,9 +37,12 @@ impl Drop for Watching {
 }
 
 impl Metrics {
-    /// A fresh set.
-    pub fn new() -> Result<Self, prometheus::Error> {
+    /// A fresh set, with those of the store.
+    pub fn new(store: &dyn Store) -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
+        for collector in store.collectors() {
+            registry.register(collector)?;
+        }
         let request_labels = ["verb", "group", "version", "resource", "subresource", "code"];
         let requests = IntCounterVec::new(
             Opts::new("apiserver_request_total", "Requests by verb, resource and HTTP code"),

@@ -290,6 +290,14 @@ impl From<StoreError> for ApiError {
                 full.0.retry_after = Some(10);
                 full
             }
+            StoreError::TooLarge { .. } => Self::new(413, "RequestEntityTooLarge", error.to_string()),
+            StoreError::Overloaded { .. } => {
+                let mut busy = Self::new(429, "TooManyRequests", error.to_string());
+                busy.0.retry_after = Some(1);
+                busy
+            }
+            // No client may take it for refused and write again without a look.
+            StoreError::OutcomeUnknown { .. } => Self::new(504, "Timeout", error.to_string()),
             other => Self::internal(other),
         }
     }

@@ -5,6 +5,8 @@
 mod crud;
 #[path = "it/custom.rs"]
 mod custom;
+#[path = "it/health.rs"]
+mod health;
 #[path = "it/identity.rs"]
 mod identity;
 #[path = "it/join.rs"]

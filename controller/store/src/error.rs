@@ -1,9 +1,33 @@
 //! Why a store operation failed, in words for the person who runs the cluster.
 
 use crate::{KeyValue, Revision};
+use std::path::PathBuf;
 
 /// The store's result.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+/// A place where the store's files are not what was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// The file.
+    pub file: PathBuf,
+    /// Where in it, in bytes.
+    pub offset: u64,
+    /// The first revision that cannot be read, as far as known.
+    pub revision: Option<Revision>,
+    /// What is wrong.
+    pub what: String,
+}
+
+impl std::fmt::Display for Damage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} at offset {}", self.file.display(), self.offset)?;
+        if let Some(revision) = self.revision {
+            write!(f, " (revision {revision})")?;
+        }
+        write!(f, ": {}", self.what)
+    }
+}
 
 /// Why a store operation failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -46,11 +70,40 @@ pub enum StoreError {
         /// The newest.
         current: Revision,
     },
+    /// The write is larger than the store takes. Nothing was written.
+    #[error("{key}: request is too large: {bytes} bytes, the store takes {limit}")]
+    TooLarge {
+        /// The (first) key.
+        key: String,
+        /// How large it was.
+        bytes: usize,
+        /// How large it may be.
+        limit: usize,
+    },
+    /// A transaction that makes no sense. Nothing was written.
+    #[error("the transaction is not valid: {0}")]
+    InvalidTransaction(String),
     /// The device is full: nothing was written.
     #[error("the disk under the store is full: free space in {path}, writes are refused until then")]
     DiskFull {
         /// The store's folder.
         path: String,
+    },
+    /// More writes wait than the device can take. Nothing was written.
+    #[error("the store is overloaded: {key} waited {seconds} s for its turn; the disk is too slow, try again")]
+    Overloaded {
+        /// The (first) key.
+        key: String,
+        /// How long it waited.
+        seconds: u64,
+    },
+    /// The write may or may not have happened.
+    #[error("{doing}: the outcome is unknown, read before trying again: {detail}")]
+    OutcomeUnknown {
+        /// What was being done.
+        doing: String,
+        /// Why it is not known.
+        detail: String,
     },
     /// Another process holds the store.
     #[error("the store in {path} is in use by another process: {detail}")]
@@ -60,7 +113,13 @@ pub enum StoreError {
         /// Who, as far as known.
         detail: String,
     },
-    /// The engine failed.
+    /// The store's files are not what was written.
+    #[error(
+        "the store is damaged: {0}. Nothing was changed; `causeway store check` tells all of it, `causeway store restore` \
+         brings back a backup, `causeway store salvage` goes on with what is whole before the damage"
+    )]
+    Damaged(Box<Damage>),
+    /// The engine failed. Nothing was written.
     #[error("store engine, while {doing}: {detail}")]
     Engine {
         /// What was being done.

@@ -5,4 +5,5 @@ mod it {
     pub mod conformance;
     pub mod crash;
     pub mod faults;
+    pub mod recovery;
 }

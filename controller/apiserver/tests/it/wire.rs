@@ -4,19 +4,19 @@ use crate::support::{Running, start};
 use http::{Method, Request};
 use serde_json::{Value, json};
 
-struct Answer {
-    code: u16,
-    text: String,
+pub struct Answer {
+    pub code: u16,
+    pub text: String,
     warnings: Vec<String>,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {}", self.text))
     }
 }
 
-async fn ask(
+pub async fn ask(
     running: &Running,
     method: Method,
     path: &str,
@@ -40,7 +40,7 @@ async fn ask(
 type Case = (Method, &'static str, &'static [(&'static str, &'static str)], &'static str, u16, &'static str);
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
-const JSON: (&str, &str) = ("content-type", "application/json");
+pub const JSON: (&str, &str) = ("content-type", "application/json");
 
 async fn refused(
     running: &Running,

@@ -2,7 +2,7 @@
 //! reads at a revision; compaction.
 
 use bytes::Bytes;
-use causeway_store::{ListRequest, Revision, SledOptions, SledStore, Store, StoreError, WatchEvent};
+use causeway_store::{ListRequest, Revision, SledOptions, SledStore, Store, StoreError, WatchEvent, Write};
 use futures::StreamExt;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -185,16 +185,22 @@ async fn compaction_forgets_the_past_and_keeps_the_present() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn history_is_bounded_without_being_asked() {
+async fn history_is_kept_by_time_and_bounded_by_bytes() {
     let dir = tempfile::tempdir().unwrap();
-    let options = SledOptions { max_history: 500, ..SledOptions::default() };
+    let options = SledOptions { max_history_bytes: 1 << 20, ..SledOptions::default() };
     let s = SledStore::open(dir.path(), options).unwrap();
     let mut rev = s.create("/r/a", "0".into()).await.unwrap().mod_revision;
-    for _ in 0..2000 {
+    // Many changes are no reason to forget any.
+    for _ in 0..30 {
         rev = s.update("/r/a", "x".into(), rev).await.unwrap().mod_revision;
     }
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(s.compacted().await.unwrap(), 0);
     for _ in 0..200 {
-        if s.compacted().await.unwrap() + 600 > rev {
+        rev = s.update("/r/a", vec![b'x'; 16 << 10].into(), rev).await.unwrap().mod_revision;
+    }
+    for _ in 0..200 {
+        if s.compacted().await.unwrap() > 0 {
             return;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -203,22 +209,129 @@ async fn history_is_bounded_without_being_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_watcher_is_told_to_list_again() {
+async fn history_ends_after_its_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = SledOptions { history: Duration::from_secs(2), ..SledOptions::default() };
+    let s = SledStore::open(dir.path(), options.clone()).unwrap();
+    let first = s.create("/r/a", "0".into()).await.unwrap();
+    let second = s.update("/r/a", "1".into(), first.mod_revision).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(20), async {
+        while s.compacted().await.unwrap() < second.mod_revision {
+            assert!(s.get("/r/a", Some(second.mod_revision)).await.unwrap().0.is_some());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await
+    .unwrap();
+    // What was forgotten stays so.
+    drop(s);
+    let s = SledStore::open(dir.path(), options).unwrap();
+    assert_eq!(s.compacted().await.unwrap(), second.mod_revision);
+    assert_eq!(s.get("/r/a", None).await.unwrap().0, Some(second));
+    assert!(matches!(s.watch("/r/", first.mod_revision).await.err(), Some(StoreError::Compacted { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_watcher_misses_nothing_that_is_kept_and_is_told_when_it_is_not() {
     let (_dir, s) = open();
-    let mut watch = s.watch("/r/", 1).await.unwrap();
+    let (mut slow, mut slower) = (s.watch("/r/", 1).await.unwrap(), s.watch("/r/", 1).await.unwrap());
     let mut rev = s.create("/r/a", "0".into()).await.unwrap().mod_revision;
     for _ in 0..6000 {
         rev = s.update("/r/a", "x".into(), rev).await.unwrap().mod_revision;
     }
-    let mut seen = 0;
-    loop {
-        match watch.next().await.unwrap() {
-            Ok(event) => seen = revision_of(&event).unwrap_or(seen),
-            Err(StoreError::Compacted { .. }) => break,
-            Err(other) => panic!("{other}"),
-        }
-        assert!(seen < rev, "the watcher saw everything: nothing was bounded");
+    for want in 2..=rev {
+        assert_eq!(revision_of(&next_change(&mut slow).await), Some(want));
     }
+    s.compact(rev).await.unwrap();
+    assert!(matches!(slower.next().await.unwrap(), Err(StoreError::Compacted { .. })));
+    assert!(slower.next().await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_is_all_or_nothing_and_seen_as_one() {
+    let (_dir, s) = open();
+    let a = s.create("/r/a", "1".into()).await.unwrap();
+    let mut watch = s.watch("/r/", a.mod_revision).await.unwrap();
+    let create = |key: &str| Write::Create { key: key.to_owned(), value: "new".into() };
+    // One that is not as expected: nothing happens, no revision is taken.
+    let stale = Write::Update { key: "/r/a".into(), value: "2".into(), expected: 99 };
+    assert!(matches!(s.write(vec![create("/r/b"), stale]).await, Err(StoreError::Conflict { .. })));
+    assert!(matches!(s.write(vec![create("/r/b"), create("/r/a")]).await, Err(StoreError::AlreadyExists { .. })));
+    assert_eq!(s.revision().await.unwrap(), a.mod_revision);
+    let twice = s.write(vec![create("/r/b"), create("/r/b")]).await;
+    assert!(matches!(twice, Err(StoreError::InvalidTransaction(_))), "{twice:?}");
+    assert!(matches!(s.write(Vec::new()).await, Err(StoreError::InvalidTransaction(_))));
+    let done = s
+        .write(vec![
+            create("/r/b"),
+            Write::Delete { key: "/r/a".into(), expected: Some(a.mod_revision) },
+            create("/r/c"),
+        ])
+        .await
+        .unwrap();
+    assert_eq!(done.iter().map(|(kv, _)| kv.key.as_str()).collect::<Vec<_>>(), ["/r/b", "/r/a", "/r/c"]);
+    assert_eq!(done[1].0, a);
+    assert_eq!(s.revision().await.unwrap(), done[2].1);
+    for (kv, revision) in &done {
+        let event = next_change(&mut watch).await;
+        assert_eq!(revision_of(&event), Some(*revision));
+        match event {
+            WatchEvent::Put { kv: seen, prev: None } => assert_eq!(&seen, kv),
+            WatchEvent::Delete { prev, .. } => assert_eq!(prev, a),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_large_is_refused_and_nothing_written() {
+    let (_dir, s) = open();
+    let value = vec![0u8; causeway_store::MAX_REQUEST];
+    let error = s.create("/r/a", value.clone().into()).await.unwrap_err();
+    assert!(matches!(error, StoreError::TooLarge { .. }), "{error}");
+    let key = format!("/r/{}", "k".repeat(causeway_store::MAX_KEY));
+    assert!(matches!(s.create(&key, "x".into()).await, Err(StoreError::TooLarge { .. })));
+    let largest = Bytes::from(value[..causeway_store::MAX_REQUEST - 4].to_vec());
+    let kv = s.create("/r/a", largest.clone()).await.unwrap();
+    assert_eq!(s.get("/r/a", None).await.unwrap().0.unwrap().value, largest);
+    assert_eq!(kv.mod_revision, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counts_and_streams_at_one_revision() {
+    let (_dir, s) = open();
+    for i in 0..2500 {
+        s.create(&format!("/r/k{i:04}"), Bytes::from(vec![b'x'; 2000])).await.unwrap();
+    }
+    s.create("/s/other", "x".into()).await.unwrap();
+    assert_eq!(s.count("/r/").await.unwrap().0, 2500);
+    let mut streamed = s.stream("/r/").await.unwrap();
+    let revision = s.revision().await.unwrap();
+    assert_eq!(streamed.revision, revision);
+    // What happens meanwhile is not seen, and neither does a compaction take anything away.
+    for i in 0..2500 {
+        s.delete(&format!("/r/k{i:04}"), None).await.unwrap();
+    }
+    s.compact(s.revision().await.unwrap()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    let mut keys = Vec::new();
+    while let Some(page) = streamed.pages.next().await {
+        let page = page.unwrap();
+        assert!(page.iter().map(|kv| kv.value.len()).sum::<usize>() < 2 << 20);
+        keys.extend(page.into_iter().map(|kv| kv.key));
+    }
+    assert_eq!(keys, (0..2500).map(|i| format!("/r/k{i:04}")).collect::<Vec<_>>());
+    assert_eq!(s.count("/r/").await.unwrap().0, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn progress_comes_when_it_is_asked_for() {
+    let (_dir, s) = open();
+    let mut watch = s.watch("/quiet/", 1).await.unwrap();
+    let kv = s.create("/loud/x", "1".into()).await.unwrap();
+    s.request_progress().await.unwrap();
+    let event = tokio::time::timeout(Duration::from_secs(2), watch.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(event, WatchEvent::Progress(kv.mod_revision));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -61,7 +61,7 @@ async fn a_lock_that_is_about_to_go_is_waited_for() {
     let dir = tempfile::tempdir().unwrap();
     drop(SledStore::open(dir.path(), SledOptions::default()).unwrap());
     // As a child has it that was forked and is not another program yet.
-    let file = std::fs::File::open(dir.path().join("sled/db")).unwrap();
+    let file = std::fs::File::open(dir.path().join("values-1/db")).unwrap();
     let held = Flock::lock(file, FlockArg::LockExclusive).unwrap();
     let letting_go = std::thread::spawn(move || {
         std::thread::sleep(std::time::Duration::from_millis(300));

@@ -1,0 +1,98 @@
+//! What the store keeps on disk, and in which form.
+//!
+//! In: batches of entries, and the state at a revision. Out: the same, read back and checked. Three modules: [`frames`]
+//! is the form of every file, [`log`] makes writes durable, [`snapshot`] holds the state at one revision so that the
+//! log before it can go. Log and snapshot together are the whole truth; everything else can be made from them.
+
+pub(crate) mod frames;
+pub(crate) mod lock;
+pub(crate) mod log;
+pub(crate) mod snapshot;
+
+use crate::{Damage, Revision, StoreError};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// One write. Borrowed, so that a file is read without a copy of every value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record<'a> {
+    pub revision: Revision,
+    /// Revision of the write that created the key; of a deletion, that of what was deleted.
+    pub create_revision: Revision,
+    pub key: &'a str,
+    /// `None` for a deletion.
+    pub value: Option<&'a [u8]>,
+}
+
+/// What a frame of the log holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Entry<'a> {
+    #[serde(borrow)]
+    Write(Record<'a>),
+    /// History up to this revision was forgotten.
+    Compacted(Revision),
+}
+
+/// Why a file could not be read.
+#[derive(Debug)]
+pub(crate) enum ReadError {
+    /// The device failed: nothing is known about the data.
+    Io(PathBuf, io::Error),
+    /// The data is not what was written.
+    Damaged(Damage),
+}
+
+impl ReadError {
+    pub fn damaged(file: &Path, offset: u64, revision: Option<Revision>, what: impl Into<String>) -> Self {
+        Self::Damaged(Damage { file: file.to_owned(), offset, revision, what: what.into() })
+    }
+}
+
+impl From<ReadError> for StoreError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Io(path, e) => failed("reading", &path)(e),
+            ReadError::Damaged(damage) => Self::Damaged(Box::new(damage)),
+        }
+    }
+}
+
+/// An I/O error of something done to a file.
+pub(crate) fn failed<'a>(doing: &'a str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + 'a {
+    move |e| match e.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            StoreError::DiskFull { path: path.display().to_string() }
+        }
+        _ => StoreError::Engine { doing: format!("{doing} {}", path.display()), detail: e.to_string() },
+    }
+}
+
+/// Makes the names in a folder durable.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// `fsync` of every file below a folder, and of the folders.
+pub(crate) fn sync_tree(dir: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        match path.is_dir() {
+            true => sync_tree(&path)?,
+            false => File::open(&path)?.sync_all()?,
+        }
+    }
+    sync_dir(dir)
+}
+
+/// Bytes of all files below a folder; what vanishes meanwhile counts nothing.
+pub(crate) fn size_of(dir: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    let sizes = entries.flatten().map(|entry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() => size_of(&entry.path()),
+        Ok(meta) => meta.len(),
+        Err(_) => 0,
+    });
+    sizes.sum()
+}

@@ -1,0 +1,222 @@
+//! The housekeeper: a thread that forgets history that is old enough, writes snapshots so that the log stays short, and
+//! makes the values anew where sled has failed.
+//!
+//! In: the clock, the log's length, and who found sled failing. Out: compactions (through the writer, which logs
+//! them), snapshots, fresh values. All three in one thread, so that none meets another.
+
+use super::shared::Shared;
+use super::values::{self, Values};
+use super::writer::Request;
+use super::{SledOptions, open};
+use crate::disk::log::Log;
+use crate::disk::{failed, size_of, snapshot, sync_dir};
+use crate::{Result, Revision, StoreError};
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::fs;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+
+/// How often the housekeeper looks.
+const NAP: Duration = Duration::from_millis(500);
+/// How often files are counted.
+const MEASURE: Duration = Duration::from_secs(10);
+/// Changes that are compacted under one lock.
+const PORTION: usize = 1000;
+
+pub(crate) struct Housekeeper {
+    pub shared: Arc<Shared>,
+    pub log: Arc<Mutex<Log>>,
+    pub options: SledOptions,
+    /// A weak one: the writer ends when the store lets go of it.
+    pub requests: mpsc::WeakSender<Request>,
+    /// Bytes of the newest snapshot.
+    pub snapshot_bytes: u64,
+}
+
+impl Housekeeper {
+    /// Works until the store closes its end of `heal`.
+    pub fn run(mut self, heal: &Receiver<Wake>) {
+        self.shared.set_keeper();
+        let mut marks: VecDeque<Mark> = VecDeque::new();
+        let (mut dropped, mut snapshot_failed, mut measured) = (0, None::<Instant>, None::<Instant>);
+        loop {
+            match heal.recv_timeout(NAP) {
+                Ok(Wake::Heal(generation)) => self.heal(generation),
+                Ok(Wake::Save(reply)) => {
+                    let renewed =
+                        self.log.lock().renew().map_err(failed("closing the log's segment in", &self.shared.dir));
+                    let _ = reply.send(renewed.and_then(|()| self.snapshot()));
+                }
+                Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            self.look_for_room();
+            self.compact_old(&mut marks);
+            let unread = self.shared.unread();
+            if unread > dropped {
+                match self.drop_unread(unread) {
+                    Ok(()) => dropped = unread,
+                    Err(error) => tracing::warn!(%error, "old values were not dropped; they are tried again"),
+                }
+            }
+            let log = self.log.lock().sealed_bytes();
+            let due = log > self.options.log.max(self.snapshot_bytes);
+            if due && snapshot_failed.is_none_or(|at| at.elapsed() > Duration::from_secs(30)) {
+                snapshot_failed = None;
+                if let Err(error) = self.snapshot() {
+                    tracing::warn!(%error, "no snapshot was written; the log grows until one is");
+                    snapshot_failed = Some(Instant::now());
+                }
+            }
+            if measured.is_none_or(|at| at.elapsed() >= MEASURE) {
+                measured = Some(Instant::now());
+                self.measure(log);
+            }
+        }
+    }
+
+    /// A full disk is told before a write meets it, and no longer than it is full.
+    fn look_for_room(&self) {
+        let full = StoreError::DiskFull { path: self.shared.dir.display().to_string() }.to_string();
+        let status = &self.shared.status;
+        let told = status.health().writes == Err(full.clone());
+        match super::writer::has_room(&self.shared.dir, self.options.reserve) {
+            true if told => status.set_writes(None),
+            false if !told => status.set_writes(Some(full)),
+            _ => {}
+        }
+    }
+
+    /// Has the writer log that what is older than the options say is forgotten.
+    fn compact_old(&self, marks: &mut VecDeque<Mark>) {
+        let (revision, written) = (self.shared.revision(), self.shared.status.written.get());
+        if marks.back().is_none_or(|mark| mark.revision < revision) {
+            marks.push_back(Mark { at: Instant::now(), revision, written });
+        }
+        let mut target = 0;
+        // Time is the measure, but memory and disk have an end.
+        let old = |mark: &Mark| {
+            mark.at.elapsed() >= self.options.history || written - mark.written > self.options.max_history_bytes
+        };
+        while let Some(mark) = marks.front().filter(|mark| old(mark)) {
+            target = mark.revision;
+            marks.pop_front();
+        }
+        if target <= self.shared.compacted() {
+            return;
+        }
+        let Some(requests) = self.requests.upgrade() else { return };
+        let (reply, _answer) = oneshot::channel();
+        // Where the queue is full, the next mark does it: the writer may be waiting for this thread.
+        if requests.try_send(Request::Compact { revision: target, reply }).is_err() {
+            marks.push_front(Mark { at: Instant::now(), revision: target, written });
+        }
+    }
+
+    fn drop_unread(&self, upto: Revision) -> Result<()> {
+        loop {
+            let (gone, done) = self.shared.state.write().index.compact(upto, PORTION);
+            if !gone.is_empty() {
+                self.shared.values()?.remove(&gone)?;
+            }
+            if done {
+                return Ok(());
+            }
+        }
+    }
+
+    fn measure(&self, log: u64) {
+        let status = &self.shared.status;
+        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        status.size.set(number(size_of(&self.shared.dir)));
+        status.log.set(number(log));
+        status.compacted.set(number(self.shared.compacted()));
+        let state = self.shared.state.read();
+        status.revision.set(number(state.revision));
+        status.keys.set(number(state.index.len() as u64));
+    }
+
+    /// Writes a snapshot of what is there now and removes what it makes superfluous.
+    fn snapshot(&mut self) -> Result<()> {
+        let begin = Instant::now();
+        let pin = self.shared.pin(None)?;
+        let (path, _) = snapshot::write_file(&self.shared.dir, pin.revision, self.shared.compacted(), |writer| {
+            self.shared.fill(&pin, |revisions, key, value| {
+                writer.push(revisions, key, value).map_err(failed("writing a snapshot in", &self.shared.dir))
+            })
+        })?;
+        self.snapshot_bytes = fs::metadata(&path).map_or(0, |meta| meta.len());
+        for (revision, old) in snapshot::files(&self.shared.dir)? {
+            if revision < pin.revision {
+                fs::remove_file(&old).map_err(failed("removing", &old))?;
+            }
+        }
+        let old = self.log.lock().take_sealed(pin.revision);
+        for segment in &old {
+            fs::remove_file(&segment.path).map_err(failed("removing", &segment.path))?;
+        }
+        let log = self.shared.dir.join(open::LOG);
+        sync_dir(&log).and_then(|()| sync_dir(&self.shared.dir)).map_err(failed("syncing", &log))?;
+        self.shared.status.snapshot.observe(begin.elapsed().as_secs_f64());
+        tracing::debug!(revision = pin.revision, segments = old.len(), took = ?begin.elapsed(), "snapshot written");
+        Ok(())
+    }
+
+    /// Makes the values anew, if those of this generation are still in use.
+    fn heal(&self, generation: u64) {
+        if self.shared.generation() > generation {
+            return;
+        }
+        match self.make_anew(generation + 1) {
+            Ok(()) => {
+                self.shared.status.set_reads(None);
+                self.shared.generation.send_replace(generation + 1);
+                tracing::warn!(generation = generation + 1, "sled's values were made anew from the log");
+            }
+            Err(error) => {
+                self.shared.places.write().next = None;
+                self.shared.status.set_reads(Some(error.to_string()));
+                tracing::error!(%error, "sled's values could not be made anew");
+            }
+        }
+    }
+
+    fn make_anew(&self, generation: u64) -> Result<()> {
+        let fresh = Arc::new(Values::create(&self.shared.dir, generation, self.shared.cache)?);
+        // From here on the writer writes to both.
+        self.shared.places.write().next = Some(fresh.clone());
+        let wanted = |key: &str, revision| self.shared.state.read().index.has(key, revision);
+        open::fill(&self.shared.dir, &fresh, &wanted)?;
+        let old = {
+            let mut places = self.shared.places.write();
+            places.next = None;
+            places.current.replace(fresh)
+        };
+        drop(old);
+        values::remove_others(&self.shared.dir, Some(generation)).or_else(|error: StoreError| {
+            tracing::warn!(%error, "sled's old values were not removed; the next start does that");
+            Ok(())
+        })
+    }
+}
+
+/// How far the store was at a time.
+struct Mark {
+    at: Instant,
+    revision: Revision,
+    /// Bytes written until then.
+    written: u64,
+}
+
+/// What the housekeeper is woken for.
+#[derive(Debug)]
+pub(crate) enum Wake {
+    /// Values of this generation are no good.
+    Heal(u64),
+    /// A snapshot is wanted now.
+    Save(SyncSender<Result<()>>),
+    Stop,
+}

@@ -1,0 +1,237 @@
+//! Which keys there are, at which revisions. In: every write, in order. Out: pages, counts and changes at any revision
+//! since the last compaction, without a look at a value.
+//!
+//! Pure. About 100 bytes and the key for each key, and 40 bytes for each change that is not compacted yet.
+
+use crate::Revision;
+use smallvec::SmallVec;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
+use std::sync::Arc;
+
+/// One state of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Version {
+    pub revision: Revision,
+    pub create_revision: Revision,
+    pub deleted: bool,
+}
+
+/// A key that one revision wrote: how it was before, and after.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub key: Arc<str>,
+    pub new: Version,
+    pub prev: Option<Version>,
+}
+
+#[derive(Default)]
+pub(crate) struct Index {
+    /// Versions in ascending order; the oldest may be from before the last compaction.
+    keys: BTreeMap<Arc<str>, SmallVec<[Version; 1]>>,
+    /// What each revision after the last compaction wrote.
+    changes: VecDeque<(Revision, Arc<str>)>,
+}
+
+/// The version that a reader at `at` sees.
+fn visible(versions: &[Version], at: Revision) -> Option<Version> {
+    let after = versions.partition_point(|v| v.revision <= at);
+    after.checked_sub(1).and_then(|i| versions.get(i)).copied()
+}
+
+impl Index {
+    /// Adds a write. Revisions ascend.
+    pub fn apply(&mut self, key: &str, version: Version) {
+        let key = self.insert(key, version);
+        self.changes.push_back((version.revision, key));
+    }
+
+    /// Adds a version of a snapshot, where revisions ascend for each key only. [`Self::loaded`] ends it.
+    pub fn load(&mut self, key: &str, version: Version, compacted: Revision) {
+        let key = self.insert(key, version);
+        if version.revision > compacted {
+            self.changes.push_back((version.revision, key));
+        }
+    }
+
+    /// All of the snapshot is there.
+    pub fn loaded(&mut self) {
+        self.changes.make_contiguous().sort_unstable_by_key(|(revision, _)| *revision);
+    }
+
+    fn insert(&mut self, key: &str, version: Version) -> Arc<str> {
+        if let Some((known, _)) = self.keys.get_key_value(key) {
+            let known = known.clone();
+            if let Some(versions) = self.keys.get_mut(key) {
+                versions.push(version);
+            }
+            return known;
+        }
+        let key: Arc<str> = key.into();
+        self.keys.insert(key.clone(), SmallVec::from_elem(version, 1));
+        key
+    }
+
+    /// The newest version of a key that is there.
+    pub fn newest(&self, key: &str) -> Option<Version> {
+        self.keys.get(key)?.last().copied().filter(|v| !v.deleted)
+    }
+
+    /// The version of a key that a reader at a revision sees.
+    pub fn at(&self, key: &str, at: Revision) -> Option<Version> {
+        visible(self.keys.get(key)?, at).filter(|v| !v.deleted)
+    }
+
+    /// Whether this very version is kept.
+    pub fn has(&self, key: &str, revision: Revision) -> bool {
+        self.keys.get(key).is_some_and(|versions| versions.binary_search_by_key(&revision, |v| v.revision).is_ok())
+    }
+
+    fn below<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&str>,
+    ) -> impl Iterator<Item = (&'a Arc<str>, &'a SmallVec<[Version; 1]>)> {
+        let start = match after {
+            Some(key) if key >= prefix => Bound::Excluded(key),
+            _ => Bound::Included(prefix),
+        };
+        self.keys.range::<str, _>((start, Bound::Unbounded)).take_while(move |(key, _)| key.starts_with(prefix))
+    }
+
+    /// At most `limit` keys of a prefix as of a revision, behind a key.
+    pub fn page(&self, prefix: &str, after: Option<&str>, limit: usize, at: Revision) -> Vec<(Arc<str>, Version)> {
+        self.below(prefix, after)
+            .filter_map(|(key, versions)| Some((key.clone(), visible(versions, at).filter(|v| !v.deleted)?)))
+            .take(limit)
+            .collect()
+    }
+
+    /// How many keys of a prefix there are as of a revision, behind a key.
+    pub fn count(&self, prefix: &str, after: Option<&str>, at: Revision) -> usize {
+        self.below(prefix, after).filter(|(_, versions)| visible(versions, at).is_some_and(|v| !v.deleted)).count()
+    }
+
+    /// Every version up to a revision of at most `limit` keys behind a key: what a snapshot holds.
+    pub fn versions(&self, after: Option<&str>, limit: usize, upto: Revision) -> Vec<(Arc<str>, Vec<Version>)> {
+        self.below("", after)
+            .take(limit)
+            .map(|(key, versions)| {
+                (key.clone(), versions.iter().filter(|v| v.revision <= upto).copied().collect::<Vec<_>>())
+            })
+            .collect()
+    }
+
+    /// At most `limit` changes in `(after, upto]`.
+    pub fn changes(&self, after: Revision, upto: Revision, limit: usize) -> Vec<Change> {
+        let from = self.changes.partition_point(|(revision, _)| *revision <= after);
+        let changes = self.changes.range(from..).take_while(|(revision, _)| *revision <= upto).take(limit);
+        changes
+            .filter_map(|(revision, key)| {
+                let versions = self.keys.get(key)?;
+                let new = visible(versions, *revision)?;
+                let prev = visible(versions, revision - 1).filter(|v| !v.deleted);
+                Some(Change { key: key.clone(), new, prev })
+            })
+            .collect()
+    }
+
+    /// Forgets what no reader at `upto` or later sees, of at most `limit` changes. Returns the revisions whose values
+    /// can go, and whether that was all.
+    pub fn compact(&mut self, upto: Revision, limit: usize) -> (Vec<Revision>, bool) {
+        let mut gone = Vec::new();
+        for _ in 0..limit {
+            let Some((_, key)) = self.changes.front().filter(|(revision, _)| *revision <= upto) else {
+                return (gone, true);
+            };
+            let key = key.clone();
+            self.changes.pop_front();
+            let Some(versions) = self.keys.get_mut(&key) else { continue };
+            let after = versions.partition_point(|v| v.revision <= upto);
+            // The newest of the old ones is what such a reader sees, unless it is a deletion.
+            let keep = usize::from(after > 0 && versions.get(after - 1).is_some_and(|v| !v.deleted));
+            gone.extend(versions.drain(..after - keep.min(after)).map(|v| v.revision));
+            if versions.is_empty() {
+                self.keys.remove(&key);
+            }
+        }
+        (gone, false)
+    }
+
+    /// Keys that are there or were, until their deletion is compacted.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    type Model = Vec<(String, bool)>;
+
+    fn state(model: &Model, at: Revision) -> BTreeMap<&str, Revision> {
+        let mut state = BTreeMap::new();
+        for (revision, (key, deleted)) in (1u64..).zip(model).take_while(|(r, _)| *r <= at) {
+            match deleted {
+                true => state.remove(key.as_str()),
+                false => state.insert(key.as_str(), revision),
+            };
+        }
+        state
+    }
+
+    proptest! {
+        #[test]
+        fn every_revision_since_the_compaction_is_as_it_was(
+            model in prop::collection::vec(("[abc][12]?", any::<bool>()), 1..60),
+            at in any::<prop::sample::Index>(),
+            chunk in 1usize..9,
+            through_snapshot in any::<bool>(),
+        ) {
+            let compacted = at.index(model.len()) as Revision;
+            let mut index = Index::default();
+            for (revision, (key, deleted)) in (1u64..).zip(&model) {
+                index.apply(key, Version { revision, create_revision: 0, deleted: *deleted });
+            }
+            while !index.compact(compacted, chunk).1 {}
+            if through_snapshot {
+                let mut copy = Index::default();
+                for (key, versions) in index.versions(None, usize::MAX, Revision::MAX) {
+                    for version in versions {
+                        copy.load(&key, version, compacted);
+                    }
+                }
+                copy.loaded();
+                index = copy;
+            }
+            let end = model.len() as Revision;
+            for at in compacted..=end {
+                let want = state(&model, at);
+                for prefix in ["", "a", "b1"] {
+                    let want: Vec<(&str, Revision)> =
+                        want.iter().filter(|(k, _)| k.starts_with(prefix)).map(|(k, r)| (*k, *r)).collect();
+                    let page = index.page(prefix, None, 1000, at);
+                    let got: Vec<(&str, Revision)> = page.iter().map(|(k, v)| (k.as_ref(), v.revision)).collect();
+                    prop_assert_eq!(&got, &want);
+                    prop_assert_eq!(index.count(prefix, Some("a2"), at), want.iter().filter(|(k, _)| *k > "a2").count());
+                }
+                for (key, revision) in &want {
+                    prop_assert_eq!(index.at(key, at).map(|v| v.revision), Some(*revision));
+                }
+            }
+            let changes = index.changes(compacted, end, usize::MAX);
+            prop_assert_eq!(changes.len() as u64, end - compacted);
+            for (change, revision) in changes.iter().zip(compacted + 1..) {
+                let (key, deleted) = &model[revision as usize - 1];
+                prop_assert_eq!((change.key.as_ref(), change.new.revision, change.new.deleted), (key.as_str(), revision, *deleted));
+                let before = state(&model, revision - 1).get(key.as_str()).copied();
+                prop_assert_eq!(change.prev.map(|v| v.revision), before);
+            }
+            // Nothing is kept for nobody.
+            let kept: usize = index.versions(None, usize::MAX, Revision::MAX).iter().map(|(_, v)| v.len()).sum();
+            prop_assert_eq!(kept, state(&model, compacted).len() + changes.len());
+        }
+    }
+}

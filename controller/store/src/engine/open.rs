@@ -1,0 +1,157 @@
+//! Opening: from the newest snapshot and the log after it to a running store.
+//!
+//! In: a folder. Out: an index of all keys, values that agree with it, and a log to go on with. The snapshot and the log
+//! are read and checked as a whole at every start; sled's files are used only after an orderly end, and made anew
+//! otherwise.
+
+use super::SledOptions;
+use super::index::{Index, Version};
+use super::values::{self, Values};
+use crate::disk::log::{self, Found, Log};
+use crate::disk::{Entry, ReadError, Record, failed, snapshot, sync_dir};
+use crate::{Result, Revision, StoreError};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The log's folder.
+pub(crate) const LOG: &str = "log";
+/// Where older versions of this program had sled.
+const OLD_SLED: &str = "sled";
+/// Values are given to sled in portions of about this many bytes.
+const PORTION_BYTES: usize = 1 << 20;
+
+/// What the files say.
+pub(crate) struct Truth {
+    pub index: Index,
+    pub revision: Revision,
+    pub compacted: Revision,
+    pub snapshot: Option<PathBuf>,
+    pub log: Found,
+}
+
+impl From<&Record<'_>> for Version {
+    fn from(record: &Record<'_>) -> Self {
+        Self { revision: record.revision, create_revision: record.create_revision, deleted: record.value.is_none() }
+    }
+}
+
+/// Reads and checks all that is in a folder.
+pub(crate) fn read(dir: &Path) -> Result<Truth> {
+    if dir.join(OLD_SLED).exists() {
+        return Err(StoreError::Engine {
+            doing: format!("opening the store in {}", dir.display()),
+            detail:
+                "it has the format of a version before this one, which cannot be read; move it away, or go on with \
+                     the version that wrote it"
+                    .to_owned(),
+        });
+    }
+    let mut index = Index::default();
+    let (mut revision, mut compacted) = (1, 0);
+    let newest = snapshot::files(dir)?.pop();
+    if let Some((_, path)) = &newest {
+        let header = snapshot::head(path)?;
+        let summary = snapshot::read_file(path, &mut |record| {
+            index.load(record.key, Version::from(&record), header.compacted);
+            Ok(())
+        })?;
+        (revision, compacted) = (summary.revision, summary.compacted);
+        index.loaded();
+    }
+    let found = log::read(&dir.join(LOG), revision, &mut |entry| {
+        match entry {
+            Entry::Write(record) => index.apply(record.key, Version::from(&record)),
+            Entry::Compacted(upto) => compacted = compacted.max(upto),
+        }
+        Ok(())
+    })?;
+    revision = found.revision;
+    while !index.compact(compacted, usize::MAX).1 {}
+    Ok(Truth { index, revision, compacted, snapshot: newest.map(|(_, path)| path), log: found })
+}
+
+/// Puts the values of all wanted versions of the files into sled.
+pub(crate) fn fill(dir: &Path, values: &Values, wanted: &dyn Fn(&str, Revision) -> bool) -> Result<()> {
+    let mut portion: Vec<(Revision, Vec<u8>)> = Vec::new();
+    let mut bytes = 0;
+    let mut refused = None;
+    let mut take = |record: &Record<'_>| {
+        let Some(value) = record.value.filter(|_| wanted(record.key, record.revision)) else { return Ok(()) };
+        bytes += value.len();
+        portion.push((record.revision, value.to_owned()));
+        if bytes >= PORTION_BYTES {
+            bytes = 0;
+            let put = values.put(portion.iter().map(|(revision, value)| (*revision, value.as_slice())));
+            portion.clear();
+            if let Err(error) = put {
+                refused = Some(error);
+                return Err("sled refused it".to_owned());
+            }
+        }
+        Ok(())
+    };
+    let mut revision = 1;
+    let mut read = || -> Result<(), ReadError> {
+        if let Some((_, path)) = snapshot::files(dir)?.pop() {
+            revision = snapshot::read_file(&path, &mut |record| take(&record))?.revision;
+        }
+        log::read(&dir.join(LOG), revision, &mut |entry| match entry {
+            Entry::Write(record) => take(&record),
+            Entry::Compacted(_) => Ok(()),
+        })
+        .map(drop)
+    };
+    let outcome = read();
+    match (outcome, refused) {
+        (_, Some(error)) => Err(error),
+        (Err(error), None) => Err(error.into()),
+        (Ok(()), None) => values.put(portion.iter().map(|(revision, value)| (*revision, value.as_slice()))),
+    }
+}
+
+/// Makes the folder, durable under its name.
+pub(crate) fn make_folder(dir: &Path) -> Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(dir).map_err(failed("making the store's folder", dir))?;
+    let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    sync_dir(parent).map_err(failed("syncing", parent))
+}
+
+/// The values that belong to what was read: those of an orderly end, or fresh ones.
+pub(crate) fn open_values(dir: &Path, truth: &Truth, options: &SledOptions) -> Result<Values> {
+    let clean = values::take_clean(dir, truth.revision)?;
+    if let Some(generation) = clean {
+        match Values::open(dir, generation, options.cache) {
+            Ok(values) => {
+                values::remove_others(dir, Some(generation))?;
+                return Ok(values);
+            }
+            Err(error) => tracing::warn!(%error, "sled's files are no good; its values are made anew"),
+        }
+    }
+    let generation = values::generations(dir)?.into_iter().max().unwrap_or(0) + 1;
+    values::remove_others(dir, None)?;
+    let values = Values::create(dir, generation, options.cache)?;
+    fill(dir, &values, &|key, revision| truth.index.has(key, revision))?;
+    Ok(values)
+}
+
+/// The log to go on with, without what the snapshot covers.
+pub(crate) fn open_log(dir: &Path, found: Found, snapshot: Option<&PathBuf>) -> Result<Log> {
+    let mut log = Log::open(&dir.join(LOG), found)?;
+    let Some(newest) = snapshot else { return Ok(log) };
+    let mut covered = 0;
+    for (revision, path) in snapshot::files(dir)? {
+        if path == *newest {
+            covered = revision;
+        } else {
+            fs::remove_file(&path).map_err(failed("removing", &path))?;
+        }
+    }
+    for segment in log.take_sealed(covered) {
+        fs::remove_file(&segment.path).map_err(failed("removing", &segment.path))?;
+    }
+    Ok(log)
+}

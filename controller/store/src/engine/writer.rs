@@ -1,0 +1,296 @@
+//! The one writer: a thread that takes all queued transactions at once, checks each against what is there, logs them in
+//! one synced batch, and only then shows them to readers and watchers and acknowledges them.
+//!
+//! In: [`Request`]s. Out: acknowledgements, and what [`Shared`] knows. Where sled refuses a batch, the batch is in the
+//! log all the same: it is acknowledged when the values have been made anew, and until then nothing else is written.
+
+use super::index::Version;
+use super::shared::{Shared, Signal};
+use crate::disk::log::{AppendError, Log};
+use crate::disk::{Entry, Record};
+use crate::{KeyValue, MAX_REQUEST, Result, Revision, StoreError, Write};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::{mpsc, oneshot};
+
+/// At most this many transactions share a sync …
+const MAX_GROUP: usize = 512;
+/// … and about this many bytes.
+const MAX_GROUP_BYTES: usize = 8 << 20;
+/// While nothing can be written, how often it is tried again.
+const RETRY: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Of each write: the new (for a deletion: the last) value and the revision.
+type Answers = Vec<(KeyValue, Revision)>;
+
+/// What is asked of the writer.
+pub(crate) enum Request {
+    Write { writes: Vec<Write>, reply: oneshot::Sender<Result<Answers>> },
+    Compact { revision: Revision, reply: oneshot::Sender<Result<()>> },
+}
+
+/// The writer's state; [`Writer::run`] is its thread.
+pub(crate) struct Writer {
+    pub shared: Arc<Shared>,
+    pub log: Arc<Mutex<Log>>,
+    /// Writes are refused when the disk has less room than this.
+    pub reserve: u64,
+    /// Bytes of a segment of the log.
+    pub segment: u64,
+}
+
+/// A write that passed its check.
+struct Planned {
+    key: String,
+    version: Version,
+    value: Option<Bytes>,
+}
+
+/// Transactions on their way to the device.
+#[derive(Default)]
+struct Group {
+    planned: Vec<Planned>,
+    replies: Vec<(oneshot::Sender<Result<Answers>>, Answers)>,
+    /// Where in `planned` a key was last written.
+    by_key: HashMap<String, usize>,
+    compact: Option<Revision>,
+    compacting: Vec<oneshot::Sender<Result<()>>>,
+}
+
+impl Writer {
+    /// Serves requests until every sender is gone.
+    pub fn run(self, mut requests: mpsc::Receiver<Request>) {
+        while let Some(first) = requests.blocking_recv() {
+            let mut bytes = size(&first);
+            let mut queued = vec![first];
+            while queued.len() < MAX_GROUP
+                && bytes < MAX_GROUP_BYTES
+                && let Ok(next) = requests.try_recv()
+            {
+                bytes += size(&next);
+                queued.push(next);
+            }
+            self.shared.status.writing(true);
+            self.commit(queued);
+            self.shared.status.writing(false);
+            if let Err(error) = self.log.lock().rotate(self.segment) {
+                tracing::warn!(%error, "the log goes on in its old segment");
+            }
+        }
+    }
+
+    fn commit(&self, queued: Vec<Request>) {
+        let mut group = Group::default();
+        let mut revision = self.shared.revision();
+        for request in queued {
+            match request {
+                Request::Compact { revision: upto, reply } if upto <= self.shared.compacted() => {
+                    drop(reply.send(Ok(())));
+                }
+                Request::Compact { revision: upto, reply } => {
+                    group.compact = group.compact.max(Some(upto));
+                    group.compacting.push(reply);
+                }
+                Request::Write { writes, reply } => match self.plan(&group, &writes, revision) {
+                    Err(error) => drop(reply.send(Err(error))),
+                    Ok((planned, answers)) => {
+                        revision += planned.len() as u64;
+                        for write in planned {
+                            group.by_key.insert(write.key.clone(), group.planned.len());
+                            group.planned.push(write);
+                        }
+                        group.replies.push((reply, answers));
+                    }
+                },
+            }
+        }
+        if group.planned.is_empty() && group.compact.is_none() {
+            return;
+        }
+        match self.persist(&group, revision) {
+            Ok(()) => self.publish(group, revision),
+            Err(error) => {
+                tracing::error!(%error, writes = group.planned.len(), "writes refused");
+                self.shared.status.refused.inc_by(group.planned.len() as u64);
+                self.shared.status.set_writes(Some(error.to_string()));
+                group.replies.into_iter().for_each(|(reply, _)| drop(reply.send(Err(error.clone()))));
+                group.compacting.into_iter().for_each(|reply| drop(reply.send(Err(error.clone()))));
+            }
+        }
+    }
+
+    /// The writes of a transaction with their revisions, and its answers; or why not.
+    fn plan(&self, group: &Group, writes: &[Write], mut revision: Revision) -> Result<(Vec<Planned>, Answers)> {
+        let (mut planned, mut answers) = (Vec::with_capacity(writes.len()), Vec::with_capacity(writes.len()));
+        for write in writes {
+            revision += 1;
+            let (key, value) = (write.key().to_owned(), write_value(write));
+            let current = match group.by_key.get(&key).and_then(|at| group.planned.get(*at)) {
+                Some(earlier) => Some(earlier.version).filter(|v| !v.deleted),
+                None => self.shared.state.read().index.newest(&key),
+            };
+            let value_of = |version: Version| match group.by_key.get(&key).and_then(|at| group.planned.get(*at)) {
+                Some(Planned { value: Some(value), .. }) => Ok(KeyValue {
+                    key: key.clone(),
+                    value: value.clone(),
+                    create_revision: version.create_revision,
+                    mod_revision: version.revision,
+                }),
+                _ => self.shared.kept(&key, version),
+            };
+            let expect = |current: Option<Version>, expected: Option<Revision>| {
+                let current = current.ok_or_else(|| StoreError::NotFound { key: key.clone() })?;
+                match expected.filter(|expected| *expected != current.revision) {
+                    None => Ok(current),
+                    Some(expected) => {
+                        let current = Box::new(value_of(current)?);
+                        Err(StoreError::Conflict { key: key.clone(), expected, current })
+                    }
+                }
+            };
+            let create_revision = match write {
+                Write::Create { .. } if current.is_some() => {
+                    return Err(StoreError::AlreadyExists { key });
+                }
+                Write::Create { .. } => revision,
+                Write::Update { expected, .. } => expect(current, Some(*expected))?.create_revision,
+                Write::Delete { expected, .. } => {
+                    let last = expect(current, *expected)?;
+                    answers.push((value_of(last)?, revision));
+                    last.create_revision
+                }
+            };
+            if let Some(value) = &value {
+                let (key, value) = (key.clone(), value.clone());
+                answers.push((KeyValue { key, value, create_revision, mod_revision: revision }, revision));
+            }
+            let version = Version { revision, create_revision, deleted: value.is_none() };
+            planned.push(Planned { key, version, value });
+        }
+        Ok((planned, answers))
+    }
+
+    fn persist(&self, group: &Group, revision: Revision) -> Result<()> {
+        let full = || StoreError::DiskFull { path: self.shared.dir.display().to_string() };
+        // sled cannot go on after it met a full disk, so it must never meet one: the reserve is its room.
+        if !has_room(&self.shared.dir, self.reserve) {
+            return Err(full());
+        }
+        let mut entries: Vec<Entry<'_>> = group.planned.iter().map(Planned::entry).collect();
+        entries.extend(group.compact.map(Entry::Compacted));
+        let begin = Instant::now();
+        let mut log = self.log.lock();
+        log.append(revision, &entries).map_err(|error| match error {
+            AppendError::NotWritten(e)
+                if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
+            {
+                full()
+            }
+            AppendError::NotWritten(e) => {
+                StoreError::Engine { doing: "appending to the log".to_owned(), detail: e.to_string() }
+            }
+            AppendError::Unknown(e) => {
+                StoreError::OutcomeUnknown { doing: "appending to the log".to_owned(), detail: e.to_string() }
+            }
+        })?;
+        drop(log);
+        let status = &self.shared.status;
+        status.fsync.observe(begin.elapsed().as_secs_f64());
+        let values = || group.planned.iter().filter_map(|p| Some((p.version.revision, p.value.as_deref()?)));
+        status
+            .written
+            .inc_by(group.planned.iter().map(|p| p.key.len() + p.value.as_ref().map_or(0, Bytes::len)).sum::<usize>()
+                as u64);
+        let begin = Instant::now();
+        loop {
+            let places = self.shared.places.read();
+            // While the one is to be exchanged for the other, both must have it.
+            let kept = [&places.current, &places.next].into_iter().flatten().try_for_each(|to| to.put(values()));
+            drop(places);
+            let Err(error) = kept else { break };
+            tracing::error!(%error, "sled refuses what is in the log; its values are made anew");
+            status.set_writes(Some(format!("sled refuses writes: {error}")));
+            if let Err(error) = self.shared.heal_and_wait(self.shared.generation()) {
+                tracing::error!(%error, "values cannot be made anew; trying again");
+                std::thread::sleep(RETRY);
+            }
+        }
+        status.commit.observe(begin.elapsed().as_secs_f64());
+        status.set_writes(None);
+        Ok(())
+    }
+
+    fn publish(&self, group: Group, revision: Revision) {
+        {
+            let mut state = self.shared.state.write();
+            for planned in &group.planned {
+                state.apply(&planned.key, planned.version, planned.value.as_ref());
+            }
+        }
+        if let Some(upto) = group.compact {
+            self.shared.set_compacted(upto);
+        }
+        self.shared.signal.send_modify(|signal: &mut Signal| signal.revision = revision);
+        group.replies.into_iter().for_each(|(reply, answers)| drop(reply.send(Ok(answers))));
+        group.compacting.into_iter().for_each(|reply| drop(reply.send(Ok(()))));
+    }
+}
+
+impl Planned {
+    fn entry(&self) -> Entry<'_> {
+        Entry::Write(Record {
+            revision: self.version.revision,
+            create_revision: self.version.create_revision,
+            key: &self.key,
+            value: self.value.as_deref(),
+        })
+    }
+}
+
+fn write_value(write: &Write) -> Option<Bytes> {
+    match write {
+        Write::Create { value, .. } | Write::Update { value, .. } => Some(value.clone()),
+        Write::Delete { .. } => None,
+    }
+}
+
+fn size(request: &Request) -> usize {
+    match request {
+        Request::Write { writes, .. } => writes.iter().map(Write::bytes).sum(),
+        Request::Compact { .. } => 0,
+    }
+}
+
+/// Whether a transaction is one that the store takes.
+pub(crate) fn check(writes: &[Write]) -> Result<()> {
+    let invalid = |why: String| Err(StoreError::InvalidTransaction(why));
+    if writes.is_empty() || writes.len() > crate::MAX_WRITES {
+        return invalid(format!("{} writes, where 1 to {} can be one", writes.len(), crate::MAX_WRITES));
+    }
+    let bytes: usize = writes.iter().map(Write::bytes).sum();
+    let long = writes.iter().map(|w| w.key().len()).max().unwrap_or(0);
+    let key = || writes.first().map(|w| w.key().chars().take(200).collect()).unwrap_or_default();
+    if long > crate::MAX_KEY {
+        return Err(StoreError::TooLarge { key: key(), bytes: long, limit: crate::MAX_KEY });
+    }
+    if bytes > MAX_REQUEST {
+        return Err(StoreError::TooLarge { key: key(), bytes, limit: MAX_REQUEST });
+    }
+    let mut keys: Vec<&str> = writes.iter().map(Write::key).collect();
+    keys.sort_unstable();
+    match keys.windows(2).find(|pair| pair.first() == pair.get(1)) {
+        Some(pair) => invalid(format!("{} is written twice", pair.first().copied().unwrap_or_default())),
+        None => Ok(()),
+    }
+}
+
+/// Whether an unprivileged writer could still use that many bytes of the file system of `dir`.
+pub(crate) fn has_room(dir: &std::path::Path, reserve: u64) -> bool {
+    // A file system that does not say is taken to have room: it says so when it has not.
+    nix::sys::statvfs::statvfs(dir)
+        .map_or(true, |stat| stat.blocks_available().saturating_mul(stat.fragment_size()) >= reserve)
+}
