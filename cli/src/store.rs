@@ -10,6 +10,8 @@ mod look;
 mod restore;
 pub mod schedule;
 pub mod started;
+#[cfg(test)]
+mod tests;
 
 use crate::args::{Cluster, known, require_root};
 use crate::paths::Paths;

@@ -92,7 +92,8 @@ fn key_of(args: &RestoreArgs, mut file: &File) -> Result<(Key, String)> {
     Ok((key, about.cluster))
 }
 
-fn into(paths: &Paths, key: &Key, mut file: &File, force: bool) -> Result<Contents> {
+/// Restores into a cluster's data folder.
+pub fn into(paths: &Paths, key: &Key, mut file: &File, force: bool) -> Result<Contents> {
     let _owned = data::claim_to_restore(paths)?;
     let restoring = paths.restoring();
     let has_data = PARTS.iter().any(|part| paths.data.join(part).exists());
