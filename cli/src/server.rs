@@ -241,8 +241,10 @@ async fn serve(
     control.supervise("control-socket", {
         let (paths, token) = (paths.clone(), control.token());
         let controlled = Controlled { nodes: None, store: store.clone() };
+        // It is there before this process says that it is ready.
+        let mut first = Some(control::listen(&paths)?);
         move || {
-            let listener = control::listen(&paths);
+            let listener = first.take().map_or_else(|| control::listen(&paths), Ok);
             let (controlled, token) = (controlled.clone(), token.clone());
             async move { control::serve(listener?, controlled, token).await }
         }
