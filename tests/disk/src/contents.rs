@@ -107,7 +107,7 @@ impl Contents {
         }
         let count = self.pending.len();
         // The extremes are as likely as what lies between: a test should meet them all within a few cuts. The file
-        // system's journal has lengths in order, whatever the order of the data is: the first `sized` of them are known.
+        // system's journal has lengths in order, whatever the order of the data is: the first `sized` are known.
         let (keep, sized) = match dice.below(7) {
             0 => return found,
             1 => (1000, count),

@@ -1,9 +1,9 @@
 //! A disk that lies like hardware, for tests of what must outlive a power cut.
 //!
 //! In: ordinary file calls on a mounted folder; power cuts and faults from the test. Out: what a disk with a volatile
-//! cache answers and is found with. Writes, changes of length and names are volatile until a sync of the file (its bytes
-//! and length) or of the directory (its names). A cut keeps what was synced, and of the rest whatever its seed says:
-//! single sectors of 512 bytes, later ones without earlier ones, lengths without data, some of the names.
+//! cache answers and is found with. Writes, changes of length and names are volatile until a sync of the file (its
+//! bytes and length) or of the directory (its names). A cut keeps what was synced, and of the rest whatever its seed
+//! says: single sectors of 512 bytes, later ones without earlier ones, lengths without data, some of the names.
 //!
 //! It is a FUSE file system in this process, which keeps everything in memory; it needs `/dev/fuse` and root, and
 //! nothing installed. `device.rs` is the model, `contents.rs` and `names.rs` its two halves, `fuse.rs` what the kernel
@@ -137,8 +137,8 @@ impl Disk {
     }
 }
 
-/// Gives the calling thread, and threads and processes it starts, mounts of their own: however the test ends, the mounts
-/// end with it.
+/// Gives the calling thread, and threads and processes it starts, mounts of their own: however the test ends, the
+/// mounts end with it.
 pub fn own_mounts() -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;

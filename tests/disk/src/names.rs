@@ -116,7 +116,7 @@ impl Names {
         self.pending.len()
     }
 
-    /// Makes all changes of a directory durable, and what they rest on: a file that was moved here has left where it was.
+    /// Makes all changes of a directory durable, and what they rest on: a file that was moved here has left its place.
     pub fn sync(&mut self, dir: Ino) {
         // From the newest to the oldest: what must be there once a later change is.
         let mut wanted = BTreeSet::from([dir]);

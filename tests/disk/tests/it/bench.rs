@@ -84,13 +84,16 @@ impl Child {
         }
     }
 
-    /// The last words on stderr.
-    pub fn errors(&self) -> String {
+    /// How it ended, if it did, and its last words on stderr.
+    pub fn errors(&mut self) -> String {
+        // Its output may end a moment before it does.
+        std::thread::sleep(Duration::from_millis(100));
+        let ended = self.process.try_wait().ok().flatten().map_or_else(|| "running".to_owned(), |s| s.to_string());
         let mut text = String::new();
         let mut file = &self.errors;
         let _ = file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_string(&mut text));
         let from = text.char_indices().rev().nth(1500).map_or(0, |(i, _)| i);
-        text[from..].trim().to_owned()
+        format!("{ended}; {}", text[from..].trim())
     }
 
     /// Kills it, and returns what it had said.
@@ -129,6 +132,8 @@ pub struct Bench {
     seed: u64,
     next: u64,
     base: u64,
+    /// How often the power had gone when the child was started.
+    cuts: u64,
     found: Found,
 }
 
@@ -149,7 +154,7 @@ impl Bench {
         fs::create_dir(disk.path().join("store")).unwrap();
         File::open(disk.path()).unwrap().sync_all().unwrap();
         let (model, dice) = (Model::default(), Dice::new(seed));
-        Self { disk, model, dice, seed, next: 1, base: 1, found: Found::default() }
+        Self { disk, model, dice, seed, next: 1, base: 1, cuts: 0, found: Found::default() }
     }
 
     /// A plan with random parameters for this store as it is now.
@@ -172,6 +177,7 @@ impl Bench {
 
     pub fn start(&mut self, plan: &Plan) -> Child {
         self.found = Found::default();
+        self.cuts = self.disk.cuts();
         Child::start("it::child::child", plan.environment(&self.disk.path().join("store")))
     }
 
@@ -183,13 +189,12 @@ impl Bench {
         until: Instant,
         mut enough: impl FnMut(&News) -> bool,
     ) -> Result<Option<News>, String> {
-        let cuts = self.disk.cuts();
         let mut heard = Instant::now();
         loop {
             match child.line(until.min(heard + SILENCE)) {
                 Ok(Some(line)) => {
                     heard = Instant::now();
-                    let dead = self.disk.cuts() != cuts;
+                    let dead = self.is_cut();
                     let is_error = line.starts_with("open-failed") || line.starts_with("read-failed");
                     if dead && (is_error || line.starts_with("bad")) {
                         return Ok(None);
@@ -200,9 +205,9 @@ impl Bench {
                     }
                 }
                 Ok(None) if Instant::now() >= until => return Ok(None),
-                Ok(None) if self.disk.cuts() != cuts => return Ok(None),
+                Ok(None) if self.is_cut() => return Ok(None),
                 Ok(None) => return Err(self.words("the child hangs", child)),
-                Err(Ended) if self.disk.cuts() != cuts => return Ok(None),
+                Err(Ended) if self.is_cut() => return Ok(None),
                 Err(Ended) => return Err(self.words("the child ended by itself", child)),
             }
         }
@@ -218,21 +223,26 @@ impl Bench {
         Ok(ready.is_some())
     }
 
+    /// Whether the power has gone since the child was started.
+    pub fn is_cut(&self) -> bool {
+        self.disk.cuts() != self.cuts
+    }
+
     /// Cuts the power if it has not gone, kills the child, hears its last words, and gives power again.
-    pub fn cut(&mut self, mut child: Child, cuts_before: u64) -> Result<(), String> {
+    pub fn cut(&mut self, mut child: Child) -> Result<(), String> {
         let seed = self.dice.roll();
-        if self.disk.cuts() == cuts_before {
+        if !self.is_cut() {
             self.disk.cut(seed);
         }
         self.last_words(&mut child)?;
         drop(child);
-        self.cut_closed(cuts_before)
+        self.cut_closed()
     }
 
     /// The same where nobody has the store open.
-    pub fn cut_closed(&mut self, cuts_before: u64) -> Result<(), String> {
+    pub fn cut_closed(&mut self) -> Result<(), String> {
         let seed = self.dice.roll();
-        if self.disk.cuts() == cuts_before {
+        if !self.is_cut() {
             self.disk.cut(seed);
         }
         self.disk.mount().map_err(|e| format!("mounting again: {e}"))
@@ -240,11 +250,10 @@ impl Bench {
 
     /// Has the child close the store as it should, which keeps all that was acknowledged.
     pub fn close(&mut self, mut child: Child) -> Result<(), String> {
-        let cuts = self.disk.cuts();
         drop(child.process.stdin.take());
         let closed = self.follow(&mut child, Instant::now() + SILENCE, |news| *news == News::Closed)?;
-        if closed.is_none() && self.disk.cuts() == cuts {
-            return Err(self.words("the store does not close", &child));
+        if closed.is_none() && !self.is_cut() {
+            return Err(self.words("the store does not close", &mut child));
         }
         self.last_words(&mut child)
     }
@@ -269,14 +278,14 @@ impl Bench {
     }
 
     /// A failure, and what is needed to see it again.
-    pub fn words(&self, what: &str, child: &Child) -> String {
+    pub fn words(&self, what: &str, child: &mut Child) -> String {
         let flight = self.disk.last_cut();
         let mut files: Vec<String> = self.disk.files().iter().map(|(p, n)| format!("{}:{n}", p.display())).collect();
         let more = files.len().saturating_sub(20);
         files.truncate(20);
         format!(
-            "store of seed {}, after {} cuts and {} acknowledged writes: {what}\n  in flight at the last cut: {} writes, {} \
-             names, after {} operations\n  files: {} and {more} more\n  stderr: {}",
+            "store of seed {}, after {} cuts and {} acknowledged writes: {what}\n  in flight at the last cut: \
+             {} writes, {} names, after {} operations\n  files: {} and {more} more\n  child: {}",
             self.seed,
             self.disk.cuts(),
             self.model.acknowledged(),

@@ -45,7 +45,7 @@ fn on_a_slow_device_writers_share_syncs() {
     let done = count(&mut bench, &mut child, Duration::from_secs(5), |news| *news == News::Acknowledged);
     // One after the other they would be 50 at most; 40 at a time are up to 2000.
     assert!(done > 300, "{done} writes in 5 s with syncs of 100 ms");
-    bench.cut(child, 0).unwrap();
+    bench.cut(child).unwrap();
     bench.disk.set(|f| f.sync_delay = Duration::ZERO);
     bench.judge().unwrap();
 }
@@ -62,8 +62,7 @@ fn a_full_device_refuses_writes_and_loses_none() {
         bench.disk.set(|f| f.capacity = used + reserve + room);
         wait(&mut bench, &mut child, 50, |news| *news == News::Full);
         if round % 2 == 0 {
-            let cuts = bench.disk.cuts();
-            bench.cut(child, cuts).unwrap();
+            bench.cut(child).unwrap();
             // Full as it is, it opens and reads.
             bench.judge().unwrap();
             bench.disk.set(|f| f.capacity = 1 << 30);
@@ -72,8 +71,7 @@ fn a_full_device_refuses_writes_and_loses_none() {
             bench.disk.set(|f| f.capacity = 1 << 30);
             wait(&mut bench, &mut child, 100, |news| *news == News::Acknowledged);
         }
-        let cuts = bench.disk.cuts();
-        bench.cut(child, cuts).unwrap();
+        bench.cut(child).unwrap();
         bench.judge().unwrap();
     }
 }
@@ -93,11 +91,10 @@ fn a_device_that_is_full_without_having_said_so_loses_nothing() {
             bench.disk.set(|f| f.capacity = 1 << 30);
             count(&mut bench, &mut child, Duration::from_millis(500), |_| false);
         }
-        let cuts = bench.disk.cuts();
-        bench.cut(child, cuts).unwrap();
+        bench.cut(child).unwrap();
         bench.disk.set(|f| f.capacity = 1 << 30);
         let child = writing(&mut bench, |_| {}, 50);
-        bench.cut(child, cuts + 1).unwrap();
+        bench.cut(child).unwrap();
         bench.judge().unwrap();
     }
 }
@@ -113,11 +110,10 @@ fn a_failed_sync_acknowledges_nothing_and_loses_nothing() {
         if round % 3 > 0 {
             after = count(&mut bench, &mut child, Duration::from_millis(500), |news| *news == News::Acknowledged);
         }
-        let cuts = bench.disk.cuts();
-        bench.cut(child, cuts).unwrap();
+        bench.cut(child).unwrap();
         bench.judge().unwrap_or_else(|e| panic!("after a failed sync and {after} more writes: {e}"));
         let child = writing(&mut bench, |_| {}, 30);
-        bench.cut(child, cuts + 1).unwrap();
+        bench.cut(child).unwrap();
         bench.judge().unwrap();
     }
 }
@@ -130,7 +126,7 @@ fn while_all_syncs_fail_nothing_is_acknowledged() {
     wait(&mut bench, &mut child, 30, |news| matches!(news, News::Unknown(_)));
     let done = count(&mut bench, &mut child, Duration::from_millis(500), |news| *news == News::Acknowledged);
     assert_eq!(done, 0, "acknowledged without a sync");
-    bench.cut(child, 0).unwrap();
+    bench.cut(child).unwrap();
     bench.disk.set(|f| f.sync_failure = SyncFailure::Never);
     bench.judge().unwrap();
 }
@@ -146,8 +142,7 @@ fn a_write_that_goes_wrong_harms_no_other() {
             bench.disk.set(|f| f.write_failure = Some(failure));
             count(&mut bench, &mut child, Duration::from_millis(50), |_| false);
         }
-        let cuts = bench.disk.cuts();
-        bench.cut(child, cuts).unwrap();
+        bench.cut(child).unwrap();
         bench.disk.set(|f| f.write_failure = None);
         bench.judge().unwrap();
     }

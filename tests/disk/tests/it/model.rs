@@ -1,7 +1,7 @@
 //! What the store must hold, by what was sent, acknowledged and told: the judge of the power cuts.
 //!
-//! In: what a child says while it writes, and what the next one finds. Out: whether every promise was kept. Nothing here
-//! knows the engine or the device.
+//! In: what a child says while it writes, and what the next one finds. Out: whether every promise was kept. Nothing
+//! here knows the engine or the device.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
