@@ -13,7 +13,7 @@
 //! file that was cut off. This is the construction STREAM of Hoang, Reyhanitabar, Rogaway and Vizár. Both directions hold
 //! one chunk in memory.
 
-use crate::error::{BackupError, Result, stream, through_io};
+use crate::error::{BackupError, Result, foreign, stream, through_io};
 use crate::key::{self, Key};
 use data_encoding::HEXLOWER;
 use jiff::Timestamp;
@@ -42,6 +42,18 @@ pub struct About {
     pub created: Timestamp,
     /// The version of the program that made it.
     pub program: String,
+}
+
+impl About {
+    /// It is shown to people, and so has to be what it says it is.
+    fn is_plain(&self) -> bool {
+        let is_name = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        let is_version = |b: u8| b.is_ascii_alphanumeric() || b".-+".contains(&b);
+        (1..=63).contains(&self.cluster.len())
+            && self.cluster.bytes().all(is_name)
+            && self.program.len() <= 63
+            && self.program.bytes().all(is_version)
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -171,7 +183,7 @@ impl<R: Read> Decrypt<R> {
         head.resize(begin + length as usize, 0);
         let json = head.get_mut(begin..).unwrap_or_default();
         input.read_exact(json).map_err(short)?;
-        let unclear = |e: serde_json::Error| BackupError::Format(format!("its header: {e}"));
+        let unclear = |e: serde_json::Error| BackupError::Format(format!("its header: {}", foreign(&e.to_string())));
         let version: Version = serde_json::from_slice(json).map_err(unclear)?;
         if version.format != FORMAT {
             let what =
@@ -202,6 +214,9 @@ impl<R: Read> Decrypt<R> {
             state: State::More,
         };
         this.open().map_err(stream("reading the backup"))?;
+        if !this.about.is_plain() {
+            return Err(BackupError::Contents("a header that names no cluster or version".into()));
+        }
         Ok(this)
     }
 

@@ -105,6 +105,25 @@ fn versions_to_come_are_named() {
     assert!(error.contains("its format is 2"), "{error}");
 }
 
+#[test]
+fn a_header_steers_no_terminal() {
+    let key = key();
+    for (cluster, program) in
+        [("\u{1b}[2J", "0.1.0"), ("", "0.1.0"), ("../x", "0.1.0"), ("prod", "\n"), ("prod", "a b")]
+    {
+        let about = About { cluster: cluster.into(), program: program.into(), ..about() };
+        let bytes = Encrypt::new(Vec::new(), &key, &about).unwrap().finish().unwrap();
+        let error = Decrypt::new(bytes.as_slice(), &key).map(drop).unwrap_err();
+        assert!(matches!(&error, BackupError::Contents(_)), "{error}");
+    }
+    let header = br#"{"format":1,"key":"","salt":"","about":{"cluster":"","created":"","program":"","\u001b[2J":1}}"#;
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend(u32::try_from(header.len()).unwrap().to_be_bytes());
+    bytes.extend(header);
+    let error = Decrypt::new(bytes.as_slice(), &key).map(drop).unwrap_err().to_string();
+    assert!(!error.contains('\u{1b}'), "{error:?}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 

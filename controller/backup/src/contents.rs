@@ -11,7 +11,7 @@
 //! all of it. Numbers are big endian.
 
 use crate::container::{About, Decrypt, Encrypt};
-use crate::error::{BackupError, Result, stream, through_io};
+use crate::error::{BackupError, Result, foreign, stream, through_io};
 use crate::key::Key;
 use data_encoding::HEXLOWER;
 use ring::digest;
@@ -361,7 +361,7 @@ fn end<R: Read>(input: &mut Input<R>) -> Result<End> {
     let hash = HEXLOWER.encode(input.hash.clone().finish().as_ref());
     let length = input.length(MAX_END, "an end").map_err(reading())?;
     let end: End = serde_json::from_slice(&input.bytes(length).map_err(reading())?)
-        .map_err(|e| BackupError::Contents(format!("an end that is none ({e})")))?;
+        .map_err(|e| BackupError::Contents(format!("an end that is none ({})", foreign(&e.to_string()))))?;
     if end.sha256 != hash {
         return Err(BackupError::Contents("other bytes than its end says (SHA-256)".into()));
     }

@@ -102,6 +102,14 @@ pub(crate) fn stream(doing: &'static str) -> impl FnOnce(io::Error) -> BackupErr
     }
 }
 
+/// Characters of what others have written, in an error.
+const MAX_FOREIGN: usize = 500;
+
+/// Words that others have written, or may have: shortened, and nothing in them steers a terminal.
+pub(crate) fn foreign(words: &str) -> String {
+    words.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_FOREIGN).collect()
+}
+
 /// Sends one of ours through `std::io`.
 pub(crate) fn through_io(error: BackupError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)

@@ -2,7 +2,7 @@
 //! `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_ENDPOINT_URL`; plain HTTP only with `AWS_ALLOW_HTTP=true`). Out: objects
 //! that are there whole or not at all, because an upload in parts counts when it is completed.
 
-use crate::error::{BackupError, Result, at};
+use crate::error::{BackupError, Result, at, foreign};
 use crate::retention::Name;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -24,8 +24,6 @@ const CONNECT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(60);
 /// A listing ends here, whatever the server says.
 const MAX_LISTED: usize = 1_000_000;
-/// Characters of an error.
-const MAX_DETAIL: usize = 500;
 
 /// A bucket and where in it.
 pub(super) struct Bucket {
@@ -129,8 +127,7 @@ async fn parts(file: &mut File, path: &Path, upload: &mut dyn MultipartUpload, a
     }
 }
 
-/// An error with its chain of reasons, none of which holds a credential. Part of it is the server's own words: they are
-/// shortened, and nothing in them steers a terminal.
+/// An error with its chain of reasons, none of which holds a credential. Part of it is the server's own words.
 fn remote(doing: &'static str, address: &str, error: &object_store::Error) -> BackupError {
     let mut detail = error.to_string();
     let mut source = std::error::Error::source(error);
@@ -141,7 +138,5 @@ fn remote(doing: &'static str, address: &str, error: &object_store::Error) -> Ba
         }
         source = reason.source();
     }
-    let plain = |c: char| if c.is_control() { ' ' } else { c };
-    let detail = detail.chars().map(plain).take(MAX_DETAIL).collect();
-    BackupError::Remote { doing, at: address.to_owned(), detail }
+    BackupError::Remote { doing, at: address.to_owned(), detail: foreign(&detail) }
 }
