@@ -124,7 +124,9 @@ mod tests {
         let old = SystemTime::now() - ABANDONED * 2;
         let put = |name: &str, time: Option<SystemTime>| {
             let file = File::create(dir.path().join(name)).unwrap();
-            time.map(|t| file.set_modified(t).unwrap());
+            if let Some(time) = time {
+                file.set_modified(time).unwrap();
+            }
         };
         put(".prod-0123456789abcdef.causeway-backup-partial", Some(old));
         put(".prod-0123456789abcde0.causeway-backup-partial", None);
