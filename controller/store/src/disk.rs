@@ -9,7 +9,7 @@ pub(crate) mod lock;
 pub(crate) mod log;
 pub(crate) mod snapshot;
 
-use crate::{Damage, Revision, StoreError};
+use crate::{Damage, Result, Revision, StoreError};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
@@ -72,6 +72,22 @@ pub(crate) fn failed<'a>(doing: &'a str, path: &'a Path) -> impl FnOnce(io::Erro
 /// Makes the names in a folder durable.
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
+}
+
+/// Makes a folder, and its name and those of the folders it is in durable. A folder that is there may have been made by
+/// a process that was killed before it could do that.
+pub(crate) fn make_dir(dir: &Path) -> Result<()> {
+    let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !dir.is_dir() {
+        if !parent.is_dir() {
+            make_dir(parent)?;
+        }
+        match std::fs::create_dir(dir) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed("making the folder", dir)(e)),
+            _ => {}
+        }
+    }
+    sync_dir(parent).map_err(failed("syncing", parent))
 }
 
 /// `fsync` of every file below a folder, and of the folders.

@@ -17,7 +17,7 @@ mod writer;
 
 use crate::disk::lock::Lock;
 use crate::disk::log::Log;
-use crate::disk::snapshot;
+use crate::disk::{make_dir, snapshot};
 use crate::health::Status;
 use crate::{
     Health, KeyValue, ListRequest, Listing, Result, Revision, Snapshot, Store, StoreError, Streamed, Summary,
@@ -91,7 +91,7 @@ impl SledStore {
     /// [`StoreError::Locked`] when another process has it, [`StoreError::Damaged`] when what is there is not what was
     /// written; then nothing was changed.
     pub fn open(dir: &Path, options: SledOptions) -> Result<Self> {
-        open::make_folder(dir)?;
+        make_dir(dir)?;
         let lock = Lock::take(dir)?;
         snapshot::remove_unfinished(dir);
         let truth = open::read(dir)?;
@@ -105,8 +105,13 @@ impl SledStore {
         let shared = Shared::new(dir.to_owned(), options.cache, state, values, truth.compacted, status, heal);
         let (shared, log) = (Arc::new(shared), Arc::new(Mutex::new(log)));
         let (requests, queue) = mpsc::channel(QUEUE);
-        let writer =
-            Writer { shared: shared.clone(), log: log.clone(), reserve: options.reserve, segment: options.log / 4 };
+        let writer = Writer {
+            shared: shared.clone(),
+            log: log.clone(),
+            reserve: options.reserve,
+            segment: options.log / 4,
+            stuck: None,
+        };
         let housekeeper = Housekeeper {
             shared: shared.clone(),
             log: log.clone(),
@@ -199,6 +204,9 @@ impl Drop for SledStore {
             }
         }
         let Some(mut values) = self.shared.close_values() else { return };
+        if !self.shared.state.read().overflow().is_empty() {
+            return;
+        }
         let begin = Instant::now();
         loop {
             match Arc::try_unwrap(values) {

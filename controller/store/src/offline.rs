@@ -2,8 +2,8 @@
 //! small, and go on after damage. All of it blocks, and answers [`StoreError::Locked`] while the store is in use.
 
 use crate::disk::lock::Lock;
-use crate::disk::{Entry, ReadError, Record, failed, log, size_of, snapshot, sync_dir};
-use crate::engine::open::{self, LOG};
+use crate::disk::{Entry, ReadError, Record, failed, log, make_dir, size_of, snapshot, sync_dir};
+use crate::engine::open::LOG;
 use crate::{Damage, Result, Revision, SledOptions, SledStore, StoreError, Summary};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -140,7 +140,7 @@ pub fn verify(from: &mut dyn Read) -> Result<Summary> {
 /// Revisions go on at the snapshot's and `bump`, and history begins there: what a client has seen after the snapshot was
 /// taken is not mistaken for what happens from now on, as long as it was less than `bump` changes.
 pub fn restore(dir: &Path, from: &mut dyn Read, bump: Revision) -> Result<Summary> {
-    open::make_folder(dir)?;
+    make_dir(dir)?;
     let mut inside = fs::read_dir(dir).map_err(failed("listing", dir))?;
     if inside.next().is_some() {
         let doing = format!("restoring into {}", dir.display());

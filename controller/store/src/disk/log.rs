@@ -7,7 +7,7 @@
 //! overwritten nor cut off, it is just no part of the log.
 
 use super::frames::{self, Frames, HEADER, Header, Kind, Next};
-use super::{Entry, ReadError, failed, sync_dir};
+use super::{Entry, ReadError, failed, make_dir, sync_dir};
 use crate::{Result, Revision};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
@@ -202,7 +202,7 @@ impl Reader<'_> {
 impl Log {
     /// Goes on after what was found.
     pub fn open(dir: &Path, found: Found) -> Result<Self> {
-        fs::create_dir_all(dir).map_err(failed("making the log's folder", dir))?;
+        make_dir(dir)?;
         let mut sealed = found.segments;
         let next = found.revision + 1;
         let last = sealed.last().cloned();

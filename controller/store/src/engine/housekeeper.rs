@@ -44,7 +44,10 @@ impl Housekeeper {
         let (mut dropped, mut snapshot_failed, mut measured) = (0, None::<Instant>, None::<Instant>);
         loop {
             match heal.recv_timeout(NAP) {
-                Ok(Wake::Heal(generation)) => self.heal(generation),
+                Ok(Wake::Heal(generation, reply)) => {
+                    // Who does not wait any more needs no answer.
+                    let _ = reply.send(self.heal(generation));
+                }
                 Ok(Wake::Save(reply)) => {
                     let renewed =
                         self.log.lock().renew().map_err(failed("closing the log's segment in", &self.shared.dir));
@@ -166,14 +169,14 @@ impl Housekeeper {
     }
 
     /// Makes the values anew, if those of this generation are still in use.
-    fn heal(&self, generation: u64) {
+    fn heal(&self, generation: u64) -> Result<()> {
         if self.shared.generation() > generation {
-            return;
+            return Ok(());
         }
-        match self.make_anew(generation + 1) {
+        let healed = self.make_anew(generation + 1);
+        match &healed {
             Ok(()) => {
                 self.shared.status.set_reads(None);
-                self.shared.generation.send_replace(generation + 1);
                 tracing::warn!(generation = generation + 1, "sled's values were made anew from the log");
             }
             Err(error) => {
@@ -182,6 +185,7 @@ impl Housekeeper {
                 tracing::error!(%error, "sled's values could not be made anew");
             }
         }
+        healed
     }
 
     fn make_anew(&self, generation: u64) -> Result<()> {
@@ -215,7 +219,7 @@ struct Mark {
 #[derive(Debug)]
 pub(crate) enum Wake {
     /// Values of this generation are no good.
-    Heal(u64),
+    Heal(u64, SyncSender<Result<()>>),
     /// A snapshot is wanted now.
     Save(SyncSender<Result<()>>),
     Stop,

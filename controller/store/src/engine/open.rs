@@ -8,7 +8,7 @@ use super::SledOptions;
 use super::index::{Index, Version};
 use super::values::{self, Values};
 use crate::disk::log::{self, Found, Log};
-use crate::disk::{Entry, ReadError, Record, failed, snapshot, sync_dir};
+use crate::disk::{Entry, ReadError, Record, failed, snapshot};
 use crate::{Result, Revision, StoreError};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -107,16 +107,6 @@ pub(crate) fn fill(dir: &Path, values: &Values, wanted: &dyn Fn(&str, Revision) 
         (Err(error), None) => Err(error.into()),
         (Ok(()), None) => values.put(portion.iter().map(|(revision, value)| (*revision, value.as_slice()))),
     }
-}
-
-/// Makes the folder, durable under its name.
-pub(crate) fn make_folder(dir: &Path) -> Result<()> {
-    if dir.is_dir() {
-        return Ok(());
-    }
-    fs::create_dir_all(dir).map_err(failed("making the store's folder", dir))?;
-    let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    sync_dir(parent).map_err(failed("syncing", parent))
 }
 
 /// The values that belong to what was read: those of an orderly end, or fresh ones.

@@ -41,6 +41,8 @@ pub(crate) struct State {
     pub index: Index,
     recent: VecDeque<(Revision, Bytes)>,
     recent_bytes: usize,
+    /// Values that are in the log and that sled has not taken: they stay here until it does.
+    overflow: BTreeMap<Revision, Bytes>,
 }
 
 impl State {
@@ -57,9 +59,25 @@ impl State {
         }
     }
 
-    fn recent(&self, revision: Revision) -> Option<Bytes> {
-        let at = self.recent.binary_search_by_key(&revision, |(r, _)| *r).ok()?;
-        self.recent.get(at).map(|(_, value)| value.clone())
+    /// Keeps values here that sled does not take.
+    pub fn keep<'a>(&mut self, values: impl Iterator<Item = (Revision, &'a Bytes)>) {
+        self.overflow.extend(values.map(|(revision, value)| (revision, value.clone())));
+    }
+
+    /// What is kept here for sled.
+    pub fn overflow(&self) -> &BTreeMap<Revision, Bytes> {
+        &self.overflow
+    }
+
+    /// sled has it now.
+    pub fn clear_overflow(&mut self) {
+        self.overflow.clear();
+    }
+
+    fn in_memory(&self, revision: Revision) -> Option<Bytes> {
+        let recent = self.recent.binary_search_by_key(&revision, |(r, _)| *r).ok();
+        let recent = recent.and_then(|at| self.recent.get(at)).map(|(_, value)| value);
+        recent.or_else(|| self.overflow.get(&revision)).cloned()
     }
 }
 
@@ -82,8 +100,6 @@ pub(crate) struct Shared {
     pub status: Status,
     /// Rings when values have to be made anew, with the generation that is no good.
     pub heal: std::sync::mpsc::Sender<Wake>,
-    /// The generation of the current values.
-    pub generation: watch::Sender<u64>,
     /// The thread that makes values anew, and so cannot wait for it.
     keeper: OnceLock<ThreadId>,
 }
@@ -116,7 +132,6 @@ impl Shared {
         status: Status,
         heal: std::sync::mpsc::Sender<Wake>,
     ) -> Self {
-        let generation = watch::Sender::new(values.generation());
         Self {
             dir,
             cache,
@@ -127,7 +142,6 @@ impl Shared {
             signal: watch::Sender::new(Signal { revision, asked: 0 }),
             status,
             heal,
-            generation,
             keeper: OnceLock::new(),
         }
     }
@@ -150,8 +164,9 @@ impl Shared {
         self.places.write().current.take()
     }
 
+    /// Which making of the values is in use.
     pub fn generation(&self) -> u64 {
-        *self.generation.borrow()
+        self.places.read().current.as_ref().map_or(u64::MAX, |values| values.generation())
     }
 
     pub fn revision(&self) -> Revision {
@@ -195,7 +210,7 @@ impl Shared {
 
     /// The value of a version that the index has, or had a moment ago: then `None`.
     pub fn value(&self, revision: Revision) -> Result<Option<Bytes>> {
-        if let Some(value) = self.state.read().recent(revision) {
+        if let Some(value) = self.state.read().in_memory(revision) {
             return Ok(Some(value));
         }
         let values = self.values()?;
@@ -203,31 +218,22 @@ impl Shared {
             Ok(value) => Ok(value),
             Err(error) => {
                 tracing::error!(%error, revision, "sled cannot be read; its values are made anew");
-                self.heal_and_wait(values.generation())?;
+                self.heal(values.generation())?;
                 self.values()?.get(revision)
             }
         }
     }
 
-    /// Has values made anew if they still are of this generation.
-    pub fn heal_and_wait(&self, generation: u64) -> Result<()> {
-        let mut changed = self.generation.subscribe();
-        // The housekeeper lives as long as the store.
-        let _ = self.heal.send(Wake::Heal(generation));
-        let here = Some(&std::thread::current().id());
+    /// Has values made anew if they still are of this generation, and waits for it.
+    pub fn heal(&self, generation: u64) -> Result<()> {
         let failed =
-            |detail: &str| StoreError::Engine { doing: "reading a value".to_owned(), detail: detail.to_owned() };
-        if self.keeper.get() == here {
-            return Err(failed("values are made anew; try again"));
+            |detail: &str| StoreError::Engine { doing: "making the values anew".to_owned(), detail: detail.to_owned() };
+        let (reply, outcome) = std::sync::mpsc::sync_channel(1);
+        self.heal.send(Wake::Heal(generation, reply)).map_err(|_| failed("the store is closed"))?;
+        if self.keeper.get() == Some(&std::thread::current().id()) {
+            return Err(failed("it is on its way"));
         }
-        let begin = std::time::Instant::now();
-        while *changed.borrow_and_update() <= generation {
-            if begin.elapsed() > HEAL_PATIENCE {
-                return Err(failed("values could not be made anew in time"));
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
+        outcome.recv_timeout(HEAL_PATIENCE).map_err(|_| failed("it takes too long"))?
     }
 
     fn key_value(&self, key: &str, version: Version) -> Result<Option<KeyValue>> {
@@ -247,7 +253,7 @@ impl Shared {
         }
         let generation = self.generation();
         tracing::error!(key, revision = version.revision, "sled has lost a value; its values are made anew");
-        self.heal_and_wait(generation)?;
+        self.heal(generation)?;
         self.key_value(key, version)?.ok_or_else(|| StoreError::Engine {
             doing: format!("reading {key}"),
             detail: format!("the value of revision {} is missing; run `causeway store check`", version.revision),

@@ -2,7 +2,8 @@
 //! one synced batch, and only then shows them to readers and watchers and acknowledges them.
 //!
 //! In: [`Request`]s. Out: acknowledgements, and what [`Shared`] knows. Where sled refuses a batch, the batch is in the
-//! log all the same: it is acknowledged when the values have been made anew, and until then nothing else is written.
+//! log all the same, and is acknowledged: its values stay in memory until sled has been made anew, and until then nothing
+//! else is written.
 
 use super::index::Version;
 use super::shared::{Shared, Signal};
@@ -41,6 +42,8 @@ pub(crate) struct Writer {
     pub reserve: u64,
     /// Bytes of a segment of the log.
     pub segment: u64,
+    /// Why sled does not take values, and when it was last tried.
+    pub stuck: Option<(Instant, StoreError)>,
 }
 
 /// A write that passed its check.
@@ -63,7 +66,7 @@ struct Group {
 
 impl Writer {
     /// Serves requests until every sender is gone.
-    pub fn run(self, mut requests: mpsc::Receiver<Request>) {
+    pub fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         while let Some(first) = requests.blocking_recv() {
             let mut bytes = size(&first);
             let mut queued = vec![first];
@@ -83,7 +86,7 @@ impl Writer {
         }
     }
 
-    fn commit(&self, queued: Vec<Request>) {
+    fn commit(&mut self, queued: Vec<Request>) {
         let mut group = Group::default();
         let mut revision = self.shared.revision();
         for request in queued {
@@ -174,9 +177,10 @@ impl Writer {
         Ok((planned, answers))
     }
 
-    fn persist(&self, group: &Group, revision: Revision) -> Result<()> {
+    fn persist(&mut self, group: &Group, revision: Revision) -> Result<()> {
+        self.unstick()?;
         let full = || StoreError::DiskFull { path: self.shared.dir.display().to_string() };
-        // sled cannot go on after it met a full disk, so it must never meet one: the reserve is its room.
+        // sled cannot go on after it met a full disk, so it should never meet one: the reserve is its room.
         if !has_room(&self.shared.dir, self.reserve) {
             return Err(full());
         }
@@ -206,21 +210,49 @@ impl Writer {
             .inc_by(group.planned.iter().map(|p| p.key.len() + p.value.as_ref().map_or(0, Bytes::len)).sum::<usize>()
                 as u64);
         let begin = Instant::now();
-        loop {
+        if let Err(error) = self.put(&values) {
+            // It is in the log, so it has happened. Nothing more happens until sled goes on.
+            tracing::error!(%error, "sled refuses what is in the log; no more is written until it does not");
+            let kept = group.planned.iter().filter_map(|p| Some((p.version.revision, p.value.as_ref()?)));
+            self.shared.state.write().keep(kept);
+            self.shared.status.set_writes(Some(error.to_string()));
+            self.stuck = Some((Instant::now(), error));
+            return Ok(());
+        }
+        self.shared.status.commit.observe(begin.elapsed().as_secs_f64());
+        self.shared.status.set_writes(None);
+        Ok(())
+    }
+
+    /// Gives values to sled; where it refuses them, to one made anew.
+    fn put<'a, I: Iterator<Item = (Revision, &'a [u8])>>(&self, values: &dyn Fn() -> I) -> Result<()> {
+        let put = || {
             let places = self.shared.places.read();
             // While the one is to be exchanged for the other, both must have it.
-            let kept = [&places.current, &places.next].into_iter().flatten().try_for_each(|to| to.put(values()));
-            drop(places);
-            let Err(error) = kept else { break };
-            tracing::error!(%error, "sled refuses what is in the log; its values are made anew");
-            status.set_writes(Some(format!("sled refuses writes: {error}")));
-            if let Err(error) = self.shared.heal_and_wait(self.shared.generation()) {
-                tracing::error!(%error, "values cannot be made anew; trying again");
-                std::thread::sleep(RETRY);
-            }
+            [&places.current, &places.next].into_iter().flatten().try_for_each(|to| to.put(values()))
+        };
+        let generation = self.shared.generation();
+        put().or_else(|error| {
+            tracing::error!(%error, "sled refuses values; they are made anew");
+            self.shared.heal(generation)?;
+            put()
+        })
+    }
+
+    /// Where sled has not taken values, tries again, now and then.
+    fn unstick(&mut self) -> Result<()> {
+        let Some((tried, error)) = &self.stuck else { return Ok(()) };
+        if tried.elapsed() < RETRY {
+            return Err(error.clone());
         }
-        status.commit.observe(begin.elapsed().as_secs_f64());
-        status.set_writes(None);
+        let kept = self.shared.state.read().overflow().clone();
+        if let Err(error) = self.put(&|| kept.iter().map(|(revision, value)| (*revision, value.as_ref()))) {
+            self.stuck = Some((Instant::now(), error.clone()));
+            return Err(error);
+        }
+        self.shared.state.write().clear_overflow();
+        self.stuck = None;
+        tracing::info!("sled takes values again");
         Ok(())
     }
 
