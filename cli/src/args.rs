@@ -5,6 +5,7 @@ use crate::apply::{self, ApplyArgs};
 use crate::bench::{self, BenchArgs};
 use crate::nodes::Fault;
 use crate::server::ServerArgs;
+use crate::store::{self, StoreCommand};
 use crate::token::{self, TokenCommand};
 use crate::{agent, control, data, image, instance, kubeconfig, paths::Paths, server, status, teardown, up, upgrade};
 use anyhow::{Result, bail};
@@ -53,6 +54,9 @@ enum Command {
     /// Make, list and delete the tokens with which machines join.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Back up and restore a cluster; check, defragment and mend its store.
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Load and list container images.
     #[command(subcommand)]
     Image(ImageCommand),
@@ -187,6 +191,7 @@ pub fn run(args: Args) -> Result<()> {
         Command::Server(server) => server::run(&server),
         Command::Agent(agent) => agent::run(&agent),
         Command::Token(command) => token::run(&command, &known(command.cluster())?),
+        Command::Store(command) => store::run(&command),
         Command::Image(ImageCommand::Load { archives, cluster }) => image::load(&known(&cluster)?, &archives),
         Command::Image(ImageCommand::Ls(cluster)) => image::list(&known(&cluster)?),
         Command::Image(ImageCommand::Pack(pack)) => image::pack(&pack),
@@ -208,7 +213,7 @@ fn fault(asked: &NodeArgs, fault: Fault) -> Result<()> {
 }
 
 /// The paths of a cluster that is or was here: a running one knows its own data directory.
-fn known(cluster: &Cluster) -> Result<Paths> {
+pub fn known(cluster: &Cluster) -> Result<Paths> {
     let mut paths = Paths::new(&cluster.name, cluster.data_dir.as_deref())?;
     if cluster.data_dir.is_none()
         && let Some(record) = instance::read(&paths)?

@@ -1,14 +1,20 @@
 //! The configuration file. In: a path, the cluster's name. Out: the cluster's settings, checked, with defaults for what
-//! the file does not say. `configs/cluster.yaml` shows all of them.
+//! the file does not say, and those of its backups, which are of this machine alone. `configs/cluster.yaml` shows all of
+//! them.
 
 use anyhow::{Context, Result, bail};
 use causeway_api::config::ClusterConfig;
+use causeway_backup::Settings as BackupSettings;
+use serde_yaml_ng::Value;
 use std::path::Path;
 
+/// The setting that is not the cluster's, and so is not sent to nodes that join.
+const BACKUP: &str = "backup";
+
 /// Reads a file, or gives the defaults. The name is the command line's: a file that names another cluster is refused.
-pub fn read(file: Option<&Path>, name: &str) -> Result<ClusterConfig> {
+pub fn read(file: Option<&Path>, name: &str) -> Result<(ClusterConfig, Option<BackupSettings>)> {
     let Some(path) = file else {
-        return Ok(ClusterConfig { name: name.to_owned(), ..ClusterConfig::default() });
+        return Ok((ClusterConfig { name: name.to_owned(), ..ClusterConfig::default() }, None));
     };
     let text =
         std::fs::read_to_string(path).with_context(|| format!("reading the configuration {}", path.display()))?;
@@ -24,10 +30,21 @@ pub fn file<T: Default + serde::de::DeserializeOwned>(path: &Path) -> Result<T> 
     Ok(file.unwrap_or_default())
 }
 
-fn parse(text: &str, name: &str) -> Result<ClusterConfig> {
+fn parse(text: &str, name: &str) -> Result<(ClusterConfig, Option<BackupSettings>)> {
     // A file of nothing but comments is a null.
-    let config: Option<ClusterConfig> = serde_yaml_ng::from_str(text)?;
-    settle(config.unwrap_or_default(), name)
+    let mut all: Value = serde_yaml_ng::from_str(text)?;
+    let backup = all.as_mapping_mut().and_then(|settings| settings.remove(BACKUP));
+    let config = match backup {
+        // From the text, so that mistakes are told with their line.
+        None => serde_yaml_ng::from_str::<Option<ClusterConfig>>(text)?,
+        Some(_) => serde_yaml_ng::from_value(all)?,
+    };
+    let backup: Option<BackupSettings> =
+        backup.map(serde_yaml_ng::from_value).transpose().context("in backup")?.flatten();
+    if let Some(backup) = &backup {
+        backup.check().map_err(anyhow::Error::msg)?;
+    }
+    Ok((settle(config.unwrap_or_default(), name)?, backup))
 }
 
 /// Settings from anywhere, named and checked.
@@ -49,7 +66,7 @@ mod tests {
     fn the_documented_file_is_the_defaults() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/cluster.yaml");
         let text = std::fs::read_to_string(path).unwrap();
-        assert_eq!(parse(&text, "default").unwrap(), ClusterConfig::default());
+        assert_eq!(parse(&text, "default").unwrap(), (ClusterConfig::default(), None));
         // Every setting stands in it, so that nobody has to read the code to find one.
         let all = serde_json::to_value(ClusterConfig::default()).unwrap();
         for field in all.as_object().unwrap().keys() {
@@ -70,10 +87,33 @@ mod tests {
             ("podCidrs: []", "podCidrs"),
             ("loadBalancerPools: [{name: a, addresses: [10.9.9]}]", "10.9.9"),
             ("loadBalancerPools: [{name: a, addresses: [10.96.0.5]}]", "overlaps"),
+            ("backup: {schedule: 6h, to: /b}", "keyFile"),
+            ("backup: {schedule: soon, to: /b, keyFile: /k}", "soon"),
+            ("backup: {schedule: 6h, to: b, keyFile: /k}", "backup.to"),
+            ("backup: {schedule: 6h, to: /b, keyFile: /k, kept: 1}", "kept"),
+            ("{backup: null, podCidr: 10.0.0.0/8}", "podCidr"),
         ] {
             let error = format!("{:#}", parse(text, "default").unwrap_err());
             assert!(error.contains(word), "{text}: {error}");
         }
-        assert_eq!(parse("# nothing", "x").unwrap().name, "x");
+        assert_eq!(parse("# nothing", "x").unwrap().0.name, "x");
+    }
+
+    /// The lines of a documented file that begin with this, without their marks.
+    fn commented(file: &str, begin: &str) -> String {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs").join(file);
+        let text = std::fs::read_to_string(path).unwrap();
+        let lines = text.lines().skip_while(|line| *line != format!("#{begin}"));
+        lines.map_while(|line| line.strip_prefix('#')).map(|line| format!("{line}\n")).collect()
+    }
+
+    #[test]
+    fn the_documented_backups_are_what_they_say() {
+        for file in ["cluster.yaml", "server.yaml"] {
+            let (_, backup) = parse(&commented(file, "backup:"), "default").unwrap();
+            let backup = backup.unwrap();
+            assert_eq!((backup.schedule.as_hours(), backup.keep), (6, Some(7)), "{file}");
+            assert_eq!(backup.keep_for.unwrap().as_hours(), 30 * 24, "{file}");
+        }
     }
 }

@@ -1,14 +1,19 @@
 //! The channel between a running cluster and the commands that want something of it: HTTP with JSON over a unix socket
-//! that only root may use. In: the nodes. Out: their states, and faults done to them.
+//! that only root may use. In: the nodes, the store. Out: the nodes' states, faults done to them, snapshots of the store.
 
 use crate::nodes::{Fault, Nodes, Power};
 use crate::paths::Paths;
 use anyhow::{Context, Result, bail};
+use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use causeway_store::{Snapshot, Store, StoreError};
+use futures::{StreamExt, TryStreamExt};
 use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -37,21 +42,52 @@ pub fn listen(paths: &Paths) -> Result<UnixListener> {
     Ok(listener)
 }
 
+/// What a process has that others ask for.
+#[derive(Clone)]
+pub struct Controlled {
+    /// The nodes that it runs, where it runs a whole cluster.
+    pub nodes: Option<Arc<Nodes>>,
+    /// The store.
+    pub store: Arc<dyn Store>,
+}
+
+impl Controlled {
+    fn nodes(&self) -> Result<Arc<Nodes>, Refused> {
+        let other = || anyhow::anyhow!("this is a server: the nodes are machines of their own");
+        self.nodes.clone().ok_or_else(|| refused(StatusCode::NOT_FOUND, &other()))
+    }
+}
+
+/// The header that says a snapshot's revision.
+const REVISION: &str = "causeway-revision";
+
 /// Serves until told to stop.
-pub async fn serve(listener: UnixListener, nodes: Arc<Nodes>, stop: CancellationToken) -> Result<()> {
-    let router = Router::new().route("/nodes", get(states)).route("/nodes/{name}/{fault}", post(inflict));
-    let serving = axum::serve(listener, router.with_state(nodes));
+pub async fn serve(listener: UnixListener, controlled: Controlled, stop: CancellationToken) -> Result<()> {
+    let router = Router::new()
+        .route("/nodes", get(states))
+        .route("/nodes/{name}/{fault}", post(inflict))
+        .route("/store/snapshot", get(snapshot));
+    let serving = axum::serve(listener, router.with_state(controlled));
     serving.with_graceful_shutdown(stop.cancelled_owned()).await.context("serving the control socket")
 }
 
-async fn states(State(nodes): State<Arc<Nodes>>) -> Result<Json<BTreeMap<String, Power>>, Refused> {
-    nodes.states().await.map(Json).map_err(|e| refused(StatusCode::INTERNAL_SERVER_ERROR, &e))
+async fn states(State(controlled): State<Controlled>) -> Result<Json<BTreeMap<String, Power>>, Refused> {
+    controlled.nodes()?.states().await.map(Json).map_err(|e| refused(StatusCode::INTERNAL_SERVER_ERROR, &e))
+}
+
+/// The whole store as of now. One that fails on the way breaks the connection off, and is not whole.
+async fn snapshot(State(controlled): State<Controlled>) -> Result<Response, Refused> {
+    let snapshot = controlled.store.snapshot().await;
+    let snapshot = snapshot.map_err(|e| refused(StatusCode::INTERNAL_SERVER_ERROR, &e.into()))?;
+    let revision = [(REVISION, snapshot.revision.to_string())];
+    Ok((revision, Body::from_stream(snapshot.bytes)).into_response())
 }
 
 async fn inflict(
-    State(nodes): State<Arc<Nodes>>,
+    State(controlled): State<Controlled>,
     Path((name, fault)): Path<(String, Fault)>,
 ) -> Result<Json<Said>, Refused> {
+    let nodes = controlled.nodes()?;
     // Also when the one who asked goes away in the middle of it: a half-killed node helps nobody.
     let work = tokio::spawn(async move { nodes.inflict(&name, fault).await });
     match work.await {
@@ -81,7 +117,26 @@ pub async fn ask_fault(paths: &Paths, node: &str, fault: Fault) -> Result<String
     Ok(said.message)
 }
 
+/// Asks a running cluster for all of its store, as of now.
+pub async fn ask_snapshot(paths: &Paths) -> Result<Snapshot> {
+    let answer = answer(paths, "GET", "/store/snapshot").await?;
+    let revision = answer.headers().get(REVISION).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+    let revision = revision.context("the cluster does not say of which revision its snapshot is")?;
+    let broken = |e: hyper::Error| StoreError::Engine {
+        doing: "reading the snapshot of the running cluster".to_owned(),
+        detail: e.to_string(),
+    };
+    Ok(Snapshot { revision, bytes: answer.into_body().into_data_stream().map_err(broken).boxed() })
+}
+
 async fn ask<T: DeserializeOwned>(paths: &Paths, method: &str, path: &str) -> Result<T> {
+    let asking = || format!("asking the cluster at {}", paths.control().display());
+    let answer = answer(paths, method, path).await?;
+    serde_json::from_slice(&answer.into_body().collect().await.with_context(asking)?.to_bytes()).with_context(asking)
+}
+
+/// An answer that is no refusal.
+async fn answer(paths: &Paths, method: &str, path: &str) -> Result<http::Response<Incoming>> {
     let socket = paths.control();
     let asking = || format!("asking the cluster at {}", socket.display());
     let stream = UnixStream::connect(&socket).await.with_context(asking)?;
@@ -91,10 +146,10 @@ async fn ask<T: DeserializeOwned>(paths: &Paths, method: &str, path: &str) -> Re
     let request = http::Request::builder().method(method).uri(path).header("host", "causeway");
     let answer = sender.send_request(request.body(Empty::<bytes::Bytes>::new())?).await.with_context(asking)?;
     let code = answer.status();
-    let body = answer.into_body().collect().await.with_context(asking)?.to_bytes();
     if code.is_success() {
-        return serde_json::from_slice(&body).with_context(asking);
+        return Ok(answer);
     }
+    let body = answer.into_body().collect().await.with_context(asking)?.to_bytes();
     match serde_json::from_slice::<Said>(&body) {
         Ok(said) => bail!("{}", said.message),
         Err(_) => bail!("the cluster answered {code}: {}", String::from_utf8_lossy(&body)),

@@ -9,10 +9,16 @@ use std::io::Write;
 
 /// What marks a folder as a cluster's data; it holds the cluster's name.
 const MARK: &str = "causeway-cluster";
+/// What was there before a restore, in a folder each.
+pub const BEFORE_RESTORE: &str = "before-restore";
 /// Everything a cluster keeps in its data folder.
 const ENTRIES: &[&str] = &[
     "store",
     "pki",
+    "settings",
+    "staging",
+    "restoring",
+    BEFORE_RESTORE,
     "identity",
     "segment",
     "nodes",
@@ -43,8 +49,18 @@ pub fn make(paths: &Paths) -> Result<()> {
     fs::write(&mark, format!("{}\n", paths.name)).with_context(|| format!("writing {}", mark.display()))
 }
 
-/// Makes the folder ours for the life of the process: two `up` of one cluster cannot meet.
+/// Makes the folder ours for the life of the process: two `up` of one cluster cannot meet. One in which a restore was cut
+/// off holds half of one cluster and half of another, and is refused.
 pub fn claim(paths: &Paths) -> Result<Flock<File>> {
+    let owned = claim_to_restore(paths)?;
+    if paths.restoring().exists() {
+        bail!("a restore into {} did not finish; run it again: causeway store restore --force", paths.data.display());
+    }
+    Ok(owned)
+}
+
+/// As [`claim`], also in the middle of a restore.
+pub fn claim_to_restore(paths: &Paths) -> Result<Flock<File>> {
     make(paths)?;
     let mark = paths.data.join(MARK);
     let mut file = File::options().read(true).write(true).open(&mark)?;
@@ -115,6 +131,16 @@ mod tests {
         fs::write(ours.join("precious"), "mine").unwrap();
         delete(&paths(&ours)).unwrap();
         assert!(!ours.join("store").exists() && ours.join("precious").exists());
+    }
+
+    #[test]
+    fn nothing_starts_in_the_middle_of_a_restore() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = paths(dir.path());
+        make(&paths).unwrap();
+        fs::create_dir(paths.restoring()).unwrap();
+        assert!(claim(&paths).unwrap_err().to_string().contains("store restore"));
+        claim_to_restore(&paths).unwrap();
     }
 
     #[test]

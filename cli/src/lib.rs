@@ -24,6 +24,7 @@ mod progress;
 mod ready;
 mod server;
 mod status;
+mod store;
 mod tasks;
 mod teardown;
 mod token;

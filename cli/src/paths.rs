@@ -41,6 +41,21 @@ impl Paths {
         self.data.join("pki")
     }
 
+    /// How the cluster was started.
+    pub fn settings(&self) -> PathBuf {
+        self.data.join("settings")
+    }
+
+    /// Backups on their way to a place that is not of this machine.
+    pub fn staging(&self) -> PathBuf {
+        self.data.join("staging")
+    }
+
+    /// What a restore has not put in its place yet.
+    pub fn restoring(&self) -> PathBuf {
+        self.data.join("restoring")
+    }
+
     /// The administrator's kubeconfig.
     pub fn kubeconfig(&self) -> PathBuf {
         self.data.join("kubeconfig")

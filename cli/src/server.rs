@@ -4,17 +4,20 @@
 use crate::agent::{self, Machine};
 use crate::args::{Cluster, require_root};
 use crate::clients::Issued;
+use crate::control::Controlled;
 use crate::instance::{self, Record, Role};
 use crate::node::{self, Ingress, Node, NodeConfig};
 use crate::paths::Paths;
+use crate::store::{schedule, started};
 use crate::tasks::{self, Health, Tasks};
 use crate::upgrade::{End, Program, Wish};
-use crate::{control_plane, data, kubeconfig, logging, notify, ports};
+use crate::{control, control_plane, data, kubeconfig, logging, notify, ports};
 use anyhow::{Context, Result, bail};
 use causeway_access::Endpoint;
 use causeway_api::config::ClusterConfig;
 use causeway_api::identity::UserInfo;
 use causeway_apiserver::{ApiServer, ApiServerConfig, DirectDialer};
+use causeway_backup::Settings as BackupSettings;
 use causeway_handover::Sockets;
 use causeway_network::routes::Routes;
 use causeway_proxy::route::front::FrontKey;
@@ -89,10 +92,11 @@ struct ServerFile {
     dns_upstreams: Vec<String>,
     insecure_registries: Vec<String>,
     cluster: ClusterConfig,
+    backup: Option<BackupSettings>,
 }
 
 /// The command line over the file, and the cluster's settings.
-fn settle(args: &ServerArgs) -> Result<(ServerArgs, ClusterConfig)> {
+fn settle(args: &ServerArgs) -> Result<(ServerArgs, ClusterConfig, Option<BackupSettings>)> {
     let mut args = args.clone();
     let file = match &args.config {
         Some(path) => crate::config::file(path)?,
@@ -110,7 +114,10 @@ fn settle(args: &ServerArgs) -> Result<(ServerArgs, ClusterConfig)> {
     args.dns_upstreams.extend(file.dns_upstreams);
     args.insecure_registries.extend(file.insecure_registries);
     let cluster = crate::config::settle(file.cluster, &args.cluster.name)?;
-    Ok((args, cluster))
+    if let Some(backup) = &file.backup {
+        backup.check().map_err(anyhow::Error::msg)?;
+    }
+    Ok((args, cluster, file.backup))
 }
 
 /// Where the API listens, and where others reach it.
@@ -153,7 +160,7 @@ fn only_address() -> Result<IpAddr> {
 /// Runs the command.
 pub fn run(args: &ServerArgs) -> Result<()> {
     require_root("causeway server")?;
-    let (args, cluster) = settle(args)?;
+    let (args, cluster, backup) = settle(args)?;
     let paths = Paths::new(&args.cluster.name, args.cluster.data_dir.as_deref())?;
     if let Some(record) = instance::another(&paths)? {
         bail!("cluster {:?} is running already on this machine (process {})", paths.name, record.pid);
@@ -167,7 +174,7 @@ pub fn run(args: &ServerArgs) -> Result<()> {
         if args.with_node && !args.without_ingress { Some(ingress(&args, &addresses, sockets)?) } else { None };
     let owned = data::claim(&paths)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("control").enable_all().build()?;
-    let outcome = runtime.block_on(serve(&args, &paths, cluster, &addresses, (listener, ingress), sockets));
+    let outcome = runtime.block_on(serve(&args, &paths, (cluster, backup), &addresses, (listener, ingress), sockets));
     runtime.shutdown_timeout(STOP_GRACE);
     drop(owned);
     program.end(&paths, outcome?)
@@ -189,7 +196,7 @@ fn ingress(args: &ServerArgs, addresses: &Addresses, sockets: &Sockets) -> Resul
 async fn serve(
     args: &ServerArgs,
     paths: &Paths,
-    cluster: ClusterConfig,
+    (cluster, backup): (ClusterConfig, Option<BackupSettings>),
     addresses: &Addresses,
     (listener, ingress): (TcpListener, Option<Ingress>),
     sockets: &Arc<Sockets>,
@@ -204,6 +211,7 @@ async fn serve(
         ..Record::of_this_process(paths, "starting the API server")?
     };
     instance::write(paths, &record)?;
+    started::keep(paths, args.config.as_deref())?;
     let store_dir = paths.store();
     let store = tokio::task::spawn_blocking(move || SledStore::open(&store_dir, SledOptions::default())).await??;
     let store: Arc<dyn Store> = Arc::new(store);
@@ -215,7 +223,7 @@ async fn serve(
             extra_sans: args.tls_sans.clone(),
             kubelet_dialer: Arc::new(DirectDialer),
         },
-        store,
+        store.clone(),
     )
     .await?;
     let api = Arc::new(api);
@@ -230,6 +238,18 @@ async fn serve(
     let admin = api.kubeconfig(&format!("https://{here}"), &format!("causeway-{}", paths.name), &UserInfo::admin())?;
     kubeconfig::write(paths, &admin)?;
     control_plane::start(&api, &control_plane::informers(&api), &cluster, paths, &mut control);
+    control.supervise("control-socket", {
+        let (paths, token) = (paths.clone(), control.token());
+        let controlled = Controlled { nodes: None, store: store.clone() };
+        // It is there before this process says that it is ready.
+        let mut first = Some(control::listen(&paths)?);
+        move || {
+            let listener = first.take().map_or_else(|| control::listen(&paths), Ok);
+            let (controlled, token) = (controlled.clone(), token.clone());
+            async move { control::serve(listener?, controlled, token).await }
+        }
+    });
+    schedule::start(backup, paths, &store, api.client(UserInfo::admin()), &mut control, &health);
     // It asks for the sockets of Gateways when it has seen them.
     let has_ingress = ingress.is_some();
     let node = match args.with_node {

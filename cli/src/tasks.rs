@@ -27,7 +27,8 @@ pub struct Health {
 }
 
 impl Health {
-    fn set(&self, component: &str, state: &str) {
+    /// Says what a component is doing; who supervises it says so too.
+    pub fn set(&self, component: &str, state: &str) {
         self.components.lock().insert(component.to_owned(), state.to_owned());
         self.changed.notify_one();
     }

@@ -5,11 +5,13 @@
 
 use crate::args::{UpArgs, require_root};
 use crate::clients::Issued;
+use crate::control::Controlled;
 use crate::instance::{self, Record};
 use crate::node;
 use crate::nodes::{Nodes, Parts};
 use crate::paths::Paths;
 use crate::progress::Progress;
+use crate::store::{schedule, started};
 use crate::tasks::{self, Health, Tasks};
 use crate::upgrade::{self, End, Program, Wish};
 use crate::{control, control_plane, data, kubeconfig, logging, ports, ready, teardown};
@@ -20,6 +22,7 @@ use causeway_api::balancer::Pool;
 use causeway_api::config::{ClusterConfig, PodNetworkMode, ipv6_defaults};
 use causeway_api::identity::UserInfo;
 use causeway_apiserver::{ApiServer, ApiServerConfig, NodeDialer};
+use causeway_backup::Settings as BackupSettings;
 use causeway_handover::Sockets;
 use causeway_kubelet::NodeCapacity;
 use causeway_network::NetNs;
@@ -102,8 +105,8 @@ pub fn run(args: &UpArgs) -> Result<()> {
 }
 
 /// The cluster's settings: the file's, with what the command line says on top.
-fn settings(args: &UpArgs, paths: &Paths) -> Result<ClusterConfig> {
-    let mut config = crate::config::read(args.config.as_deref(), &paths.name)?;
+fn settings(args: &UpArgs, paths: &Paths) -> Result<(ClusterConfig, Option<BackupSettings>)> {
+    let (mut config, backup) = crate::config::read(args.config.as_deref(), &paths.name)?;
     config.proxy_mode = args.proxy_mode.unwrap_or(config.proxy_mode);
     match args.pod_network.as_deref() {
         Some("vxlan") => config.pod_network.mode = PodNetworkMode::Vxlan,
@@ -119,7 +122,7 @@ fn settings(args: &UpArgs, paths: &Paths) -> Result<ClusterConfig> {
     if config.pod_network.mode == PodNetworkMode::Routed {
         config.load_balancer_pools.get_or_insert(vec![Pool::of("default", &ClusterConfig::LOCAL_POOL)?]);
     }
-    Ok(config)
+    Ok((config, backup))
 }
 
 /// Starts ourselves again in the background and waits until that process says it is ready.
@@ -279,7 +282,8 @@ async fn start(
     stop: &CancellationToken,
     health: &Health,
 ) -> Result<Cluster> {
-    let config = settings(args, paths)?;
+    let (config, backup) = settings(args, paths)?;
+    started::keep(paths, args.config.as_deref())?;
     let (upstreams, capacity) = (node::upstreams(&args.dns_upstreams)?, share(args.nodes)?);
 
     phase.is("opening the store")?;
@@ -312,7 +316,7 @@ async fn start(
             extra_sans: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
             kubelet_dialer: Arc::new(LanDialer(segment.lan().clone())),
         },
-        store,
+        store.clone(),
     )
     .await?;
     let api = Arc::new(api);
@@ -366,13 +370,15 @@ async fn start(
         nodes.start(name).await?;
     }
     control.supervise("control-socket", {
-        let (paths, nodes, token) = (paths.clone(), nodes.clone(), control.token());
+        let (paths, token) = (paths.clone(), control.token());
+        let controlled = Controlled { nodes: Some(nodes.clone()), store: store.clone() };
         move || {
             let listener = control::listen(&paths);
-            let (nodes, token) = (nodes.clone(), token.clone());
-            async move { control::serve(listener?, nodes, token).await }
+            let (controlled, token) = (controlled.clone(), token.clone());
+            async move { control::serve(listener?, controlled, token).await }
         }
     });
+    schedule::start(backup, paths, &store, api.client(UserInfo::admin()), &mut control, health);
     control.supervise("certificates", {
         let (api, token) = (api.clone(), control.token());
         move || {

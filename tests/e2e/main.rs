@@ -6,6 +6,7 @@
 
 mod acme;
 mod apply;
+mod backup;
 mod bad_input;
 mod demo;
 mod dns;
@@ -91,6 +92,7 @@ fn alone_tests() -> Vec<(&'static str, Alone)> {
             ("demo::the_shop_opens", demo::the_shop_opens),
             ("proxy_modes::iptables_and_a_switch", proxy_modes::iptables_serves_all_and_a_switch_goes_on),
         ],
+        backup::tests(),
         nodes::tests(),
         quiet::tests(),
         policy::alone(),

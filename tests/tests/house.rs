@@ -48,7 +48,7 @@ fn crates() -> BTreeMap<String, Crate> {
 fn allowed(name: &str) -> Option<&'static [&'static str]> {
     Some(match name {
         "causeway-api" | "causeway-store" | "causeway-nft" | "causeway-load" | "causeway-allocator"
-        | "causeway-sources" | "causeway-handover" | "shop-api" => &[],
+        | "causeway-sources" | "causeway-handover" | "causeway-backup" | "shop-api" => &[],
         "causeway-informers" => &["causeway-api"],
         // Build scripts only.
         "causeway-schema" | "causeway-gateway-crds" => &["causeway-sources"],

@@ -1,0 +1,85 @@
+//! A whole backup as a file. In: a cluster's folders, the store's snapshot, a key. Out: a file that has been read again and
+//! verified, to the last byte of the store in it.
+
+use crate::paths::Paths;
+use anyhow::{Context, Result, bail};
+use causeway_backup::contents::{self, SinkResult, Writer};
+use causeway_backup::{About, Contents, EntryPath, Key, Name, Sink, files};
+use causeway_store::offline;
+use jiff::Timestamp;
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Seek};
+use std::path::Path;
+
+/// Where the store's snapshot comes from.
+pub enum From {
+    /// The store of a stopped cluster.
+    Stopped,
+    /// A running one, as of this revision.
+    Running(u64, Box<dyn Read + Send>),
+}
+
+/// Writes a backup into a new file, and reads it again. Blocks. Returns its name and what is in it.
+pub fn write(paths: &Paths, key: &Key, file: &File, from: From) -> Result<(Name, Contents)> {
+    // To the second, as in its name.
+    let created = Timestamp::from_second(Timestamp::now().as_second())?;
+    let about = About { cluster: paths.name.clone(), created, program: env!("CARGO_PKG_VERSION").to_owned() };
+    let mut writer = Writer::new(BufWriter::new(file), key, &about)?;
+    let all = files::find(&paths.data)?;
+    if !all.iter().any(|found| found.path.as_str() == "pki/ca.key") {
+        bail!("{} has no ca.key: the cluster has never run", paths.pki().display());
+    }
+    for found in all {
+        let (mode, bytes) = found.read()?;
+        writer.file(&found.path, mode, &bytes)?;
+    }
+    let revision = match from {
+        From::Running(revision, mut snapshot) => {
+            writer.store(|out| io::copy(&mut snapshot, out).map(drop))?;
+            revision
+        }
+        From::Stopped => {
+            let mut revision = 0;
+            writer.store(|out| {
+                revision = offline::snapshot(&paths.store(), out)?.revision;
+                Ok::<(), causeway_store::StoreError>(())
+            })?;
+            revision
+        }
+    };
+    drop(writer.finish(revision)?);
+    let contents = verify(file, key).context("the backup that was just written is not used")?;
+    Ok((Name { at: created, revision, cluster: paths.name.clone() }, contents))
+}
+
+/// Reads a backup from its beginning to its end, and the store in it. Blocks.
+pub fn verify(mut file: &File, key: &Key) -> Result<Contents> {
+    file.rewind().context("going to the beginning of the backup")?;
+    let mut verify = Verify::default();
+    let contents = contents::read(BufReader::new(file), key, &mut verify)?;
+    if !verify.has_ca {
+        bail!("there is no certificate authority in the backup");
+    }
+    Ok(contents)
+}
+
+/// Opens a backup that a user has named.
+pub fn open(path: &Path) -> Result<File> {
+    File::open(path).with_context(|| format!("opening the backup {}", path.display()))
+}
+
+#[derive(Default)]
+struct Verify {
+    has_ca: bool,
+}
+
+impl Sink for Verify {
+    fn file(&mut self, path: &EntryPath, _: u32, _: &[u8]) -> SinkResult {
+        self.has_ca |= path.as_str() == "pki/ca.key";
+        Ok(())
+    }
+
+    fn store(&mut self, snapshot: &mut dyn Read) -> Result<u64, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(offline::verify(snapshot)?.revision)
+    }
+}

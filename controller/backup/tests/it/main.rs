@@ -1,0 +1,4 @@
+//! Backups as a whole: written, read, damaged, forged.
+
+mod backups;
+mod s3;
