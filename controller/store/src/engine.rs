@@ -9,6 +9,7 @@
 
 mod housekeeper;
 mod index;
+mod legacy;
 pub(crate) mod open;
 mod shared;
 mod values;
@@ -94,6 +95,7 @@ impl SledStore {
         make_dir(dir)?;
         let lock = Lock::take(dir)?;
         snapshot::remove_unfinished(dir);
+        legacy::migrate(dir)?;
         let truth = open::read(dir)?;
         let values = open::open_values(dir, &truth, &options)?;
         let log = open::open_log(dir, truth.log, truth.snapshot.as_ref())?;

@@ -9,14 +9,12 @@ use super::index::{Index, Version};
 use super::values::{self, Values};
 use crate::disk::log::{self, Found, Log};
 use crate::disk::{Entry, ReadError, Record, failed, snapshot};
-use crate::{Result, Revision, StoreError};
+use crate::{Result, Revision};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The log's folder.
 pub(crate) const LOG: &str = "log";
-/// Where older versions of this program had sled.
-const OLD_SLED: &str = "sled";
 /// Values are given to sled in portions of about this many bytes.
 const PORTION_BYTES: usize = 1 << 20;
 
@@ -37,15 +35,6 @@ impl From<&Record<'_>> for Version {
 
 /// Reads and checks all that is in a folder.
 pub(crate) fn read(dir: &Path) -> Result<Truth> {
-    if dir.join(OLD_SLED).exists() {
-        return Err(StoreError::Engine {
-            doing: format!("opening the store in {}", dir.display()),
-            detail:
-                "it has the format of a version before this one, which cannot be read; move it away, or go on with \
-                     the version that wrote it"
-                    .to_owned(),
-        });
-    }
     let mut index = Index::default();
     let (mut revision, mut compacted) = (1, 0);
     let newest = snapshot::files(dir)?.pop();
