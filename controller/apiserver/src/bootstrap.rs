@@ -10,11 +10,12 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 const INTERVAL: Duration = Duration::from_secs(30);
-/// How long events are kept.
+/// How long events are kept, in seconds.
 const EVENT_LIFE: i64 = 3600;
 
 /// Keeps everything in place until shutdown.
 pub async fn run(engine: Arc<Engine>, advertise: SocketAddr, shutdown: CancellationToken) {
+    expire_events(&engine).await;
     loop {
         tokio::select! {
             () = tokio::time::sleep(INTERVAL) => {}
@@ -23,7 +24,6 @@ pub async fn run(engine: Arc<Engine>, advertise: SocketAddr, shutdown: Cancellat
         if let Err(error) = ensure(&engine, advertise).await {
             tracing::warn!(%error, "system objects not checked; trying again");
         }
-        expire_events(&engine).await;
     }
 }
 
@@ -169,7 +169,8 @@ async fn put(
         .map(drop)
 }
 
-/// Deletes events that are older than an hour.
+/// Deletes events that are older than an hour: the store does it for those that were written with a time to live, and a
+/// version before did not write any.
 async fn expire_events(engine: &Engine) {
     let Ok(served) = engine.served("", "v1", "events") else { return };
     let (events, _) = engine.feed.cache(&served.prefix).list(&served.prefix);

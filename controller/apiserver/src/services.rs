@@ -105,6 +105,14 @@ impl Claim {
         Ok(())
     }
 
+    /// The Service was not written, or nobody knows: then what was taken for it is left to the repair loop, which sees
+    /// whether it is used.
+    pub async fn not_written(self, engine: &Engine, why: &StoreError) {
+        if !matches!(why, StoreError::OutcomeUnknown { .. }) {
+            self.roll_back(engine).await;
+        }
+    }
+
     /// The Service was not written: what was taken for it becomes free.
     pub async fn roll_back(self, engine: &Engine) {
         for (key, revision) in &self.taken {

@@ -21,6 +21,8 @@ pub(crate) struct Record<'a> {
     pub revision: Revision,
     /// Revision of the write that created the key; of a deletion, that of what was deleted.
     pub create_revision: Revision,
+    /// When the key goes by itself, in seconds since 1970; 0 for never.
+    pub expires: u64,
     pub key: &'a str,
     /// `None` for a deletion.
     pub value: Option<&'a [u8]>,

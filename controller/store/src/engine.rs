@@ -266,7 +266,7 @@ impl Store for SledStore {
             let after = request.start_after.as_deref();
             let items = shared.page(&pin, &request.prefix, after, limit)?;
             let remaining = match items.last().filter(|_| items.len() == limit) {
-                Some(last) => shared.state.read().index.count(&request.prefix, Some(&last.key), pin.revision),
+                Some(last) => shared.count(&pin, &request.prefix, Some(&last.key)),
                 None => 0,
             };
             Ok(Listing { items, revision: pin.revision, remaining })
@@ -277,8 +277,8 @@ impl Store for SledStore {
     async fn count(&self, prefix: &str) -> Result<(usize, Revision)> {
         let prefix = prefix.to_owned();
         self.read("counting keys", move |shared| {
-            let state = shared.state.read();
-            Ok((state.index.count(&prefix, None, state.revision), state.revision))
+            let pin = shared.pin(None)?;
+            Ok((shared.count(&pin, &prefix, None), pin.revision))
         })
         .await
     }

@@ -22,6 +22,7 @@ pub use health::Health;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use std::time::Duration;
 
 /// A point in the history of the whole store. Starts at 1 for an empty store; every successful write takes the
 /// next one, so there are no gaps.
@@ -127,6 +128,8 @@ pub enum Write {
         key: String,
         /// Its value.
         value: Bytes,
+        /// After how long without another write it goes by itself (a lease of its own, in etcd's words).
+        ttl: Option<Duration>,
     },
     /// Replaces a key that must be at a revision.
     Update {
@@ -134,6 +137,8 @@ pub enum Write {
         key: String,
         /// Its new value.
         value: Bytes,
+        /// As in [`Write::Create`], from this write on.
+        ttl: Option<Duration>,
         /// Its modification revision.
         expected: Revision,
     },
@@ -199,13 +204,13 @@ pub trait Store: Send + Sync + 'static {
 
     /// Writes a key that must not exist ([`StoreError::AlreadyExists`] otherwise).
     async fn create(&self, key: &str, value: Bytes) -> Result<KeyValue> {
-        self.write_one(Write::Create { key: key.to_owned(), value }).await.map(|(kv, _)| kv)
+        self.write_one(Write::Create { key: key.to_owned(), value, ttl: None }).await.map(|(kv, _)| kv)
     }
 
     /// Replaces a key whose modification revision must be `expected` ([`StoreError::Conflict`] otherwise,
     /// [`StoreError::NotFound`] when it is gone).
     async fn update(&self, key: &str, value: Bytes, expected: Revision) -> Result<KeyValue> {
-        self.write_one(Write::Update { key: key.to_owned(), value, expected }).await.map(|(kv, _)| kv)
+        self.write_one(Write::Update { key: key.to_owned(), value, ttl: None, expected }).await.map(|(kv, _)| kv)
     }
 
     /// Deletes a key, when `expected` is given only at that modification revision. Returns the last value and the

@@ -2,6 +2,7 @@
 //! small, and go on after damage. All of it blocks, and answers [`StoreError::Locked`] while the store is in use.
 
 use crate::disk::lock::Lock;
+use crate::disk::snapshot::Stamp;
 use crate::disk::{Entry, ReadError, Record, failed, log, make_dir, size_of, snapshot, sync_dir};
 use crate::engine::open::LOG;
 use crate::{Damage, Result, Revision, SledOptions, SledStore, StoreError, Summary};
@@ -155,19 +156,19 @@ pub fn restore(dir: &Path, from: &mut dyn Read, bump: Revision) -> Result<Summar
     let head = snapshot::begin(&name, &mut from)?;
     let revision = head.summary.revision.saturating_add(bump);
     let written = snapshot::write_file(dir, revision, revision, |writer| {
-        let mut last: Option<((Revision, Revision), String, Option<Bytes>)> = None;
-        let mut push = |next: Option<((Revision, Revision), String, Option<Bytes>)>| {
+        let mut last: Option<(Stamp, String, Option<Bytes>)> = None;
+        let mut push = |next: Option<(Stamp, String, Option<Bytes>)>| {
             // Of each key the newest state, and nothing of what is deleted.
             let done = last.as_ref().is_some_and(|(_, key, _)| next.as_ref().is_none_or(|(_, new, _)| new != key));
             let before = std::mem::replace(&mut last, next);
             match before.filter(|(_, _, value)| done && value.is_some()) {
-                Some((revisions, key, value)) => writer.push(revisions, &key, value),
+                Some((stamp, key, value)) => writer.push(stamp, &key, value),
                 None => Ok(()),
             }
         };
         head.read(&name, &mut from, &mut |record| {
             let value = record.value.map(Bytes::copy_from_slice);
-            push(Some(((record.revision, record.create_revision), record.key.to_owned(), value)))
+            push(Some((Stamp::from(&record), record.key.to_owned(), value)))
                 .map_err(|e| format!("it cannot be written: {e}"))
         })?;
         push(None).map_err(failed("writing a snapshot in", dir))
@@ -201,12 +202,12 @@ pub fn defrag(dir: &Path) -> Result<Defragmented> {
 pub fn salvage(dir: &Path, bump: Revision) -> Result<Option<Salvaged>> {
     let _lock = there(dir)?;
     snapshot::remove_unfinished(dir);
-    type State = BTreeMap<String, ((Revision, Revision), Bytes)>;
+    type State = BTreeMap<String, (Stamp, Bytes)>;
     let mut state = State::new();
     let note = |state: &mut State, record: Record<'_>| {
         match record.value {
             Some(value) => {
-                let value = ((record.revision, record.create_revision), Bytes::copy_from_slice(value));
+                let value = (Stamp::from(&record), Bytes::copy_from_slice(value));
                 drop(state.insert(record.key.to_owned(), value));
             }
             None => drop(state.remove(record.key)),
@@ -233,8 +234,8 @@ pub fn salvage(dir: &Path, bump: Revision) -> Result<Option<Salvaged>> {
     };
     let revision = whole.saturating_add(bump);
     snapshot::write_file(dir, revision, revision, |writer| {
-        for (key, (revisions, value)) in state {
-            writer.push(revisions, &key, Some(value)).map_err(failed("writing a snapshot in", dir))?;
+        for (key, (stamp, value)) in state {
+            writer.push(stamp, &key, Some(value)).map_err(failed("writing a snapshot in", dir))?;
         }
         Ok(())
     })?;

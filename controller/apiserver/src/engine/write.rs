@@ -2,12 +2,14 @@
 
 use super::frame::{check_kind, deletes_now, is_same, keep_system_fields, metadata, name_suffix};
 use super::{Call, Engine, now_text, text};
+use crate::catalog::Served;
 use crate::object::stamp;
 use crate::status::{ApiError, ApiResult};
 use bytes::Bytes;
 use causeway_registry::{FieldErrorType, FieldErrors, Path, validate_metadata};
-use causeway_store::{KeyValue, StoreError};
+use causeway_store::{KeyValue, StoreError, Write};
 use serde_json::Value;
+use std::time::Duration;
 
 /// How often a patch is tried again after somebody else's write.
 const PATCH_TRIES: usize = 5;
@@ -39,6 +41,14 @@ impl Part {
             Self::Approval => "approval",
         }
     }
+}
+
+/// Events are kept for an hour after they were last written.
+const EVENT_LIFETIME: Duration = Duration::from_secs(3600);
+
+/// How long an object of a kind is kept that nobody writes again; `None` for ever.
+fn lifetime(served: &Served) -> Option<Duration> {
+    (served.is("", "events") || served.is("events.k8s.io", "events")).then_some(EVENT_LIFETIME)
 }
 
 impl Engine {
@@ -122,22 +132,26 @@ impl Engine {
             claim.roll_back(self).await;
             return encoded.map(|_| object);
         }
-        let written = match encoded {
-            Ok(bytes) => self.store.create(&key, bytes).await.map_err(|e| match e {
-                StoreError::AlreadyExists { .. } => ApiError::already_exists(&served.resource, &name),
-                other => other.into(),
-            }),
-            Err(error) => Err(error),
+        let bytes = match encoded {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                claim.roll_back(self).await;
+                return Err(error);
+            }
         };
-        match written {
+        let write = Write::Create { key, value: bytes, ttl: lifetime(&served) };
+        match self.store.write_one(write).await.map(|(kv, _)| kv) {
             Ok(kv) => {
                 claim.commit(self).await;
                 stamp(&mut object, kv.mod_revision);
                 Ok(object)
             }
             Err(error) => {
-                claim.roll_back(self).await;
-                Err(error)
+                claim.not_written(self, &error).await;
+                Err(match error {
+                    StoreError::AlreadyExists { .. } => ApiError::already_exists(&served.resource, &name),
+                    other => other.into(),
+                })
             }
         }
     }
@@ -248,7 +262,9 @@ impl Engine {
         let outcome = if deletes {
             self.store.delete(&kv.key, Some(kv.mod_revision)).await.map(|(_, revision)| revision)
         } else {
-            self.store.update(&kv.key, encoded, kv.mod_revision).await.map(|kv| kv.mod_revision)
+            let (key, expected) = (kv.key.clone(), kv.mod_revision);
+            let write = Write::Update { key, value: encoded, ttl: lifetime(&served), expected };
+            self.store.write_one(write).await.map(|(_, revision)| revision)
         };
         match outcome {
             Ok(revision) => {
@@ -260,7 +276,7 @@ impl Engine {
                 Ok(new)
             }
             Err(error) => {
-                claim.roll_back(self).await;
+                claim.not_written(self, &error).await;
                 Err(match error {
                     StoreError::Conflict { .. } => Replace::Raced,
                     StoreError::NotFound { .. } => ApiError::not_found(&served.resource, name).into(),

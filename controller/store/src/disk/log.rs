@@ -312,7 +312,7 @@ mod tests {
     use super::*;
 
     fn write(revision: Revision) -> Entry<'static> {
-        Entry::Write(Record { revision, create_revision: revision, key: "/k", value: Some(b"value") })
+        Entry::Write(Record { revision, create_revision: revision, expires: 0, key: "/k", value: Some(b"value") })
     }
 
     fn revisions(dir: &Path, after: Revision) -> Result<(Vec<Revision>, Found), ReadError> {

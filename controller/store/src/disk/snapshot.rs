@@ -28,13 +28,27 @@ enum Block<'a> {
     },
 }
 
+/// A record without its key and value.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stamp {
+    pub revision: Revision,
+    pub create_revision: Revision,
+    pub expires: u64,
+}
+
+impl From<&Record<'_>> for Stamp {
+    fn from(record: &Record<'_>) -> Self {
+        Self { revision: record.revision, create_revision: record.create_revision, expires: record.expires }
+    }
+}
+
 /// Writes a snapshot, record by record.
 pub(crate) struct Writer<W> {
     into: W,
     header: Header,
     offset: u64,
     /// Keys, values and revisions of the records of the block, as they are encoded when it is full.
-    block: Vec<(Revision, Revision, String, Option<bytes::Bytes>)>,
+    block: Vec<(Stamp, String, Option<bytes::Bytes>)>,
     block_bytes: usize,
     records: u64,
     last_key: String,
@@ -52,12 +66,7 @@ impl<W: Write> Writer<W> {
     }
 
     /// Adds a version of a key. They come in order of key, then revision.
-    pub fn push(
-        &mut self,
-        (revision, create_revision): (Revision, Revision),
-        key: &str,
-        value: Option<bytes::Bytes>,
-    ) -> io::Result<()> {
+    pub fn push(&mut self, stamp: Stamp, key: &str, value: Option<bytes::Bytes>) -> io::Result<()> {
         if self.last_key != key || self.records == 0 {
             key.clone_into(&mut self.last_key);
             self.summary.keys += 1;
@@ -65,14 +74,15 @@ impl<W: Write> Writer<W> {
         self.records += 1;
         self.summary.bytes += value.as_ref().map_or(0, |v| v.len() as u64);
         self.block_bytes += key.len() + value.as_ref().map_or(0, bytes::Bytes::len) + 24;
-        self.block.push((revision, create_revision, key.to_owned(), value));
+        self.block.push((stamp, key.to_owned(), value));
         if self.block_bytes >= BLOCK { self.flush_block() } else { Ok(()) }
     }
 
     fn flush_block(&mut self) -> io::Result<()> {
-        let records = self.block.iter().map(|(revision, create_revision, key, value)| Record {
-            revision: *revision,
-            create_revision: *create_revision,
+        let records = self.block.iter().map(|(stamp, key, value)| Record {
+            revision: stamp.revision,
+            create_revision: stamp.create_revision,
+            expires: stamp.expires,
             key,
             value: value.as_deref(),
         });

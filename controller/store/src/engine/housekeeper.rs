@@ -10,7 +10,7 @@ use super::writer::Request;
 use super::{SledOptions, open};
 use crate::disk::log::Log;
 use crate::disk::{failed, size_of, snapshot, sync_dir};
-use crate::{Result, Revision, StoreError};
+use crate::{Result, Revision, StoreError, Write};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::fs;
@@ -57,6 +57,7 @@ impl Housekeeper {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             self.look_for_room();
+            self.drop_expired();
             self.compact_old(&mut marks);
             let unread = self.shared.unread();
             if unread > dropped {
@@ -90,6 +91,23 @@ impl Housekeeper {
             true if told => status.set_writes(None),
             false if !told => status.set_writes(Some(full)),
             _ => {}
+        }
+    }
+
+    /// Has the writer delete what has lived long enough, if nobody writes it again before.
+    fn drop_expired(&self) {
+        const EXPIRED: usize = 256;
+        let now = super::writer::now();
+        let due = self.shared.state.write().index.expired(now, EXPIRED);
+        let Some(requests) = self.requests.upgrade() else { return };
+        for (i, (key, revision)) in due.iter().enumerate() {
+            let (reply, _answer) = oneshot::channel();
+            let writes = vec![Write::Delete { key: key.to_string(), expected: Some(*revision) }];
+            if requests.try_send(Request::Write { writes, reply }).is_err() {
+                // A full queue: they are due once more.
+                self.shared.state.write().index.expire_later(&due[i..], now + 1);
+                return;
+            }
         }
     }
 

@@ -1,11 +1,11 @@
 //! Which keys there are, at which revisions. In: every write, in order. Out: pages, counts and changes at any revision
 //! since the last compaction, without a look at a value.
 //!
-//! Pure. About 100 bytes and the key for each key, and 40 bytes for each change that is not compacted yet.
+//! Pure. About 110 bytes and the key for each key, and 40 bytes for each change that is not compacted yet.
 
 use crate::Revision;
 use smallvec::SmallVec;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -14,6 +14,8 @@ use std::sync::Arc;
 pub(crate) struct Version {
     pub revision: Revision,
     pub create_revision: Revision,
+    /// When the key goes by itself, in seconds since 1970; 0 for never.
+    pub expires: u64,
     pub deleted: bool,
 }
 
@@ -31,6 +33,8 @@ pub(crate) struct Index {
     keys: BTreeMap<Arc<str>, SmallVec<[Version; 1]>>,
     /// What each revision after the last compaction wrote.
     changes: VecDeque<(Revision, Arc<str>)>,
+    /// Keys that go by themselves, by when; those that were written again since are left out when their time comes.
+    expiring: BTreeSet<(u64, Revision, Arc<str>)>,
 }
 
 /// The version that a reader at `at` sees.
@@ -60,6 +64,37 @@ impl Index {
     }
 
     fn insert(&mut self, key: &str, version: Version) -> Arc<str> {
+        let key = self.insert_version(key, version);
+        if version.expires > 0 {
+            self.expiring.insert((version.expires, version.revision, key.clone()));
+        }
+        key
+    }
+
+    /// At most `limit` keys whose time has come, each with its revision. They are told once.
+    pub fn expired(&mut self, now: u64, limit: usize) -> Vec<(Arc<str>, Revision)> {
+        let mut due = Vec::new();
+        while due.len() < limit
+            && let Some(first) = self.expiring.pop_first()
+        {
+            let (when, revision, key) = first;
+            if when > now {
+                self.expiring.insert((when, revision, key));
+                break;
+            }
+            if self.newest(&key).is_some_and(|v| v.revision == revision) {
+                due.push((key, revision));
+            }
+        }
+        due
+    }
+
+    /// These are due later.
+    pub fn expire_later(&mut self, keys: &[(Arc<str>, Revision)], when: u64) {
+        self.expiring.extend(keys.iter().map(|(key, revision)| (when, *revision, key.clone())));
+    }
+
+    fn insert_version(&mut self, key: &str, version: Version) -> Arc<str> {
         if let Some((known, _)) = self.keys.get_key_value(key) {
             let known = known.clone();
             if let Some(versions) = self.keys.get_mut(key) {
@@ -107,9 +142,17 @@ impl Index {
             .collect()
     }
 
-    /// How many keys of a prefix there are as of a revision, behind a key.
-    pub fn count(&self, prefix: &str, after: Option<&str>, at: Revision) -> usize {
-        self.below(prefix, after).filter(|(_, versions)| visible(versions, at).is_some_and(|v| !v.deleted)).count()
+    /// Of the next `limit` keys of a prefix behind a key, how many are there as of a revision; and the last one, if more
+    /// may follow.
+    pub fn count(&self, prefix: &str, after: Option<&str>, limit: usize, at: Revision) -> (usize, Option<Arc<str>>) {
+        let (mut count, mut last) = (0, None);
+        for (i, (key, versions)) in self.below(prefix, after).take(limit).enumerate() {
+            count += usize::from(visible(versions, at).is_some_and(|v| !v.deleted));
+            if i + 1 == limit {
+                last = Some(key.clone());
+            }
+        }
+        (count, last)
     }
 
     /// Every version up to a revision of at most `limit` keys behind a key: what a snapshot holds.
@@ -193,7 +236,7 @@ mod tests {
             let compacted = at.index(model.len()) as Revision;
             let mut index = Index::default();
             for (revision, (key, deleted)) in (1u64..).zip(&model) {
-                index.apply(key, Version { revision, create_revision: 0, deleted: *deleted });
+                index.apply(key, Version { revision, create_revision: 0, expires: 0, deleted: *deleted });
             }
             while !index.compact(compacted, chunk).1 {}
             if through_snapshot {
@@ -215,7 +258,12 @@ mod tests {
                     let page = index.page(prefix, None, 1000, at);
                     let got: Vec<(&str, Revision)> = page.iter().map(|(k, v)| (k.as_ref(), v.revision)).collect();
                     prop_assert_eq!(&got, &want);
-                    prop_assert_eq!(index.count(prefix, Some("a2"), at), want.iter().filter(|(k, _)| *k > "a2").count());
+                    let (mut count, mut after) = index.count(prefix, Some("a2"), 2, at);
+                    while let Some(last) = after {
+                        let (more, next) = index.count(prefix, Some(&last), 2, at);
+                        (count, after) = (count + more, next);
+                    }
+                    prop_assert_eq!(count, want.iter().filter(|(k, _)| *k > "a2").count());
                 }
                 for (key, revision) in &want {
                     prop_assert_eq!(index.at(key, at).map(|v| v.revision), Some(*revision));

@@ -5,6 +5,7 @@
 //! were files `wal/wal-<first revision>` of frames `length u32 | crc32 u32 | postcard batch`. What the log holds counts,
 //! whatever sled says of how far it has got.
 
+use crate::disk::snapshot::Stamp;
 use crate::disk::{ReadError, failed, frames, snapshot, sync_dir};
 use crate::{Result, Revision, StoreError};
 use bytes::Bytes;
@@ -95,7 +96,11 @@ fn convert(dir: &Path, sled: &Path, log: &Path) -> Result<()> {
             let (key, raw) = entry.map_err(fail)?;
             let (key, at) = split(&key).ok_or_else(|| damaged(sled, "a key has no revision".to_owned()))?;
             let version: Version = postcard::from_bytes(&raw).map_err(|e| damaged(sled, format!("{key}: {e}")))?;
-            let written = writer.push((at, version.create_revision), key, version.value);
+            let written = writer.push(
+                Stamp { revision: at, create_revision: version.create_revision, expires: 0 },
+                key,
+                version.value,
+            );
             written.map_err(failed("writing a snapshot in", dir))?;
         }
         Ok(())

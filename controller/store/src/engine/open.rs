@@ -29,7 +29,12 @@ pub(crate) struct Truth {
 
 impl From<&Record<'_>> for Version {
     fn from(record: &Record<'_>) -> Self {
-        Self { revision: record.revision, create_revision: record.create_revision, deleted: record.value.is_none() }
+        Self {
+            revision: record.revision,
+            create_revision: record.create_revision,
+            expires: record.expires,
+            deleted: record.value.is_none(),
+        }
     }
 }
 

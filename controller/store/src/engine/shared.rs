@@ -6,6 +6,7 @@
 use super::housekeeper::Wake;
 use super::index::{Index, Version};
 use super::values::Values;
+use crate::disk::snapshot::Stamp;
 use crate::health::Status;
 use crate::{KeyValue, Result, Revision, StoreError, WatchEvent};
 use bytes::Bytes;
@@ -286,6 +287,17 @@ impl Shared {
         Ok(items)
     }
 
+    /// How many keys of a prefix there are behind a key. A writer waits for a portion of them at most.
+    pub fn count(&self, pin: &Pin, prefix: &str, after: Option<&str>) -> usize {
+        const PORTION: usize = 10_000;
+        let (mut count, mut last) = self.state.read().index.count(prefix, after, PORTION, pin.revision);
+        while let Some(after) = last {
+            let (more, next) = self.state.read().index.count(prefix, Some(&after), PORTION, pin.revision);
+            (count, last) = (count + more, next);
+        }
+        count
+    }
+
     /// All keys of a prefix, in pages of about a megabyte, as long as `each` takes them.
     pub fn pages(&self, pin: &Pin, prefix: &str, mut each: impl FnMut(Vec<KeyValue>) -> bool) -> Result<()> {
         let mut after: Option<Arc<str>> = None;
@@ -312,11 +324,7 @@ impl Shared {
     }
 
     /// Writes a snapshot of what is there at a pinned revision.
-    pub fn fill(
-        &self,
-        pin: &Pin,
-        mut push: impl FnMut((Revision, Revision), &str, Option<Bytes>) -> Result<()>,
-    ) -> Result<()> {
+    pub fn fill(&self, pin: &Pin, mut push: impl FnMut(Stamp, &str, Option<Bytes>) -> Result<()>) -> Result<()> {
         let mut after: Option<Arc<str>> = None;
         loop {
             let portion = self.state.read().index.versions(after.as_deref(), PORTION, pin.revision);
@@ -324,7 +332,8 @@ impl Shared {
             for (key, versions) in portion {
                 for version in versions {
                     let value = if version.deleted { None } else { Some(self.kept(&key, version)?.value) };
-                    push((version.revision, version.create_revision), &key, value)?;
+                    let Version { revision, create_revision, expires, .. } = version;
+                    push(Stamp { revision, create_revision, expires }, &key, value)?;
                 }
                 after = Some(key);
             }

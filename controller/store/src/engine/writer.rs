@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot};
 
 /// At most this many transactions share a sync …
@@ -171,7 +171,7 @@ impl Writer {
                 let (key, value) = (key.clone(), value.clone());
                 answers.push((KeyValue { key, value, create_revision, mod_revision: revision }, revision));
             }
-            let version = Version { revision, create_revision, deleted: value.is_none() };
+            let version = Version { revision, create_revision, expires: expires(write), deleted: value.is_none() };
             planned.push(Planned { key, version, value });
         }
         Ok((planned, answers))
@@ -277,6 +277,7 @@ impl Planned {
         Entry::Write(Record {
             revision: self.version.revision,
             create_revision: self.version.create_revision,
+            expires: self.version.expires,
             key: &self.key,
             value: self.value.as_deref(),
         })
@@ -288,6 +289,21 @@ fn write_value(write: &Write) -> Option<Bytes> {
         Write::Create { value, .. } | Write::Update { value, .. } => Some(value.clone()),
         Write::Delete { .. } => None,
     }
+}
+
+/// When a write goes by itself, in seconds since 1970.
+fn expires(write: &Write) -> u64 {
+    match write {
+        Write::Create { ttl: Some(ttl), .. } | Write::Update { ttl: Some(ttl), .. } => {
+            now().saturating_add(ttl.as_secs().max(1))
+        }
+        _ => 0,
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn size(request: &Request) -> usize {

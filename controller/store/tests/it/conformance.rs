@@ -252,9 +252,9 @@ async fn a_transaction_is_all_or_nothing_and_seen_as_one() {
     let (_dir, s) = open();
     let a = s.create("/r/a", "1".into()).await.unwrap();
     let mut watch = s.watch("/r/", a.mod_revision).await.unwrap();
-    let create = |key: &str| Write::Create { key: key.to_owned(), value: "new".into() };
+    let create = |key: &str| Write::Create { key: key.to_owned(), value: "new".into(), ttl: None };
     // One that is not as expected: nothing happens, no revision is taken.
-    let stale = Write::Update { key: "/r/a".into(), value: "2".into(), expected: 99 };
+    let stale = Write::Update { key: "/r/a".into(), value: "2".into(), ttl: None, expected: 99 };
     assert!(matches!(s.write(vec![create("/r/b"), stale]).await, Err(StoreError::Conflict { .. })));
     assert!(matches!(s.write(vec![create("/r/b"), create("/r/a")]).await, Err(StoreError::AlreadyExists { .. })));
     assert_eq!(s.revision().await.unwrap(), a.mod_revision);
@@ -322,6 +322,35 @@ async fn counts_and_streams_at_one_revision() {
     }
     assert_eq!(keys, (0..2500).map(|i| format!("/r/k{i:04}")).collect::<Vec<_>>());
     assert_eq!(s.count("/r/").await.unwrap().0, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_a_time_goes_by_itself_unless_it_is_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = SledStore::open(dir.path(), SledOptions::default()).unwrap();
+    let ttl = Some(Duration::from_secs(2));
+    let create = |key: &str| Write::Create { key: key.to_owned(), value: "x".into(), ttl };
+    let (goes, _) = s.write_one(create("/r/goes")).await.unwrap();
+    let (stays, _) = s.write_one(create("/r/stays")).await.unwrap();
+    s.update("/r/stays", "for ever".into(), stays.mod_revision).await.unwrap();
+    let mut watch = s.watch("/r/goes", goes.mod_revision).await.unwrap();
+    match next_change(&mut watch).await {
+        WatchEvent::Delete { prev, .. } => assert_eq!(prev, goes),
+        other => panic!("{other:?}"),
+    }
+    // A restart forgets no time, in the log and in a snapshot.
+    s.write_one(create("/r/logged")).await.unwrap();
+    drop((watch, s));
+    causeway_store::offline::defrag(dir.path()).unwrap();
+    let s = SledStore::open(dir.path(), SledOptions::default()).unwrap();
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while s.get("/r/logged", None).await.unwrap().0.is_some() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(s.count("/r/").await.unwrap().0, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
