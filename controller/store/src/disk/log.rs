@@ -269,8 +269,10 @@ impl Log {
         }
     }
 
-    /// Starts the next segment. Its header says what of this one counts.
+    /// Starts the next segment. Its header says what of this one counts, so where that fails half-way nothing more is
+    /// written to this one.
     pub fn renew(&mut self) -> io::Result<()> {
+        self.unsure = true;
         let (number, next) = (self.segment.number + 1, self.segment.last + 1);
         let (file, header, segment) = create(&self.dir, number, next, self.segment.length)?;
         (self.file, self.header) = (file, header);
@@ -414,6 +416,23 @@ mod tests {
             log.renew().unwrap();
             fs::remove_file(path_of(dir, 2)).unwrap();
         }
+    }
+
+    #[test]
+    fn nothing_is_written_behind_the_back_of_a_segment_that_may_be_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let mut log = reopened(dir);
+        log.append(2, &[write(2)]).unwrap();
+        // The next segment cannot be made, or only its header: it would not count what is written here from now on.
+        fs::create_dir(path_of(dir, 2)).unwrap();
+        assert!(log.rotate(0).is_err());
+        assert!(matches!(log.append(3, &[write(3)]), Err(AppendError::NotWritten(_))));
+        fs::remove_dir(path_of(dir, 2)).unwrap();
+        log.append(3, &[write(3)]).unwrap();
+        assert_eq!(log.segment.number, 2);
+        drop(log);
+        assert_eq!(revisions(dir, 1).unwrap().0, [2, 3]);
     }
 
     #[test]
