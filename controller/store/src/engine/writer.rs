@@ -81,7 +81,7 @@ impl Writer {
             self.commit(queued);
             self.shared.status.writing(false);
             if let Err(error) = self.log.lock().rotate(self.segment) {
-                tracing::warn!(%error, "the log goes on in its old segment");
+                tracing::warn!(%error, "the next segment of the log cannot be made; nothing is written until it can");
             }
         }
     }
