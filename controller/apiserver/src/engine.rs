@@ -25,10 +25,13 @@ use crate::status::{ApiError, ApiResult};
 use bytes::Bytes;
 use causeway_api::config::ClusterConfig;
 use causeway_api::identity::UserInfo;
-use causeway_schema::bounds::{MAX_DEPTH, MAX_SIZE, is_deeper, too_deep};
-use causeway_store::{KeyValue, Store};
+use causeway_schema::bounds::{MAX_DEPTH, is_deeper, too_deep};
+use causeway_store::{KeyValue, MAX_KEY, MAX_REQUEST, Store};
 use serde_json::Value;
 use std::sync::Arc;
+
+/// An object as it is stored is at most this long: what the store takes, as etcd does.
+const MAX_OBJECT: usize = MAX_REQUEST - MAX_KEY;
 
 /// The engine's parts.
 pub struct Engine {
@@ -169,8 +172,8 @@ impl Engine {
         }
         served.to_storage(&mut stored);
         let bytes = serde_json::to_vec(&stored).map_err(ApiError::internal)?;
-        // Patches and applies let an object grow by a request's body each.
-        if bytes.len() > MAX_SIZE { Err(ApiError::too_large(MAX_SIZE)) } else { Ok(bytes.into()) }
+        // Patches and applies let an object grow by a request's body each. A dry run is told what the store would say.
+        if bytes.len() > MAX_OBJECT { Err(ApiError::too_large(MAX_OBJECT)) } else { Ok(bytes.into()) }
     }
 }
 

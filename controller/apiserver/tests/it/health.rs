@@ -66,5 +66,5 @@ async fn what_the_store_does_not_take_is_refused_as_too_large() {
     let answer = ask(&running, Method::POST, "/api/v1/namespaces/default/pods", &[JSON], pod.to_string()).await;
     let status = answer.json();
     assert_eq!((answer.code, &status["reason"]), (413, &json!("RequestEntityTooLarge")), "{status}");
-    assert!(status["message"].as_str().unwrap().contains("request is too large"), "{status}");
+    assert!(status["message"].as_str().unwrap().contains("entity too large"), "{status}");
 }
