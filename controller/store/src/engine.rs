@@ -12,7 +12,7 @@ mod index;
 mod legacy;
 pub(crate) mod open;
 mod shared;
-mod values;
+pub(crate) mod values;
 mod watch;
 mod writer;
 
@@ -33,7 +33,9 @@ use shared::Shared;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use writer::{Request, Writer};
 
@@ -71,6 +73,10 @@ impl Default for SledOptions {
 const QUEUE: usize = 1024;
 /// Pages of a stream that wait for their reader.
 const PAGES: usize = 2;
+/// How long a stream waits for its reader: it keeps history that is old.
+const READER_PATIENCE: Duration = Duration::from_secs(60);
+/// How long the end of the store waits for sled.
+const LAST_FLUSH: Duration = Duration::from_secs(30);
 /// How long the end of the store waits for reads.
 const LAST_READS: Duration = Duration::from_secs(2);
 
@@ -95,6 +101,7 @@ impl SledStore {
         make_dir(dir)?;
         let lock = Lock::take(dir)?;
         snapshot::remove_unfinished(dir);
+        crate::disk::log::remove_unfinished(dir);
         legacy::migrate(dir)?;
         let truth = open::read(dir)?;
         let values = open::open_values(dir, &truth, &options)?;
@@ -190,14 +197,16 @@ impl SledStore {
 
 fn write_snapshot(shared: &Arc<Shared>, pin: &shared::Pin, into: &mut dyn io::Write) -> Result<Summary> {
     let failed = |e: io::Error| StoreError::Engine { doing: "writing a snapshot".to_owned(), detail: e.to_string() };
-    let mut writer = snapshot::Writer::new(into, pin.revision, shared.compacted().min(pin.revision)).map_err(failed)?;
-    shared.fill(pin, |revisions, key, value| writer.push(revisions, key, value).map_err(failed))?;
+    // Without history: what the pin does not see may be dropped meanwhile.
+    let mut writer = snapshot::Writer::new(into, pin.revision, pin.revision).map_err(failed)?;
+    shared.fill(pin, pin.revision, |revisions, key, value| writer.push(revisions, key, value).map_err(failed))?;
     writer.finish().map(|(_, summary)| summary).map_err(failed)
 }
 
 impl Drop for SledStore {
     fn drop(&mut self) {
         self.requests = None;
+        self.shared.closing.store(true, Ordering::Release);
         // A housekeeper that has ended needs no word.
         let _ = self.shared.heal.send(Wake::Stop);
         for thread in self.threads.drain(..) {
@@ -212,12 +221,8 @@ impl Drop for SledStore {
         let begin = Instant::now();
         loop {
             match Arc::try_unwrap(values) {
-                Ok(values) => {
-                    if let Err(error) = values.close(&self.shared.dir, self.shared.revision()) {
-                        tracing::warn!(%error, "sled was not closed in order; its values are made anew at the next start");
-                    }
-                    return;
-                }
+                Ok(values) if values.has_failed() => return,
+                Ok(values) => return close(values, self.shared.dir.clone(), self.shared.revision()),
                 // Somebody reads still.
                 Err(held) if begin.elapsed() < LAST_READS => values = held,
                 Err(_) => return,
@@ -227,9 +232,48 @@ impl Drop for SledStore {
     }
 }
 
+/// Closes sled in a thread of its own: on a device that fails it may never come back.
+fn close(values: values::Values, dir: std::path::PathBuf, revision: Revision) {
+    let (done, closed) = std::sync::mpsc::sync_channel(1);
+    let work = move || {
+        let outcome = values.close(&dir, revision);
+        // Nobody waits any more where this fails.
+        let _ = done.send(outcome);
+    };
+    let outcome = spawn("store-close", work).and_then(|_| {
+        closed
+            .recv_timeout(LAST_FLUSH)
+            .map_err(|e| StoreError::Engine { doing: "closing sled".to_owned(), detail: e.to_string() })?
+    });
+    if let Err(error) = outcome {
+        tracing::warn!(%error, "sled was not closed in order; its values are made anew at the next start");
+    }
+}
+
+/// A stream's next part; `None` at its end. A stream that stops without one was cut off.
+type Part<T> = Option<Result<T>>;
+
+/// Gives a part to a reader, as long as there is one that reads.
+fn give<T>(shared: &Shared, into: &mpsc::Sender<Part<T>>, part: Part<T>) -> bool {
+    let mut part = part;
+    let begin = Instant::now();
+    loop {
+        match into.try_send(part) {
+            Ok(()) => return true,
+            Err(TrySendError::Closed(_)) => return false,
+            Err(TrySendError::Full(back)) => part = back,
+        }
+        if begin.elapsed() > READER_PATIENCE || shared.closing.load(Ordering::Acquire) {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 /// Gives what is written to a stream, in pieces of about a megabyte.
 struct Pieces {
-    into: mpsc::Sender<Result<Bytes>>,
+    shared: Arc<Shared>,
+    into: mpsc::Sender<Part<Bytes>>,
     buffer: Vec<u8>,
 }
 
@@ -244,12 +288,24 @@ impl io::Write for Pieces {
 
     fn flush(&mut self) -> io::Result<()> {
         let piece = Bytes::from(std::mem::take(&mut self.buffer));
-        self.into.blocking_send(Ok(piece)).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        let given = give(&self.shared, &self.into, Some(Ok(piece)));
+        given.then_some(()).ok_or_else(|| io::Error::new(io::ErrorKind::BrokenPipe, "nobody reads the snapshot"))
     }
 }
 
-fn stream_of<T: Send + 'static>(receiver: mpsc::Receiver<T>) -> stream::BoxStream<'static, T> {
-    Box::pin(stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?, receiver)) }))
+fn stream_of<T: Send + 'static>(receiver: mpsc::Receiver<Part<T>>) -> stream::BoxStream<'static, Result<T>> {
+    Box::pin(stream::unfold(Some(receiver), |receiver| async {
+        let mut receiver = receiver?;
+        match receiver.recv().await {
+            Some(Some(Ok(part))) => Some((Ok(part), Some(receiver))),
+            Some(Some(Err(error))) => Some((Err(error), None)),
+            Some(None) => None,
+            None => {
+                let detail = "it was not read for too long, or the store was closed".to_owned();
+                Some((Err(StoreError::Engine { doing: "reading a stream".to_owned(), detail }), None))
+            }
+        }
+    }))
 }
 
 #[async_trait]
@@ -288,10 +344,13 @@ impl Store for SledStore {
         let (revision, prefix, shared) = (pin.revision, prefix.to_owned(), self.shared.clone());
         let (into, pages) = mpsc::channel(PAGES);
         tokio::task::spawn_blocking(move || {
-            let read = shared.pages(&pin, &prefix, |page| into.blocking_send(Ok(page)).is_ok());
-            if let Err(error) = read {
-                // A reader that has gone wants no error.
-                let _ = into.blocking_send(Err(error));
+            let mut cut_off = false;
+            let read = shared.pages(&pin, &prefix, |page| {
+                cut_off = !give(&shared, &into, Some(Ok(page)));
+                !cut_off
+            });
+            if !cut_off {
+                give(&shared, &into, read.err().map(Err));
             }
         });
         Ok(Streamed { revision, pages: stream_of(pages) })
@@ -333,10 +392,9 @@ impl Store for SledStore {
         let (revision, shared) = (pin.revision, self.shared.clone());
         let (into, bytes) = mpsc::channel(PAGES);
         tokio::task::spawn_blocking(move || {
-            let mut pieces = Pieces { into: into.clone(), buffer: Vec::new() };
-            if let Err(error) = write_snapshot(&shared, &pin, &mut pieces) {
-                let _ = into.blocking_send(Err(error));
-            }
+            let mut pieces = Pieces { shared: shared.clone(), into: into.clone(), buffer: Vec::new() };
+            let written = write_snapshot(&shared, &pin, &mut pieces);
+            give(&shared, &into, written.err().map(Err));
         });
         Ok(Snapshot { revision, bytes: stream_of(bytes) })
     }

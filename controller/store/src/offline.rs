@@ -4,7 +4,8 @@
 use crate::disk::lock::Lock;
 use crate::disk::snapshot::Stamp;
 use crate::disk::{Entry, ReadError, Record, failed, log, make_dir, size_of, snapshot, sync_dir};
-use crate::engine::open::LOG;
+use crate::engine::open::{self, LOG};
+use crate::engine::values;
 use crate::{Damage, Result, Revision, SledOptions, SledStore, StoreError, Summary};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -114,6 +115,9 @@ pub fn check(dir: &Path) -> Result<Report> {
         }
     });
     io(read.map(drop), &mut report)?;
+    if report.damage.is_empty() {
+        io(open::lost_end(dir, values::clean(dir)?, revision).map_or(Ok(()), Err), &mut report)?;
+    }
     (report.revision, report.compacted) = (revision, compacted);
     report.keys = live.len() as u64;
     report.live_bytes = live.values().sum();
@@ -142,8 +146,9 @@ pub fn verify(from: &mut dyn Read) -> Result<Summary> {
 /// taken is not mistaken for what happens from now on, as long as it was less than `bump` changes.
 pub fn restore(dir: &Path, from: &mut dyn Read, bump: Revision) -> Result<Summary> {
     make_dir(dir)?;
-    let mut inside = fs::read_dir(dir).map_err(failed("listing", dir))?;
-    if inside.next().is_some() {
+    // One that failed leaves its lock.
+    let foreign = |entry: &std::io::Result<fs::DirEntry>| entry.as_ref().is_ok_and(|entry| entry.file_name() != "lock");
+    if fs::read_dir(dir).map_err(failed("listing", dir))?.any(|entry| foreign(&entry)) {
         let doing = format!("restoring into {}", dir.display());
         return Err(StoreError::Engine {
             doing,
@@ -155,6 +160,10 @@ pub fn restore(dir: &Path, from: &mut dyn Read, bump: Revision) -> Result<Summar
     let mut from = from;
     let head = snapshot::begin(&name, &mut from)?;
     let revision = head.summary.revision.saturating_add(bump);
+    if revision > snapshot::MAX_REVISION {
+        let doing = format!("restoring into {}", dir.display());
+        return Err(StoreError::Engine { doing, detail: format!("revision {revision} is too high") });
+    }
     let written = snapshot::write_file(dir, revision, revision, |writer| {
         let mut last: Option<(Stamp, String, Option<Bytes>)> = None;
         let mut push = |next: Option<(Stamp, String, Option<Bytes>)>| {
@@ -228,7 +237,10 @@ pub fn salvage(dir: &Path, bump: Revision) -> Result<Option<Salvaged>> {
         Entry::Compacted(_) => Ok(()),
     });
     let damage = match read {
-        Ok(_) => return Ok(None),
+        Ok(_) => match open::lost_end(dir, values::clean(dir)?, whole) {
+            Some(ReadError::Damaged(damage)) => damage,
+            _ => return Ok(None),
+        },
         Err(ReadError::Damaged(damage)) => damage,
         Err(error) => return Err(error.into()),
     };
@@ -240,6 +252,7 @@ pub fn salvage(dir: &Path, bump: Revision) -> Result<Option<Salvaged>> {
         Ok(())
     })?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    values::remove_clean(dir)?;
     let set_aside = dir.join(format!("damaged-{now}"));
     let moved = fs::create_dir_all(&set_aside)
         .and_then(|()| fs::rename(&log, set_aside.join(LOG)))

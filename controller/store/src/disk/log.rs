@@ -13,6 +13,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+/// A segment under this name, beside the log's folder, is being written again.
+const UNFINISHED: &str = "segment.tmp";
+
 /// The log, open for writing.
 pub(crate) struct Log {
     dir: PathBuf,
@@ -48,6 +51,8 @@ pub(crate) enum AppendError {
 /// What is in the log's folder.
 pub(crate) struct Found {
     pub segments: Vec<Segment>,
+    /// Segments that hold nothing which is not in the snapshot, oldest first.
+    pub covered: Vec<PathBuf>,
     /// The last segment ends with a whole frame: it can be continued.
     last_is_whole: bool,
     last_header: Option<Header>,
@@ -97,8 +102,14 @@ pub(crate) fn read(
         });
     }
     files.truncate(headers.len());
+    // What lies before the last segment that can go on from the snapshot is not needed, and may have gaps: a crash while
+    // segments are removed leaves any of them.
+    let goes_on = |header: &Result<Header, ReadError>| header.as_ref().is_ok_and(|h| h.numbers[1] <= after + 1);
+    let covered = headers.iter().rposition(goes_on).unwrap_or(0);
+    headers.drain(..covered);
+    let covered: Vec<PathBuf> = files.drain(..covered).map(|(_, path)| path).collect();
     let mut reader = Reader { revision: after, after, each };
-    let mut found = Found { segments: Vec::new(), last_is_whole: true, last_header: None, revision: after };
+    let mut found = Found { segments: Vec::new(), covered, last_is_whole: true, last_header: None, revision: after };
     let mut headers = headers.into_iter().peekable();
     let mut before = None;
     for (number, path) in files {
@@ -207,15 +218,7 @@ impl Log {
         let next = found.revision + 1;
         let last = sealed.last().cloned();
         if let (Some(last), Some(header), true) = (last, found.last_header, found.last_is_whole) {
-            let go_on = || {
-                let mut file = OpenOptions::new().read(true).write(true).open(&last.path)?;
-                file.seek(SeekFrom::Start(last.length))?;
-                // A batch that a killed process had not synced yet was read like any other, and will be served.
-                file.sync_all()?;
-                sync_dir(dir)?;
-                Ok(file)
-            };
-            let file = go_on().map_err(failed("opening the log's segment", &last.path))?;
+            let file = rewrite(dir, &last).map_err(failed("opening the log's segment", &last.path))?;
             sealed.pop();
             let mut log = Self { dir: dir.to_owned(), file, header, segment: last, unsure: false, sealed };
             log.remove_unfinished()?;
@@ -296,6 +299,25 @@ impl Log {
     pub fn sealed_bytes(&self) -> u64 {
         self.sealed.iter().map(|s| s.length).sum()
     }
+}
+
+/// Removes what a crash has left of a segment that was being written again.
+pub(crate) fn remove_unfinished(dir: &Path) {
+    let _ = fs::remove_file(dir.join(UNFINISHED));
+}
+
+/// Writes what counts of a segment again. What was read may never have been on the device: a killed process had not
+/// synced it yet, or its sync failed, and after that the kernel takes it for written.
+fn rewrite(dir: &Path, segment: &Segment) -> io::Result<File> {
+    let unfinished = dir.with_file_name(UNFINISHED);
+    let mut from = File::open(&segment.path)?.take(segment.length);
+    let mut file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&unfinished)?;
+    io::copy(&mut from, &mut file)?;
+    file.sync_all()?;
+    fs::rename(&unfinished, &segment.path)?;
+    sync_dir(dir)?;
+    sync_dir(dir.parent().unwrap_or(dir))?;
+    Ok(file)
 }
 
 fn create(dir: &Path, number: u64, next: Revision, before: u64) -> io::Result<(File, Header, Segment)> {

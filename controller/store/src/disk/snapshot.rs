@@ -6,12 +6,16 @@
 
 use super::frames::{Frames, Header, Kind, Next, read_full};
 use super::{ReadError, Record, failed, sync_dir};
-use crate::{Result, Revision, StoreError, Summary};
+use crate::{MAX_KEY, Result, Revision, StoreError, Summary};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+/// No store gets here: what says so is refused, before a sum of revisions overflows.
+pub(crate) const MAX_REVISION: Revision = 1 << 62;
+/// Versions before this one took values of twice the present limit.
+const MAX_VALUE: usize = 4 << 20;
 /// Records are gathered in blocks of about this many bytes.
 const BLOCK: usize = 256 << 10;
 /// A snapshot under this name is being written.
@@ -127,6 +131,9 @@ pub(crate) fn begin(name: &Path, from: &mut dyn Read) -> Result<Head, ReadError>
     raw.truncate(length);
     let header = Header::decode(&raw, Kind::Snapshot).map_err(|what| ReadError::damaged(name, 0, None, what))?;
     let summary = Summary { revision: header.numbers[0], compacted: header.numbers[1], keys: 0, bytes: 0 };
+    if summary.compacted > summary.revision || summary.revision > MAX_REVISION {
+        return Err(ReadError::damaged(name, 0, None, "its revisions are none that the store writes"));
+    }
     Ok(Head { header, summary })
 }
 
@@ -164,6 +171,10 @@ impl Head {
                 Block::Records(block) => {
                     for record in block {
                         let (order, same) = ((record.key, record.revision), record.key == last.0);
+                        let long = record.key.len() > MAX_KEY || record.value.is_some_and(|v| v.len() > MAX_VALUE);
+                        if long || record.create_revision > record.revision {
+                            return Err(damaged(offset, "a record is not one that the store writes".to_owned()));
+                        }
                         if records > 0 && order <= (last.0.as_str(), last.1) || record.revision > summary.revision {
                             return Err(damaged(
                                 offset,
@@ -229,6 +240,19 @@ pub(crate) fn read_file(
 
 /// Writes a snapshot into the store's folder. It has its name, and is on the device, or it is not there.
 pub(crate) fn write_file(
+    dir: &Path,
+    revision: Revision,
+    compacted: Revision,
+    fill: impl FnOnce(&mut Writer<BufWriter<File>>) -> Result<()>,
+) -> Result<(PathBuf, Summary)> {
+    let written = try_write_file(dir, revision, compacted, fill);
+    if written.is_err() {
+        remove_unfinished(dir);
+    }
+    written
+}
+
+fn try_write_file(
     dir: &Path,
     revision: Revision,
     compacted: Revision,

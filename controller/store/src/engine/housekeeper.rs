@@ -23,6 +23,8 @@ use tokio::sync::{mpsc, oneshot};
 const NAP: Duration = Duration::from_millis(500);
 /// How often files are counted.
 const MEASURE: Duration = Duration::from_secs(10);
+/// Values that could not be made anew are tried again after this time.
+const HEAL_EVERY: Duration = Duration::from_secs(1);
 /// Changes that are compacted under one lock.
 const PORTION: usize = 1000;
 
@@ -41,12 +43,13 @@ impl Housekeeper {
     pub fn run(mut self, heal: &Receiver<Wake>) {
         self.shared.set_keeper();
         let mut marks: VecDeque<Mark> = VecDeque::new();
+        let mut unhealed = None::<(Instant, StoreError)>;
         let (mut dropped, mut snapshot_failed, mut measured) = (0, None::<Instant>, None::<Instant>);
         loop {
             match heal.recv_timeout(NAP) {
                 Ok(Wake::Heal(generation, reply)) => {
                     // Who does not wait any more needs no answer.
-                    let _ = reply.send(self.heal(generation));
+                    let _ = reply.send(self.heal(generation, &mut unhealed));
                 }
                 Ok(Wake::Save(reply)) => {
                     let renewed =
@@ -57,13 +60,17 @@ impl Housekeeper {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             self.look_for_room();
+            if unhealed.is_some() {
+                // An error is remembered there.
+                let _ = self.heal(self.shared.generation(), &mut unhealed);
+            }
             self.drop_expired();
             self.compact_old(&mut marks);
             let unread = self.shared.unread();
             if unread > dropped {
                 match self.drop_unread(unread) {
                     Ok(()) => dropped = unread,
-                    Err(error) => tracing::warn!(%error, "old values were not dropped; they are tried again"),
+                    Err(error) => tracing::warn!(%error, "old values were not dropped; they go when sled is made anew"),
                 }
             }
             let log = self.log.lock().sealed_bytes();
@@ -117,23 +124,24 @@ impl Housekeeper {
         if marks.back().is_none_or(|mark| mark.revision < revision) {
             marks.push_back(Mark { at: Instant::now(), revision, written });
         }
-        let mut target = 0;
         // Time is the measure, but memory and disk have an end.
         let old = |mark: &Mark| {
             mark.at.elapsed() >= self.options.history || written - mark.written > self.options.max_history_bytes
         };
-        while let Some(mark) = marks.front().filter(|mark| old(mark)) {
-            target = mark.revision;
-            marks.pop_front();
+        let mut last = None;
+        while marks.front().is_some_and(old) {
+            last = marks.pop_front().or(last);
         }
+        let target = last.as_ref().map_or(0, |mark| mark.revision);
         if target <= self.shared.compacted() {
             return;
         }
         let Some(requests) = self.requests.upgrade() else { return };
         let (reply, _answer) = oneshot::channel();
-        // Where the queue is full, the next mark does it: the writer may be waiting for this thread.
+        // Where the queue is full, it is done at the next look: the writer may be waiting for this thread.
         if requests.try_send(Request::Compact { revision: target, reply }).is_err() {
-            marks.push_front(Mark { at: Instant::now(), revision: target, written });
+            marks.extend(last.take());
+            marks.rotate_right(1);
         }
     }
 
@@ -164,8 +172,12 @@ impl Housekeeper {
     fn snapshot(&mut self) -> Result<()> {
         let begin = Instant::now();
         let pin = self.shared.pin(None)?;
-        let (path, _) = snapshot::write_file(&self.shared.dir, pin.revision, self.shared.compacted(), |writer| {
-            self.shared.fill(&pin, |revisions, key, value| {
+        if !super::writer::has_room(&self.shared.dir, self.options.reserve + self.snapshot_bytes) {
+            return Err(StoreError::DiskFull { path: self.shared.dir.display().to_string() });
+        }
+        let compacted = self.shared.compacted().min(pin.revision);
+        let (path, _) = snapshot::write_file(&self.shared.dir, pin.revision, compacted, |writer| {
+            self.shared.fill(&pin, compacted, |revisions, key, value| {
                 writer.push(revisions, key, value).map_err(failed("writing a snapshot in", &self.shared.dir))
             })
         })?;
@@ -186,19 +198,26 @@ impl Housekeeper {
         Ok(())
     }
 
-    /// Makes the values anew, if those of this generation are still in use.
-    fn heal(&self, generation: u64) -> Result<()> {
+    /// Makes the values anew, if those of this generation are still in use. Not again and again for all that ask.
+    fn heal(&self, generation: u64, failed: &mut Option<(Instant, StoreError)>) -> Result<()> {
         if self.shared.generation() > generation {
             return Ok(());
+        }
+        if let Some((_, error)) = failed.as_ref().filter(|(at, _)| at.elapsed() < HEAL_EVERY) {
+            return Err(error.clone());
         }
         let healed = self.make_anew(generation + 1);
         match &healed {
             Ok(()) => {
+                *failed = None;
                 self.shared.status.set_reads(None);
                 tracing::warn!(generation = generation + 1, "sled's values were made anew from the log");
             }
             Err(error) => {
-                self.shared.places.write().next = None;
+                *failed = Some((Instant::now(), error.clone()));
+                if let Some(next) = self.shared.places.write().next.take() {
+                    next.give_up();
+                }
                 self.shared.status.set_reads(Some(error.to_string()));
                 tracing::error!(%error, "sled's values could not be made anew");
             }
@@ -210,14 +229,23 @@ impl Housekeeper {
         let fresh = Arc::new(Values::create(&self.shared.dir, generation, self.shared.cache)?);
         // From here on the writer writes to both.
         self.shared.places.write().next = Some(fresh.clone());
-        let wanted = |key: &str, revision| self.shared.state.read().index.has(key, revision);
+        // The newest may be on its way from the log to the index.
+        let wanted = |key: &str, revision: Revision| {
+            let state = self.shared.state.read();
+            revision > state.revision || state.index.has(key, revision)
+        };
+        // Nothing is appended while its end is read.
+        let log = self.log.lock();
         open::fill(&self.shared.dir, &fresh, &wanted)?;
         let old = {
             let mut places = self.shared.places.write();
             places.next = None;
             places.current.replace(fresh)
         };
-        drop(old);
+        drop(log);
+        if let Some(old) = old {
+            old.give_up();
+        }
         values::remove_others(&self.shared.dir, Some(generation)).or_else(|error: StoreError| {
             tracing::warn!(%error, "sled's old values were not removed; the next start does that");
             Ok(())

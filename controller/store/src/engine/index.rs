@@ -43,6 +43,14 @@ fn visible(versions: &[Version], at: Revision) -> Option<Version> {
     after.checked_sub(1).and_then(|i| versions.get(i)).copied()
 }
 
+/// Takes the versions that no reader at `upto` or later sees.
+fn forget(versions: &mut SmallVec<[Version; 1]>, upto: Revision) -> SmallVec<[Revision; 4]> {
+    let after = versions.partition_point(|v| v.revision <= upto);
+    // The newest of the old ones is what such a reader sees, unless it is a deletion.
+    let keep = usize::from(after > 0 && versions.get(after - 1).is_some_and(|v| !v.deleted));
+    versions.drain(..after - keep).map(|v| v.revision).collect()
+}
+
 impl Index {
     /// Adds a write. Revisions ascend.
     pub fn apply(&mut self, key: &str, version: Version) {
@@ -58,8 +66,12 @@ impl Index {
         }
     }
 
-    /// All of the snapshot is there.
-    pub fn loaded(&mut self) {
+    /// All of the snapshot is there. Forgets what no reader at `compacted` sees.
+    pub fn loaded(&mut self, compacted: Revision) {
+        self.keys.retain(|_, versions| {
+            forget(versions, compacted);
+            !versions.is_empty()
+        });
         self.changes.make_contiguous().sort_unstable_by_key(|(revision, _)| *revision);
     }
 
@@ -155,14 +167,20 @@ impl Index {
         (count, last)
     }
 
-    /// Every version up to a revision of at most `limit` keys behind a key: what a snapshot holds.
-    pub fn versions(&self, after: Option<&str>, limit: usize, upto: Revision) -> Vec<(Arc<str>, Vec<Version>)> {
-        self.below("", after)
-            .take(limit)
-            .map(|(key, versions)| {
-                (key.clone(), versions.iter().filter(|v| v.revision <= upto).copied().collect::<Vec<_>>())
-            })
-            .collect()
+    /// What readers from revision `from` to `upto` see of at most `limit` keys behind a key: what a snapshot holds.
+    pub fn versions(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+        (from, upto): (Revision, Revision),
+    ) -> Vec<(Arc<str>, SmallVec<[Version; 1]>)> {
+        let portion = self.below("", after).take(limit).map(|(key, versions)| {
+            let mut versions: SmallVec<[Version; 1]> =
+                versions.iter().filter(|v| v.revision <= upto).copied().collect();
+            forget(&mut versions, from);
+            (key.clone(), versions)
+        });
+        portion.collect()
     }
 
     /// At most `limit` changes in `(after, upto]`.
@@ -190,10 +208,7 @@ impl Index {
             let key = key.clone();
             self.changes.pop_front();
             let Some(versions) = self.keys.get_mut(&key) else { continue };
-            let after = versions.partition_point(|v| v.revision <= upto);
-            // The newest of the old ones is what such a reader sees, unless it is a deletion.
-            let keep = usize::from(after > 0 && versions.get(after - 1).is_some_and(|v| !v.deleted));
-            gone.extend(versions.drain(..after - keep.min(after)).map(|v| v.revision));
+            gone.extend(forget(versions, upto));
             if versions.is_empty() {
                 self.keys.remove(&key);
             }
@@ -241,12 +256,12 @@ mod tests {
             while !index.compact(compacted, chunk).1 {}
             if through_snapshot {
                 let mut copy = Index::default();
-                for (key, versions) in index.versions(None, usize::MAX, Revision::MAX) {
+                for (key, versions) in index.versions(None, usize::MAX, (compacted, Revision::MAX)) {
                     for version in versions {
                         copy.load(&key, version, compacted);
                     }
                 }
-                copy.loaded();
+                copy.loaded(compacted);
                 index = copy;
             }
             let end = model.len() as Revision;
@@ -278,7 +293,7 @@ mod tests {
                 prop_assert_eq!(change.prev.map(|v| v.revision), before);
             }
             // Nothing is kept for nobody.
-            let kept: usize = index.versions(None, usize::MAX, Revision::MAX).iter().map(|(_, v)| v.len()).sum();
+            let kept: usize = index.versions(None, usize::MAX, (0, Revision::MAX)).iter().map(|(_, v)| v.len()).sum();
             prop_assert_eq!(kept, state(&model, compacted).len() + changes.len());
         }
     }

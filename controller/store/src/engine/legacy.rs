@@ -6,7 +6,7 @@
 //! whatever sled says of how far it has got.
 
 use crate::disk::snapshot::Stamp;
-use crate::disk::{ReadError, failed, frames, snapshot, sync_dir};
+use crate::disk::{ReadError, failed, frames, make_dir, snapshot, sync_dir};
 use crate::{Result, Revision, StoreError};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 
 const SLED: &str = "sled";
 const LOG: &str = "wal";
+/// The old files are kept here, for the operator to remove.
+const KEPT: &str = "old-format";
 const MAX_FRAME: usize = 256 << 20;
 
 #[derive(Serialize, Deserialize)]
@@ -54,13 +56,15 @@ pub(crate) fn migrate(dir: &Path) -> Result<()> {
         let read = catch_unwind(AssertUnwindSafe(|| convert(dir, &sled, &log)));
         read.unwrap_or_else(|_| Err(damaged(&sled, "sled panicked".to_owned())))?;
     }
-    for old in [&sled, &log] {
-        match fs::remove_dir_all(old) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("removing", old)(e)),
+    let kept = dir.join(KEPT);
+    make_dir(&kept)?;
+    for old in [SLED, LOG] {
+        match fs::rename(dir.join(old), kept.join(old)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("moving aside", &dir.join(old))(e)),
             _ => {}
         }
     }
-    sync_dir(dir).map_err(failed("syncing", dir))
+    sync_dir(&kept).and_then(|()| sync_dir(dir)).map_err(failed("syncing", dir))
 }
 
 fn damaged(path: &Path, detail: String) -> StoreError {
@@ -78,16 +82,18 @@ fn convert(dir: &Path, sled: &Path, log: &Path) -> Result<()> {
     let mut revision = mark("m/revision")?.unwrap_or(1);
     let compacted = mark("m/compacted")?.unwrap_or(0);
     let mut expected = None;
-    for path in segments(log)? {
-        for record in records(&path)? {
-            if expected.is_some_and(|expected| record.revision != expected) {
-                let what = format!("revision {} follows revision {}", record.revision, expected.unwrap_or(1) - 1);
-                return Err(ReadError::damaged(&path, 0, expected, what).into());
+    let segments = segments(log)?;
+    for (i, path) in segments.iter().enumerate() {
+        for record in records(path, i + 1 == segments.len())? {
+            let before = expected.unwrap_or_else(|| record.revision.min(revision + 1));
+            if record.revision != before {
+                let what = format!("revision {} follows revision {}", record.revision, before - 1);
+                return Err(ReadError::damaged(path, 0, Some(before), what).into());
             }
             expected = Some(record.revision + 1);
             revision = revision.max(record.revision);
             let version = Version { create_revision: record.create_revision, value: record.value };
-            let raw = postcard::to_stdvec(&version).map_err(|e| damaged(&path, e.to_string()))?;
+            let raw = postcard::to_stdvec(&version).map_err(|e| damaged(path, e.to_string()))?;
             db.insert(version_key(&record.key, record.revision), raw).map_err(fail)?;
         }
     }
@@ -119,18 +125,21 @@ fn segments(log: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// The records of a segment, as far as its frames are whole: what is missing shows by the revision that follows.
-fn records(path: &Path) -> Result<Vec<Record>> {
+/// The records of a segment, as far as its frames are whole. What is missing shows by the revision that follows; in the
+/// last one, by a whole frame anywhere behind.
+fn records(path: &Path, last: bool) -> Result<Vec<Record>> {
     let io = || failed("reading", path);
     let mut file = BufReader::new(File::open(path).map_err(io())?);
-    let mut all = Vec::new();
+    let (mut all, mut next) = (Vec::new(), 0);
     loop {
+        let at = next;
         let mut head = [0u8; 8];
         if frames::read_full(&mut file, &mut head).map_err(io())? < head.len() {
             return Ok(all);
         }
         let [a, b, c, d, e, f, g, h] = head;
         let length = u32::from_le_bytes([a, b, c, d]) as usize;
+        next = at + head.len() + length;
         let mut payload = Vec::new();
         if length <= MAX_FRAME {
             io::Read::read_to_end(&mut io::Read::take(&mut file, length as u64), &mut payload).map_err(io())?;
@@ -138,9 +147,25 @@ fn records(path: &Path) -> Result<Vec<Record>> {
         let whole = payload.len() == length && crc32fast::hash(&payload) == u32::from_le_bytes([e, f, g, h]);
         match postcard::from_bytes::<Vec<Record>>(&payload) {
             Ok(batch) if whole => all.extend(batch),
-            _ => return Ok(all),
+            _ => {
+                let rest = fs::read(path).map_err(io())?.split_off(at + 1);
+                if last && (0..rest.len()).any(|i| is_frame(&rest[i..])) {
+                    let next = all.last().map(|r: &Record| r.revision + 1);
+                    return Err(ReadError::damaged(path, at as u64, next, "a batch's check sum is wrong").into());
+                }
+                return Ok(all);
+            }
         }
     }
+}
+
+/// Whether a whole frame that is not empty begins here.
+fn is_frame(raw: &[u8]) -> bool {
+    let Some((length, rest)) = raw.split_first_chunk::<4>() else { return false };
+    let Some((sum, rest)) = rest.split_first_chunk::<4>() else { return false };
+    let length = u32::from_le_bytes(*length) as usize;
+    let payload = rest.get(..length).filter(|_| (1..=MAX_FRAME).contains(&length));
+    payload.is_some_and(|payload| crc32fast::hash(payload) == u32::from_le_bytes(*sum))
 }
 
 #[cfg(test)]

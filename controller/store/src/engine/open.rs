@@ -50,7 +50,7 @@ pub(crate) fn read(dir: &Path) -> Result<Truth> {
             Ok(())
         })?;
         (revision, compacted) = (summary.revision, summary.compacted);
-        index.loaded();
+        index.loaded(compacted);
     }
     let found = log::read(&dir.join(LOG), revision, &mut |entry| {
         match entry {
@@ -103,10 +103,21 @@ pub(crate) fn fill(dir: &Path, values: &Values, wanted: &dyn Fn(&str, Revision) 
     }
 }
 
+/// Whether the note of the last orderly end knows of more than was read.
+pub(crate) fn lost_end(dir: &Path, clean: Option<(u64, Revision)>, revision: Revision) -> Option<ReadError> {
+    let (_, at) = clean.filter(|(_, at)| *at > revision)?;
+    let what = format!("it ends at revision {revision}, and the store was closed at revision {at}");
+    Some(ReadError::damaged(&dir.join(LOG), 0, Some(revision + 1), what))
+}
+
 /// The values that belong to what was read: those of an orderly end, or fresh ones.
 pub(crate) fn open_values(dir: &Path, truth: &Truth, options: &SledOptions) -> Result<Values> {
-    let clean = values::take_clean(dir, truth.revision)?;
-    if let Some(generation) = clean {
+    let clean = values::clean(dir)?;
+    if let Some(damage) = lost_end(dir, clean, truth.revision) {
+        return Err(damage.into());
+    }
+    values::remove_clean(dir)?;
+    if let Some((generation, _)) = clean.filter(|(_, at)| *at == truth.revision) {
         match Values::open(dir, generation, options.cache) {
             Ok(values) => {
                 values::remove_others(dir, Some(generation))?;
@@ -124,6 +135,8 @@ pub(crate) fn open_values(dir: &Path, truth: &Truth, options: &SledOptions) -> R
 
 /// The log to go on with, without what the snapshot covers.
 pub(crate) fn open_log(dir: &Path, found: Found, snapshot: Option<&PathBuf>) -> Result<Log> {
+    let remove = |path: &PathBuf| fs::remove_file(path).map_err(failed("removing", path));
+    found.covered.iter().try_for_each(remove)?;
     let mut log = Log::open(&dir.join(LOG), found)?;
     let Some(newest) = snapshot else { return Ok(log) };
     let mut covered = 0;
@@ -131,11 +144,9 @@ pub(crate) fn open_log(dir: &Path, found: Found, snapshot: Option<&PathBuf>) -> 
         if path == *newest {
             covered = revision;
         } else {
-            fs::remove_file(&path).map_err(failed("removing", &path))?;
+            remove(&path)?;
         }
     }
-    for segment in log.take_sealed(covered) {
-        fs::remove_file(&segment.path).map_err(failed("removing", &segment.path))?;
-    }
+    log.take_sealed(covered).iter().try_for_each(|segment| remove(&segment.path))?;
     Ok(log)
 }

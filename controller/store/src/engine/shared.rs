@@ -13,7 +13,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::ThreadId;
 use std::time::Duration;
@@ -21,6 +21,8 @@ use tokio::sync::watch;
 
 /// The newest values are kept in memory up to this many bytes: watchers and compare-and-swap want them.
 const RECENT_BYTES: usize = 16 << 20;
+/// What an empty value among them counts for.
+const RECENT_ENTRY: usize = 64;
 /// Keys are looked at in portions of this many under the lock.
 const PORTION: usize = 1000;
 /// A page of a stream or a snapshot holds about this many bytes.
@@ -52,11 +54,11 @@ impl State {
         self.index.apply(key, version);
         self.revision = version.revision;
         let Some(value) = value else { return };
-        self.recent_bytes += value.len();
+        self.recent_bytes += RECENT_ENTRY + value.len();
         self.recent.push_back((version.revision, value.clone()));
         while self.recent_bytes > RECENT_BYTES {
             let Some((_, old)) = self.recent.pop_front() else { break };
-            self.recent_bytes -= old.len();
+            self.recent_bytes -= RECENT_ENTRY + old.len();
         }
     }
 
@@ -103,6 +105,8 @@ pub(crate) struct Shared {
     pub heal: std::sync::mpsc::Sender<Wake>,
     /// The thread that makes values anew, and so cannot wait for it.
     keeper: OnceLock<ThreadId>,
+    /// The store is being closed: streams end.
+    pub closing: AtomicBool,
 }
 
 /// Keeps what a revision sees until it is dropped.
@@ -144,6 +148,7 @@ impl Shared {
             status,
             heal,
             keeper: OnceLock::new(),
+            closing: AtomicBool::new(false),
         }
     }
 
@@ -323,11 +328,16 @@ impl Shared {
         }
     }
 
-    /// Writes a snapshot of what is there at a pinned revision.
-    pub fn fill(&self, pin: &Pin, mut push: impl FnMut(Stamp, &str, Option<Bytes>) -> Result<()>) -> Result<()> {
+    /// Tells what readers from revision `from` to the pinned one see.
+    pub fn fill(
+        &self,
+        pin: &Pin,
+        from: Revision,
+        mut push: impl FnMut(Stamp, &str, Option<Bytes>) -> Result<()>,
+    ) -> Result<()> {
         let mut after: Option<Arc<str>> = None;
         loop {
-            let portion = self.state.read().index.versions(after.as_deref(), PORTION, pin.revision);
+            let portion = self.state.read().index.versions(after.as_deref(), PORTION, (from, pin.revision));
             let last = portion.len() < PORTION;
             for (key, versions) in portion {
                 for version in versions {

@@ -11,6 +11,7 @@ use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// A dying process may still hold sled's own lock for a moment.
@@ -21,6 +22,16 @@ const CLEAN: &str = "clean";
 pub(crate) struct Values {
     db: sled::Db,
     generation: u64,
+    /// It has refused something, and can do nothing more: not even be dropped, for that waits for ever.
+    failed: AtomicBool,
+}
+
+impl Drop for Values {
+    fn drop(&mut self) {
+        if self.has_failed() {
+            std::mem::forget(self.db.clone());
+        }
+    }
 }
 
 fn folder(dir: &Path, generation: u64) -> PathBuf {
@@ -57,7 +68,7 @@ impl Values {
         let begin = Instant::now();
         loop {
             match guarded(&doing, || config.open()) {
-                Ok(db) => return Ok(Self { db, generation }),
+                Ok(db) => return Ok(Self { db, generation, failed: AtomicBool::new(false) }),
                 Err(error) if is_held(&error) && begin.elapsed() < LOCK_PATIENCE => {
                     std::thread::sleep(Duration::from_millis(50));
                 }
@@ -70,17 +81,30 @@ impl Values {
         self.generation
     }
 
-    /// Adds values. Those that are there already stay as they are.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// Nothing more is asked of it.
+    pub fn give_up(&self) {
+        self.failed.store(true, Ordering::Release);
+    }
+
+    fn call<T>(&self, doing: &str, call: impl FnOnce(&sled::Db) -> sled::Result<T>) -> Result<T> {
+        guarded(doing, || call(&self.db)).inspect_err(|_| self.give_up())
+    }
+
+    /// Adds values. Those that are there already are the same.
     pub fn put<'a>(&self, values: impl IntoIterator<Item = (Revision, &'a [u8])>) -> Result<()> {
         let mut batch = sled::Batch::default();
         for (revision, value) in values {
             batch.insert(&revision.to_be_bytes(), value);
         }
-        guarded("writing values", || self.db.apply_batch(batch))
+        self.call("writing values", |db| db.apply_batch(batch))
     }
 
     pub fn get(&self, revision: Revision) -> Result<Option<Bytes>> {
-        let value = guarded("reading a value", || self.db.get(revision.to_be_bytes()))?;
+        let value = self.call("reading a value", |db| db.get(revision.to_be_bytes()))?;
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
 
@@ -89,14 +113,14 @@ impl Values {
         for revision in revisions {
             batch.remove(&revision.to_be_bytes());
         }
-        guarded("dropping values", || self.db.apply_batch(batch))
+        self.call("dropping values", |db| db.apply_batch(batch))
     }
 
     /// Writes everything to the device, and notes that the next open can go on with it.
     pub fn close(self, dir: &Path, revision: Revision) -> Result<()> {
-        guarded("flushing values", || self.db.flush())?;
+        self.call("flushing values", |db| db.flush())?;
         let generation = self.generation;
-        drop(self.db);
+        drop(self);
         sync_tree(&folder(dir, generation)).map_err(failed("syncing", dir))?;
         let note = format!("{generation} {revision}");
         let note = format!("{note} {:08x}\n", crc32fast::hash(note.as_bytes()));
@@ -112,8 +136,17 @@ impl Values {
     }
 }
 
-/// Takes the note of the last orderly end: the generation, if it is as of `revision`. It is gone when this returns.
-pub(crate) fn take_clean(dir: &Path, revision: Revision) -> Result<Option<u64>> {
+/// Removes the note of the last orderly end.
+pub(crate) fn remove_clean(dir: &Path) -> Result<()> {
+    let path = dir.join(CLEAN);
+    match fs::remove_file(&path).and_then(|()| sync_dir(dir)) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("removing", &path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// The note of the last orderly end: the generation of the values and the revision they are as of.
+pub(crate) fn clean(dir: &Path) -> Result<Option<(u64, Revision)>> {
     let path = dir.join(CLEAN);
     let note = match fs::read_to_string(&path) {
         Ok(note) => note,
@@ -121,13 +154,11 @@ pub(crate) fn take_clean(dir: &Path, revision: Revision) -> Result<Option<u64>> 
         Err(e) if e.kind() == io::ErrorKind::InvalidData => String::new(),
         Err(e) => return Err(failed("reading", &path)(e)),
     };
-    fs::remove_file(&path).and_then(|()| sync_dir(dir)).map_err(failed("removing", &path))?;
-    let parsed = note.trim_end().rsplit_once(' ').and_then(|(text, sum)| {
+    Ok(note.trim_end().rsplit_once(' ').and_then(|(text, sum)| {
         let right = u32::from_str_radix(sum, 16).ok()? == crc32fast::hash(text.as_bytes());
         let (generation, at) = text.split_once(' ').filter(|_| right)?;
         Some((generation.parse::<u64>().ok()?, at.parse::<Revision>().ok()?))
-    });
-    Ok(parsed.filter(|(_, at)| *at == revision).map(|(generation, _)| generation))
+    }))
 }
 
 /// The generations that lie in a folder.

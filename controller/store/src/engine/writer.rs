@@ -60,6 +60,8 @@ struct Group {
     replies: Vec<(oneshot::Sender<Result<Answers>>, Answers)>,
     /// Where in `planned` a key was last written.
     by_key: HashMap<String, usize>,
+    /// Errors that tell of writes in this group: nobody hears of these before they are on the device.
+    late: Vec<(oneshot::Sender<Result<Answers>>, StoreError)>,
     compact: Option<Revision>,
     compacting: Vec<oneshot::Sender<Result<()>>>,
 }
@@ -79,10 +81,10 @@ impl Writer {
             }
             self.shared.status.writing(true);
             self.commit(queued);
-            self.shared.status.writing(false);
             if let Err(error) = self.log.lock().rotate(self.segment) {
                 tracing::warn!(%error, "the next segment of the log cannot be made; nothing is written until it can");
             }
+            self.shared.status.writing(false);
         }
     }
 
@@ -99,6 +101,9 @@ impl Writer {
                     group.compacting.push(reply);
                 }
                 Request::Write { writes, reply } => match self.plan(&group, &writes, revision) {
+                    Err(error) if writes.iter().any(|w| group.by_key.contains_key(w.key())) => {
+                        group.late.push((reply, error));
+                    }
                     Err(error) => drop(reply.send(Err(error))),
                     Ok((planned, answers)) => {
                         revision += planned.len() as u64;
@@ -121,6 +126,7 @@ impl Writer {
                 self.shared.status.refused.inc_by(group.planned.len() as u64);
                 self.shared.status.set_writes(Some(error.to_string()));
                 group.replies.into_iter().for_each(|(reply, _)| drop(reply.send(Err(error.clone()))));
+                group.late.into_iter().for_each(|(reply, _)| drop(reply.send(Err(error.clone()))));
                 group.compacting.into_iter().for_each(|reply| drop(reply.send(Err(error.clone()))));
             }
         }
@@ -181,7 +187,9 @@ impl Writer {
         self.unstick()?;
         let full = || StoreError::DiskFull { path: self.shared.dir.display().to_string() };
         // sled cannot go on after it met a full disk, so it should never meet one: the reserve is its room.
-        if !has_room(&self.shared.dir, self.reserve) {
+        // What makes room may use some of it.
+        let frees = group.planned.iter().all(|p| p.value.is_none());
+        if !has_room(&self.shared.dir, if frees { self.reserve / 2 } else { self.reserve }) {
             return Err(full());
         }
         let mut entries: Vec<Entry<'_>> = group.planned.iter().map(Planned::entry).collect();
@@ -231,7 +239,13 @@ impl Writer {
             // While the one is to be exchanged for the other, both must have it.
             [&places.current, &places.next].into_iter().flatten().try_for_each(|to| to.put(values()))
         };
-        let generation = self.shared.generation();
+        let current = self.shared.values()?;
+        let generation = current.generation();
+        // After an error it is not trusted with anything, even where it takes it.
+        if current.has_failed() {
+            self.shared.heal(generation)?;
+            return put();
+        }
         put().or_else(|error| {
             tracing::error!(%error, "sled refuses values; they are made anew");
             self.shared.heal(generation)?;
@@ -268,6 +282,7 @@ impl Writer {
         }
         self.shared.signal.send_modify(|signal: &mut Signal| signal.revision = revision);
         group.replies.into_iter().for_each(|(reply, answers)| drop(reply.send(Ok(answers))));
+        group.late.into_iter().for_each(|(reply, error)| drop(reply.send(Err(error))));
         group.compacting.into_iter().for_each(|reply| drop(reply.send(Ok(()))));
     }
 }
