@@ -7,6 +7,8 @@
 //! again before what replaced it is there. After a power cut it may have lost what it had for days (`tests/disk` shows
 //! it). So the log and the snapshots are the truth, and sled is where values have room that memory has not.
 
+#[cfg(test)]
+mod attack;
 mod housekeeper;
 mod index;
 mod legacy;
@@ -182,6 +184,11 @@ impl SledStore {
         };
         self.shared.heal.send(Wake::Save(reply)).map_err(|_| stopped())?;
         answer.recv().map_err(|_| stopped())?
+    }
+
+    #[cfg(test)]
+    pub(crate) fn parts(&self) -> (Arc<Shared>, Arc<Mutex<Log>>) {
+        (self.shared.clone(), self.log.clone())
     }
 
     /// Bytes of the log that no snapshot covers yet, without the segment that is being written.

@@ -230,4 +230,33 @@ mod tests {
         assert!(matches!(&error, StoreError::Damaged(d) if d.revision == Some(6)), "{error}");
         assert!(dir.path().join(SLED).exists() && dir.path().join(LOG).exists());
     }
+
+    #[tokio::test]
+    async fn attack_damage_in_the_last_old_segment_is_passed_over_in_silence() {
+        let dir = tempfile::tempdir().unwrap();
+        old(dir.path());
+        // Three acknowledged batches in the last segment; a bit of the first is flipped.
+        let mut last = [
+            frame(&[record(6, "/r/a", None, 2)]),
+            frame(&[record(7, "/r/x", Some("x"), 7)]),
+            frame(&[record(8, "/r/y", Some("y"), 8)]),
+        ]
+        .concat();
+        last[10] ^= 1;
+        fs::write(dir.path().join("wal/wal-00000000000000000006"), last).unwrap();
+        let opened = SledStore::open(dir.path(), SledOptions::default());
+        let revision = match &opened { Ok(s) => s.revision().await.unwrap(), Err(_) => 0 };
+        assert!(opened.is_err(), "opened at revision {revision}, 6..8 were acknowledged; old files there: {}", dir.path().join(LOG).exists());
+    }
+
+    #[tokio::test]
+    async fn attack_a_gap_between_old_sled_and_old_log_is_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        old(dir.path());
+        fs::remove_file(dir.path().join("wal/wal-00000000000000000004")).unwrap();
+        fs::write(dir.path().join("wal/wal-00000000000000000006"), frame(&[record(9, "/r/a", None, 2)])).unwrap();
+        let opened = SledStore::open(dir.path(), SledOptions::default());
+        let revision = match &opened { Ok(s) => s.revision().await.unwrap(), Err(_) => 0 };
+        assert!(opened.is_err(), "opened at {revision}, sled says it has up to 5, the log begins at 9");
+    }
 }

@@ -77,6 +77,11 @@ impl State {
         self.overflow.clear();
     }
 
+    #[cfg(test)]
+    pub fn recent_len(&self) -> usize {
+        self.recent.len()
+    }
+
     fn in_memory(&self, revision: Revision) -> Option<Bytes> {
         let recent = self.recent.binary_search_by_key(&revision, |(r, _)| *r).ok();
         let recent = recent.and_then(|at| self.recent.get(at)).map(|(_, value)| value);

@@ -357,3 +357,28 @@ pub(crate) fn has_room(dir: &std::path::Path, reserve: u64) -> bool {
     nix::sys::statvfs::statvfs(dir)
         .map_or(true, |stat| stat.blocks_available().saturating_mul(stat.fragment_size()) >= reserve)
 }
+
+#[cfg(test)]
+mod attack {
+    use super::*;
+    use crate::{SledOptions, SledStore};
+
+    /// Two creates of one key in one group, and the group is refused: the second is told that the key exists.
+    #[test]
+    fn attack_already_exists_is_answered_for_what_was_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let s = SledStore::open(dir.path(), SledOptions::default()).unwrap();
+        let (shared, log) = s.parts();
+        let mut writer = Writer { shared, log, reserve: u64::MAX, segment: 1 << 20, stuck: None };
+        let mut ask = |n: u8| {
+            let (reply, answer) = oneshot::channel();
+            let writes = vec![Write::Create { key: "/k".into(), value: Bytes::from(vec![n]) }];
+            (Request::Write { writes, reply }, answer)
+        };
+        let ((a, mut first), (b, mut second)) = (ask(1), ask(2));
+        writer.commit(vec![a, b]);
+        let (first, second) = (first.try_recv().unwrap(), second.try_recv().unwrap());
+        assert!(matches!(first, Err(StoreError::DiskFull { .. })), "{first:?}");
+        assert!(!matches!(second, Err(StoreError::AlreadyExists { .. })), "nothing was written, and: {second:?}");
+    }
+}

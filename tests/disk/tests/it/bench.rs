@@ -239,6 +239,11 @@ impl Bench {
         self.cut_closed()
     }
 
+    /// Kills the child; the power stays.
+    pub fn kill(&mut self, mut child: Child) -> Result<(), String> {
+        self.last_words(&mut child)
+    }
+
     /// The same where nobody has the store open.
     pub fn cut_closed(&mut self) -> Result<(), String> {
         let seed = self.dice.roll();

@@ -94,7 +94,8 @@ fn child() {
     say!("");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let options = SledOptions::default();
-    let options = SledOptions { reserve: plan.reserve.unwrap_or(options.reserve), ..options };
+    let log = std::env::var("CAUSEWAY_LOG").map_or(options.log, |text| text.parse().unwrap());
+    let options = SledOptions { reserve: plan.reserve.unwrap_or(options.reserve), log, ..options };
     runtime.block_on(async {
         let store = match SledStore::open(&dir, options) {
             Ok(store) => Arc::new(store),
@@ -316,6 +317,11 @@ impl Writer {
                     if !shared && sure {
                         say!("bad the only writer of {key} is told: {error}");
                     }
+                }
+                Err(error) if std::env::var_os("CAUSEWAY_STRICT").is_some() && !matches!(error, StoreError::OutcomeUnknown { .. }) => {
+                    say!("no {number} {error}");
+                    errors += 1;
+                    tokio::time::sleep(Duration::from_millis(2)).await;
                 }
                 Err(error) => {
                     say!("maybe {number} {error}");
