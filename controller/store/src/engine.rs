@@ -8,7 +8,7 @@
 //! it). So the log and the snapshots are the truth, and sled is where values have room that memory has not.
 
 #[cfg(test)]
-mod attack;
+mod engine_tests;
 mod housekeeper;
 mod index;
 mod legacy;
@@ -76,7 +76,7 @@ const QUEUE: usize = 1024;
 /// Pages of a stream that wait for their reader.
 const PAGES: usize = 2;
 /// How long a stream waits for its reader: it keeps history that is old.
-const READER_PATIENCE: Duration = Duration::from_secs(60);
+const READER_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 60 });
 /// How long the end of the store waits for sled.
 const LAST_FLUSH: Duration = Duration::from_secs(30);
 /// How long the end of the store waits for reads.

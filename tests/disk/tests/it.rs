@@ -8,7 +8,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod it {
-    pub mod attack;
     pub mod bare_sled;
     pub mod bench;
     pub mod careful;

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 /// The newest values are kept in memory up to this many bytes: watchers and compare-and-swap want them.
 const RECENT_BYTES: usize = 16 << 20;
 /// What an empty value among them counts for.
-const RECENT_ENTRY: usize = 64;
+const RECENT_ENTRY: usize = 200;
 /// Keys are looked at in portions of this many under the lock.
 const PORTION: usize = 1000;
 /// A page of a stream or a snapshot holds about this many bytes.

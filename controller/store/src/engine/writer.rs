@@ -359,20 +359,20 @@ pub(crate) fn has_room(dir: &std::path::Path, reserve: u64) -> bool {
 }
 
 #[cfg(test)]
-mod attack {
+mod tests {
     use super::*;
     use crate::{SledOptions, SledStore};
 
     /// Two creates of one key in one group, and the group is refused: the second is told that the key exists.
     #[test]
-    fn attack_already_exists_is_answered_for_what_was_refused() {
+    fn nothing_is_told_of_a_write_that_was_refused() {
         let dir = tempfile::tempdir().unwrap();
         let s = SledStore::open(dir.path(), SledOptions::default()).unwrap();
         let (shared, log) = s.parts();
         let mut writer = Writer { shared, log, reserve: u64::MAX, segment: 1 << 20, stuck: None };
-        let mut ask = |n: u8| {
+        let ask = |n: u8| {
             let (reply, answer) = oneshot::channel();
-            let writes = vec![Write::Create { key: "/k".into(), value: Bytes::from(vec![n]) }];
+            let writes = vec![Write::Create { key: "/k".into(), value: Bytes::from(vec![n]), ttl: None }];
             (Request::Write { writes, reply }, answer)
         };
         let ((a, mut first), (b, mut second)) = (ask(1), ask(2));

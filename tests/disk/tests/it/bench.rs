@@ -116,8 +116,8 @@ pub enum News {
     Ready,
     Acknowledged,
     Full,
-    /// A write whose fate is unknown.
-    Unknown(String),
+    /// A write that the device refused, or whose fate is unknown.
+    Failed(String),
     /// A writer has given up.
     Idle,
     Closed,
@@ -342,9 +342,13 @@ impl Bench {
             }
             "no" => {
                 self.model.refuse(parse(word()))?;
-                return Ok(if word() == "full" { News::Full } else { News::Other });
+                return Ok(match word() {
+                    "full" => News::Full,
+                    "failed" => News::Failed(rest),
+                    _ => News::Other,
+                });
             }
-            "maybe" => return Ok(News::Unknown(rest)),
+            "maybe" => return Ok(News::Failed(rest)),
             "told" => self.model.tell(parse(word())),
             "seen" => {
                 let (revision, key) = (parse(word()), word());

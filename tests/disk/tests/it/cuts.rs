@@ -34,7 +34,7 @@ fn life(bench: &mut Bench) -> Result<(), String> {
         let mut seen = 0;
         let mut follow = |bench: &mut Bench, quota| {
             bench.follow(&mut child, until, |news| {
-                seen += u64::from(matches!(news, News::Acknowledged | News::Unknown(_)));
+                seen += u64::from(matches!(news, News::Acknowledged | News::Failed(_)));
                 seen > quota
             })
         };
