@@ -58,8 +58,8 @@ fn folder(options: &Options) -> Result<tempfile::TempDir> {
 pub fn writes(options: &Options, subjects: &Subjects) -> Result<Value> {
     let mut samples = Samples::default();
     for turn in 0..options.rounds {
-        samples.take("file", &appended(options)?, &["perSecond", "p50", "p99"]);
         for writers in WRITERS {
+            samples.take("file", &appended(options)?, &["perSecond", "p50", "p99"]);
             for name in subjects.turn(turn) {
                 let dir = folder(options)?;
                 let mut session = Session::open(subjects, name, &dir.path().join("data"))?;
@@ -82,7 +82,8 @@ pub fn writes(options: &Options, subjects: &Subjects) -> Result<Value> {
 }
 
 fn appended(options: &Options) -> Result<Value> {
-    let mut file = tempfile::tempfile_in(&options.out)?;
+    let dir = folder(options)?;
+    let mut file = std::fs::File::create(dir.path().join("file"))?;
     let (begin, mut samples) = (Instant::now(), Vec::new());
     while begin.elapsed().as_secs_f64() < options.seconds {
         let begin = Instant::now();
