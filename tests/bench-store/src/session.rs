@@ -74,7 +74,9 @@ fn free_port() -> Result<u16> {
 /// etcd as Kubernetes would have it, with its history compacted every five minutes as the embedded store's is.
 fn etcd(program: &Path, dir: &Path, port: u16) -> Result<Program> {
     let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{}", free_port()?));
-    let mut command = Program::new(program);
+    // It ends with this process, however that ends.
+    let mut command = Program::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
     command.args(["--name", "bench", "--log-level", "error", "--logger", "zap"]);
     command.arg("--data-dir").arg(dir);
     command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
