@@ -98,6 +98,7 @@ fn appended(options: &Options) -> Result<Value> {
 /// The first 500 of very many keys, and how many are left.
 pub fn list(options: &Options, subjects: &Subjects) -> Result<Value> {
     const LIMIT: usize = 500;
+    const TIMES: usize = 30;
     let (dir, mut sessions, mut samples) = (folder(options)?, Vec::new(), Samples::default());
     for name in &subjects.names {
         let mut session = Session::open(subjects, name, &dir.path().join(name))?;
@@ -108,7 +109,7 @@ pub fn list(options: &Options, subjects: &Subjects) -> Result<Value> {
         let by = turn % sessions.len();
         sessions.rotate_left(by);
         for (name, session) in &mut sessions {
-            let answer = session.ask(Command::Page { limit: LIMIT, times: 100 })?;
+            let answer = session.ask(Command::Page { limit: LIMIT, times: TIMES })?;
             anyhow::ensure!(
                 answer["items"] == LIMIT && answer["remaining"] == options.keys - LIMIT,
                 "{name}: {answer}"
@@ -116,7 +117,7 @@ pub fn list(options: &Options, subjects: &Subjects) -> Result<Value> {
             samples.take(name, &answer, &["perSecond", "p50", "p99"]);
         }
     }
-    Ok(json!({"keys": options.keys, "limit": LIMIT, "valueBytes": RECORD, "subjects": samples.told()}))
+    Ok(json!({"keys": options.keys, "limit": LIMIT, "times": TIMES, "valueBytes": RECORD, "subjects": samples.told()}))
 }
 
 /// From starting to the first answer after SIGKILL with so many MiB written: every round on a copy of the same files.

@@ -11,6 +11,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// What is asked before etcd has a leader may be answered seconds later only: it is asked anew after this.
+const ATTEMPT: Duration = Duration::from_millis(250);
 /// How long etcd may take to be there.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -80,7 +82,7 @@ impl Etcd {
                 keys.get("a", None).await?;
                 Ok::<_, etcd_client::Error>(keys)
             };
-            match tokio::time::timeout(Duration::from_secs(30), tried).await {
+            match tokio::time::timeout(ATTEMPT, tried).await {
                 Ok(Ok(keys)) => return Ok(Self(keys)),
                 Ok(Err(error)) if begin.elapsed() > PATIENCE => return Err(error).context("etcd does not answer"),
                 Err(_) if begin.elapsed() > PATIENCE => bail!("etcd does not answer"),

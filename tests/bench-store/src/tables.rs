@@ -101,8 +101,8 @@ fn writes(result: &Value) -> Result<String> {
 
 fn list(result: &Value) -> Result<String> {
     let mut page = format!(
-        "{} of {} keys with {} bytes each, and how many are left; {} rounds of 100.\n\n| | p50, µs (range) | p99, µs (range) | p50 to the engine before |\n|---|---|---|---|\n",
-        result["limit"], result["keys"], result["valueBytes"], result["rounds"]
+        "{} of {} keys with {} bytes each, and how many are left; {} rounds of {}.\n\n| | p50, µs (range) | p99, µs (range) | p50 to the engine before |\n|---|---|---|---|\n",
+        result["limit"], result["keys"], result["valueBytes"], result["rounds"], result["times"]
     );
     let old = &result["subjects"]["old"]["p50"];
     for (_, title, of) in measured(result) {
