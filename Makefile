@@ -3,7 +3,7 @@ CARGO ?= cargo
 # Where setup.sh puts what it has to build.
 TOOLS = $(CURDIR)/target/tools:$(PATH)
 
-.PHONY: demo test test-demo conformance bench bench-net soak fmt lint build dist
+.PHONY: demo test test-demo conformance bench bench-net bench-store soak fmt lint build dist
 
 # Lints and code in one go: cargo hands each of our crates to clippy's compiler, which makes the program as well.
 LINTED = RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-Dwarnings CARGO_INCREMENTAL=0
@@ -43,6 +43,12 @@ bench-net: ## only kube-proxy and DNS, next to the real kube-proxy, CoreDNS, unb
 	@configs/setup.sh bench
 	$(CARGO) build --release --locked -p causeway-bench-net
 	target/release/bench-net
+
+bench-store: ## only the store, next to the engine before it, etcd, and other rooms for its values (ARGS="--rounds 3 writes")
+	@configs/setup.sh demo
+	tests/bench-store/prepare.sh
+	$(CARGO) build --release --locked --manifest-path tests/bench-store/Cargo.toml --target-dir target
+	target/release/bench-store $(ARGS)
 
 soak: ## thousands of power cuts under the store on a disk that lies, at a seed of its own each time (SEED=number, CUTS=number)
 	CAUSEWAY_CUTS=$(or $(CUTS),6000) CAUSEWAY_FLIPS=1000 CAUSEWAY_SEED=$(or $(SEED),$(shell date +%s)) \

@@ -3,8 +3,8 @@
 //! In: the built `causeway` (environment variable `CAUSEWAY`, or the one next to this program), peers unpacked by
 //! `debian_peers.sh` and `wheels.sh`, wrk and h2load. Out: a table on the terminal, `target/bench/results.json`, and of some
 //! parts tables and plots in `docs/`. Parts that are not asked for keep their former results in that file. Run as
-//! `bench [--rounds N] [--seconds N] [PART…]` with the parts `startup`, `programming`, `scheduling`, `ingress`, `websockets`, `routes` and
-//! `store`; `bench pages [PART…]` writes the tables anew from `results.json`.
+//! `bench [--rounds N] [--seconds N] [PART…]` with the parts `startup`, `programming`, `scheduling`, `ingress`, `websockets` and
+//! `routes`; `bench pages [PART…]` writes the tables anew from `results.json`.
 
 mod ingress;
 mod load;
@@ -16,7 +16,6 @@ mod scenario;
 mod scheduling;
 mod servers;
 mod startup;
-mod store;
 mod websockets;
 
 use anyhow::{Context, Result, bail};
@@ -30,7 +29,7 @@ use std::process::{Command, ExitCode};
 #[global_allocator]
 static ALLOCATOR: causeway_allocator::Allocator = causeway_allocator::Allocator;
 
-const PARTS: [&str; 7] = ["startup", "programming", "scheduling", "ingress", "websockets", "routes", "store"];
+const PARTS: [&str; 6] = ["startup", "programming", "scheduling", "ingress", "websockets", "routes"];
 
 /// What was asked for.
 struct Options {
@@ -88,7 +87,7 @@ fn run(args: &[String]) -> Result<()> {
             "ingress" => ingress::run(&options),
             "websockets" => websockets::run(&options),
             "routes" => routes::run(&options),
-            _ => store::run(&options),
+            _ => bail!("no such part: {part}"),
         });
         let mut result = result.with_context(|| format!("measuring {part}"))?;
         result["programs"] = versions.clone();

@@ -3,8 +3,9 @@
 
 use crate::ingress::NAMES;
 use crate::scenario::ALL;
-use anyhow::{Context, Result};
-use causeway_bench_net::page::{COLOURS, group, replace, short, taken};
+use anyhow::{Context, Result, bail};
+use causeway_bench_net::colours::COLOURS;
+use causeway_bench_net::page::{group, replace, short, taken};
 use causeway_bench_net::report::Report;
 use plotters::prelude::*;
 use serde_json::Value;
@@ -28,7 +29,7 @@ pub fn write(docs: &Path, report: &Report, parts: &[String]) -> Result<()> {
             "programming" => programming(result)?,
             "scheduling" => scheduling(result)?,
             "startup" => startup(result)?,
-            _ => store(result)?,
+            _ => bail!("no such part: {part}"),
         };
         replace(&file, &format!("bench {part}"), &format!("{}\n{text}", taken(result)))?;
     }
@@ -133,21 +134,6 @@ fn startup(result: &Value) -> Result<String> {
         ("shimsIdleMiB", "the pod's shim", " MiB"),
     ] {
         writeln!(page, "| {title} | {} |", spread(&result[name], unit))?;
-    }
-    Ok(page)
-}
-
-fn store(result: &Value) -> Result<String> {
-    let mut page = String::from(
-        "| records of 1 KiB, each synced before the next | a second (range) | to the file |\n|---|---|---|\n",
-    );
-    for (name, title, ratio) in [
-        ("appendAndFdatasyncPerSecond", "one file, appended to and synced", None),
-        ("oneWriterPerSecond", "the store, one writer", Some("oneWriterToAppend")),
-        ("sixteenWritersPerSecond", "the store, sixteen writers, who share syncs", Some("sixteenWritersToAppend")),
-    ] {
-        let ratio = ratio.map_or_else(|| short(1.0), |name| cell(&result[name]));
-        writeln!(page, "| {title} | {} | {ratio} |", spread(&result[name], ""))?;
     }
     Ok(page)
 }

@@ -5,6 +5,7 @@
 //! `bench-net` beside it measures kube-proxy and cluster DNS without the weight of the rest of Causeway, so that it can
 //! be built and run alone; `bench` of the crate `causeway-tests` measures what needs a whole cluster.
 
+pub mod colours;
 pub mod machine;
 pub mod page;
 pub mod process;

@@ -1,20 +1,9 @@
 //! Pages in the sources that programs fill in: what is between two marks is theirs, the text around is people's. And how
-//! figures look there, in tables and plots.
+//! figures look there, in tables.
 
 use anyhow::{Context, Result};
-use plotters::style::RGBColor;
 use serde_json::Value;
 use std::path::Path;
-
-/// Colours of plots, distinguishable also for those who see colours differently.
-pub const COLOURS: [RGBColor; 6] = [
-    RGBColor(0, 114, 178),
-    RGBColor(86, 180, 233),
-    RGBColor(0, 158, 115),
-    RGBColor(213, 94, 0),
-    RGBColor(230, 159, 0),
-    RGBColor(204, 121, 167),
-];
 
 /// What the results of a part were taken on, as [`crate::machine::noting`] has noted it: a line.
 pub fn taken(part: &Value) -> String {

@@ -1,7 +1,7 @@
 //! Plots over the number of Services, both axes logarithmic, as SVG.
 
 use anyhow::{Result, anyhow};
-use causeway_bench_net::page::COLOURS;
+use causeway_bench_net::colours::COLOURS;
 use plotters::prelude::*;
 use std::path::Path;
 
