@@ -310,9 +310,11 @@ pub(crate) fn remove_unfinished(dir: &Path) {
 /// synced it yet, or its sync failed, and after that the kernel takes it for written.
 fn rewrite(dir: &Path, segment: &Segment) -> io::Result<File> {
     let unfinished = dir.with_file_name(UNFINISHED);
-    let mut from = File::open(&segment.path)?.take(segment.length);
+    // Read and written by hand: a copy by the kernel may share what is on the device instead.
+    let mut bytes = Vec::new();
+    File::open(&segment.path)?.take(segment.length).read_to_end(&mut bytes)?;
     let mut file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&unfinished)?;
-    io::copy(&mut from, &mut file)?;
+    file.write_all(&bytes)?;
     file.sync_all()?;
     fs::rename(&unfinished, &segment.path)?;
     sync_dir(dir)?;

@@ -8,7 +8,7 @@ use super::SledOptions;
 use super::index::{Index, Version};
 use super::values::{self, Values};
 use crate::disk::log::{self, Found, Log};
-use crate::disk::{Entry, ReadError, Record, failed, snapshot};
+use crate::disk::{Entry, ReadError, Record, failed, snapshot, sync_dir};
 use crate::{Result, Revision};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -135,6 +135,8 @@ pub(crate) fn open_values(dir: &Path, truth: &Truth, options: &SledOptions) -> R
 
 /// The log to go on with, without what the snapshot covers.
 pub(crate) fn open_log(dir: &Path, found: Found, snapshot: Option<&PathBuf>) -> Result<Log> {
+    // The snapshot may have its name from a process that was killed before that was durable.
+    sync_dir(dir).map_err(failed("syncing", dir))?;
     let remove = |path: &PathBuf| fs::remove_file(path).map_err(failed("removing", path));
     found.covered.iter().try_for_each(remove)?;
     let mut log = Log::open(&dir.join(LOG), found)?;
