@@ -233,3 +233,45 @@ async fn values_are_made_anew_while_much_is_written() {
     }
     assert_eq!(errors, Vec::<String>::new());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_too_long_is_told_what_is_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let patience = Duration::from_millis(500);
+    let s = Arc::new(SledStore::open(dir.path(), SledOptions { patience, ..options() }).unwrap());
+    // A device that does not come back for a while.
+    let (_, log) = s.parts();
+    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let (held, holds) = std::sync::mpsc::channel();
+    let device = std::thread::spawn(move || {
+        let _log = log.lock();
+        held.send(()).unwrap();
+        gone.recv().unwrap();
+    });
+    holds.recv().unwrap();
+    let error = s.create("/r/a", "x".into()).await.unwrap_err();
+    assert!(matches!(error, StoreError::OutcomeUnknown { .. }), "{error}");
+    // More than wait in its queue wait for a place there, and are refused.
+    let writes = (0..QUEUE + 50).map(|i| {
+        let s = s.clone();
+        tokio::spawn(async move { s.create(&format!("/r/{i}"), "x".into()).await })
+    });
+    let (mut unknown, mut refused) = (0, 0);
+    for write in writes.collect::<Vec<_>>() {
+        match write.await.unwrap().unwrap_err() {
+            StoreError::OutcomeUnknown { .. } => unknown += 1,
+            StoreError::Overloaded { .. } => refused += 1,
+            other => panic!("{other}"),
+        }
+    }
+    assert!(unknown >= QUEUE && refused > 0, "{unknown} unknown, {refused} refused");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(s.health().verdict().unwrap_err().contains("waiting for the disk"));
+    go.send(()).unwrap();
+    device.join().unwrap();
+    // What was not known has happened, and what was refused has not.
+    let done = s.create("/r/after", "x".into()).await.unwrap();
+    assert!(s.get("/r/a", None).await.unwrap().0.is_some());
+    assert_eq!(done.mod_revision as usize, 1 + 1 + unknown + 1);
+    assert_eq!(s.health().verdict(), Ok(()));
+}
