@@ -9,11 +9,13 @@ pub(crate) mod lock;
 pub(crate) mod log;
 pub(crate) mod snapshot;
 
-use crate::{Damage, Result, Revision, StoreError};
+use crate::{Damage, KeyValue, Result, Revision, StoreError};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// One write. Borrowed, so that a file is read without a copy of every value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +28,41 @@ pub(crate) struct Record<'a> {
     pub key: &'a str,
     /// `None` for a deletion.
     pub value: Option<&'a [u8]>,
+}
+
+/// One state of a key: a record without its key and value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Version {
+    pub revision: Revision,
+    pub create_revision: Revision,
+    /// As in [`Record`].
+    pub expires: u64,
+    pub deleted: bool,
+}
+
+impl From<&Record<'_>> for Version {
+    fn from(record: &Record<'_>) -> Self {
+        Self {
+            revision: record.revision,
+            create_revision: record.create_revision,
+            expires: record.expires,
+            deleted: record.value.is_none(),
+        }
+    }
+}
+
+impl Version {
+    /// The record of this version.
+    pub fn record<'a>(self, key: &'a str, value: Option<&'a [u8]>) -> Record<'a> {
+        let Self { revision, create_revision, expires, .. } = self;
+        Record { revision, create_revision, expires, key, value }
+    }
+
+    /// What a reader gets of this version.
+    pub fn key_value(self, key: &str, value: Bytes) -> KeyValue {
+        let (create_revision, mod_revision) = (self.create_revision, self.revision);
+        KeyValue { key: key.to_owned(), value, create_revision, mod_revision }
+    }
 }
 
 /// What a frame of the log holds.
@@ -69,6 +106,18 @@ pub(crate) fn failed<'a>(doing: &'a str, path: &'a Path) -> impl FnOnce(io::Erro
         }
         _ => StoreError::Engine { doing: format!("{doing} {}", path.display()), detail: e.to_string() },
     }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Whether an unprivileged writer could still use that many bytes of the file system of `dir`.
+pub(crate) fn has_room(dir: &Path, bytes: u64) -> bool {
+    // A file system that does not say is taken to have room: it says so when it has not.
+    nix::sys::statvfs::statvfs(dir)
+        .map_or(true, |stat| stat.blocks_available().saturating_mul(stat.fragment_size()) >= bytes)
 }
 
 /// Makes the names in a folder durable.

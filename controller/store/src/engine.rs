@@ -107,10 +107,10 @@ impl SledStore {
         legacy::migrate(dir)?;
         let truth = open::read(dir)?;
         let values = open::open_values(dir, &truth, &options)?;
-        let log = open::open_log(dir, truth.log, truth.snapshot.as_ref())?;
+        let log = open::open_log(dir, truth.log, truth.snapshot.as_ref().map(|(revision, _)| *revision))?;
         let status = Status::new()
             .map_err(|e| StoreError::Engine { doing: "making metrics".to_owned(), detail: e.to_string() })?;
-        let snapshot_bytes = truth.snapshot.as_ref().and_then(|path| path.metadata().ok()).map_or(0, |meta| meta.len());
+        let snapshot_bytes = truth.snapshot.and_then(|(_, path)| path.metadata().ok()).map_or(0, |meta| meta.len());
         let (heal, woken) = std::sync::mpsc::channel();
         let state = (truth.index, truth.revision);
         let shared = Shared::new(dir.to_owned(), options.cache, state, values, truth.compacted, status, heal);

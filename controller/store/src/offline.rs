@@ -2,8 +2,7 @@
 //! small, and go on after damage. All of it blocks, and answers [`StoreError::Locked`] while the store is in use.
 
 use crate::disk::lock::Lock;
-use crate::disk::snapshot::Stamp;
-use crate::disk::{Entry, ReadError, Record, failed, log, make_dir, size_of, snapshot, sync_dir};
+use crate::disk::{Entry, ReadError, Record, Version, failed, log, make_dir, now, size_of, snapshot, sync_dir};
 use crate::engine::open::{self, LOG};
 use crate::engine::values;
 use crate::{Damage, Result, Revision, SledOptions, SledStore, StoreError, Summary};
@@ -12,7 +11,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What [`check`] found.
 #[derive(Debug, Clone, Default)]
@@ -73,7 +71,7 @@ fn there(dir: &Path) -> Result<Lock> {
 /// Reads everything and says what is damaged. Changes nothing.
 pub fn check(dir: &Path) -> Result<Report> {
     let _lock = there(dir)?;
-    let mut report = Report { revision: 1, ..Report::default() };
+    let mut report = Report::default();
     let mut live: BTreeMap<String, u64> = BTreeMap::new();
     let mut note = |key: &str, value: Option<&[u8]>| {
         match value {
@@ -90,20 +88,16 @@ pub fn check(dir: &Path) -> Result<Report> {
         other => other,
     };
     let snapshots = snapshot::files(dir)?;
-    for (_, path) in &snapshots {
+    let segments = log::files(&dir.join(LOG))?;
+    for (_, path) in snapshots.iter().chain(&segments) {
         report.files.push(FileReport { path: path.clone(), bytes: size(path) });
     }
-    if let Some((revision, path)) = snapshots.last() {
-        report.revision = *revision;
+    let (mut revision, mut compacted) = (1, 0);
+    if let Some((at, path)) = snapshots.last() {
         let read = snapshot::read_file(path, &mut |record| note(record.key, record.value));
-        let compacted = read.as_ref().map_or(0, |summary| summary.compacted);
-        report.compacted = compacted;
+        (revision, compacted) = (*at, read.as_ref().map_or(0, |summary| summary.compacted));
         io(read.map(drop), &mut report)?;
     }
-    for (_, path) in log::files(&dir.join(LOG))? {
-        report.files.push(FileReport { bytes: size(&path), path });
-    }
-    let (mut revision, mut compacted) = (report.revision, report.compacted);
     let read = log::read(&dir.join(LOG), revision, &mut |entry| match entry {
         Entry::Write(record) => {
             revision = record.revision;
@@ -165,28 +159,24 @@ pub fn restore(dir: &Path, from: &mut dyn Read, bump: Revision) -> Result<Summar
         return Err(StoreError::Engine { doing, detail: format!("revision {revision} is too high") });
     }
     let written = snapshot::write_file(dir, revision, revision, |writer| {
-        let mut last: Option<(Stamp, String, Option<Bytes>)> = None;
-        let mut push = |next: Option<(Stamp, String, Option<Bytes>)>| {
+        let mut last: Option<(Version, String, Option<Bytes>)> = None;
+        let mut push = |next: Option<(Version, String, Option<Bytes>)>| {
             // Of each key the newest state, and nothing of what is deleted.
             let done = last.as_ref().is_some_and(|(_, key, _)| next.as_ref().is_none_or(|(_, new, _)| new != key));
             let before = std::mem::replace(&mut last, next);
             match before.filter(|(_, _, value)| done && value.is_some()) {
-                Some((stamp, key, value)) => writer.push(stamp, &key, value),
+                Some((version, key, value)) => writer.push(version, &key, value),
                 None => Ok(()),
             }
         };
         head.read(&name, &mut from, &mut |record| {
             let value = record.value.map(Bytes::copy_from_slice);
-            push(Some((Stamp::from(&record), record.key.to_owned(), value)))
+            push(Some((Version::from(&record), record.key.to_owned(), value)))
                 .map_err(|e| format!("it cannot be written: {e}"))
         })?;
         push(None).map_err(failed("writing a snapshot in", dir))
     });
-    if written.is_err() {
-        snapshot::remove_unfinished(dir);
-    }
-    let (_, summary) = written?;
-    Ok(summary)
+    written.map(|(_, summary)| summary)
 }
 
 /// Makes the files of a stopped store as small as they can be: one snapshot, and values without gaps.
@@ -211,12 +201,12 @@ pub fn defrag(dir: &Path) -> Result<Defragmented> {
 pub fn salvage(dir: &Path, bump: Revision) -> Result<Option<Salvaged>> {
     let _lock = there(dir)?;
     snapshot::remove_unfinished(dir);
-    type State = BTreeMap<String, (Stamp, Bytes)>;
+    type State = BTreeMap<String, (Version, Bytes)>;
     let mut state = State::new();
     let note = |state: &mut State, record: Record<'_>| {
         match record.value {
             Some(value) => {
-                let value = (Stamp::from(&record), Bytes::copy_from_slice(value));
+                let value = (Version::from(&record), Bytes::copy_from_slice(value));
                 drop(state.insert(record.key.to_owned(), value));
             }
             None => drop(state.remove(record.key)),
@@ -246,14 +236,13 @@ pub fn salvage(dir: &Path, bump: Revision) -> Result<Option<Salvaged>> {
     };
     let revision = whole.saturating_add(bump);
     snapshot::write_file(dir, revision, revision, |writer| {
-        for (key, (stamp, value)) in state {
-            writer.push(stamp, &key, Some(value)).map_err(failed("writing a snapshot in", dir))?;
+        for (key, (version, value)) in state {
+            writer.push(version, &key, Some(value)).map_err(failed("writing a snapshot in", dir))?;
         }
         Ok(())
     })?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     values::remove_clean(dir)?;
-    let set_aside = dir.join(format!("damaged-{now}"));
+    let set_aside = dir.join(format!("damaged-{}", now()));
     let moved = fs::create_dir_all(&set_aside)
         .and_then(|()| fs::rename(&log, set_aside.join(LOG)))
         .and_then(|()| sync_dir(&set_aside))

@@ -5,7 +5,7 @@
 //! frame is damaged, whatever the reason: it gets its name only when it is on the device.
 
 use super::frames::{Frames, Header, Kind, Next, read_full};
-use super::{ReadError, Record, failed, sync_dir};
+use super::{ReadError, Record, Version, failed, sync_dir};
 use crate::{MAX_KEY, Result, Revision, StoreError, Summary};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
@@ -32,27 +32,13 @@ enum Block<'a> {
     },
 }
 
-/// A record without its key and value.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Stamp {
-    pub revision: Revision,
-    pub create_revision: Revision,
-    pub expires: u64,
-}
-
-impl From<&Record<'_>> for Stamp {
-    fn from(record: &Record<'_>) -> Self {
-        Self { revision: record.revision, create_revision: record.create_revision, expires: record.expires }
-    }
-}
-
 /// Writes a snapshot, record by record.
 pub(crate) struct Writer<W> {
     into: W,
     header: Header,
     offset: u64,
     /// Keys, values and revisions of the records of the block, as they are encoded when it is full.
-    block: Vec<(Stamp, String, Option<bytes::Bytes>)>,
+    block: Vec<(Version, String, Option<bytes::Bytes>)>,
     block_bytes: usize,
     records: u64,
     last_key: String,
@@ -70,7 +56,7 @@ impl<W: Write> Writer<W> {
     }
 
     /// Adds a version of a key. They come in order of key, then revision.
-    pub fn push(&mut self, stamp: Stamp, key: &str, value: Option<bytes::Bytes>) -> io::Result<()> {
+    pub fn push(&mut self, version: Version, key: &str, value: Option<bytes::Bytes>) -> io::Result<()> {
         if self.last_key != key || self.records == 0 {
             key.clone_into(&mut self.last_key);
             self.summary.keys += 1;
@@ -78,18 +64,12 @@ impl<W: Write> Writer<W> {
         self.records += 1;
         self.summary.bytes += value.as_ref().map_or(0, |v| v.len() as u64);
         self.block_bytes += key.len() + value.as_ref().map_or(0, bytes::Bytes::len) + 24;
-        self.block.push((stamp, key.to_owned(), value));
+        self.block.push((version, key.to_owned(), value));
         if self.block_bytes >= BLOCK { self.flush_block() } else { Ok(()) }
     }
 
     fn flush_block(&mut self) -> io::Result<()> {
-        let records = self.block.iter().map(|(stamp, key, value)| Record {
-            revision: stamp.revision,
-            create_revision: stamp.create_revision,
-            expires: stamp.expires,
-            key,
-            value: value.as_deref(),
-        });
+        let records = self.block.iter().map(|(version, key, value)| version.record(key, value.as_deref()));
         let payload = postcard::to_stdvec(&Block::Records(records.collect())).map_err(io::Error::other)?;
         self.write(&payload)?;
         self.block.clear();
@@ -220,22 +200,13 @@ pub(crate) fn files(dir: &Path) -> Result<Vec<(Revision, PathBuf)>, ReadError> {
     Ok(found)
 }
 
-fn open(path: &Path) -> Result<BufReader<File>, ReadError> {
-    let file = File::open(path).map_err(|e| ReadError::Io(path.to_owned(), e))?;
-    Ok(BufReader::with_capacity(BLOCK, file))
-}
-
-/// What the file of a snapshot says of itself, without counts.
-pub(crate) fn head(path: &Path) -> Result<Summary, ReadError> {
-    begin(path, &mut open(path)?).map(|head| head.summary)
-}
-
 /// Reads the file of a snapshot.
 pub(crate) fn read_file(
     path: &Path,
     each: &mut dyn FnMut(Record<'_>) -> Result<(), String>,
 ) -> Result<Summary, ReadError> {
-    read(path, &mut open(path)?, each)
+    let file = File::open(path).map_err(|e| ReadError::Io(path.to_owned(), e))?;
+    read(path, &mut BufReader::with_capacity(BLOCK, file), each)
 }
 
 /// Writes a snapshot into the store's folder. It has its name, and is on the device, or it is not there.

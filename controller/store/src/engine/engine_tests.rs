@@ -192,7 +192,11 @@ fn small_values_in_memory_have_an_end() {
     let mut state = shared::State::default();
     let empty = Bytes::new();
     for revision in 2..500_000u64 {
-        state.apply("k", index::Version { revision, create_revision: 2, expires: 0, deleted: false }, Some(&empty));
+        state.apply(
+            "k",
+            crate::disk::Version { revision, create_revision: 2, expires: 0, deleted: false },
+            Some(&empty),
+        );
     }
     while !state.index.compact(499_999, 1000).1 {}
     assert!(state.recent_len() < 100_000, "{} values in memory", state.recent_len());

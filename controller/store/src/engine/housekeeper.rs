@@ -9,7 +9,7 @@ use super::values::{self, Values};
 use super::writer::Request;
 use super::{SledOptions, open};
 use crate::disk::log::Log;
-use crate::disk::{failed, size_of, snapshot, sync_dir};
+use crate::disk::{failed, has_room, now, size_of, snapshot, sync_dir};
 use crate::{Result, Revision, StoreError, Write};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -94,7 +94,7 @@ impl Housekeeper {
         let full = StoreError::DiskFull { path: self.shared.dir.display().to_string() }.to_string();
         let status = &self.shared.status;
         let told = status.health().writes == Err(full.clone());
-        match super::writer::has_room(&self.shared.dir, self.options.reserve) {
+        match has_room(&self.shared.dir, self.options.reserve) {
             true if told => status.set_writes(None),
             false if !told => status.set_writes(Some(full)),
             _ => {}
@@ -104,15 +104,14 @@ impl Housekeeper {
     /// Has the writer delete what has lived long enough, if nobody writes it again before.
     fn drop_expired(&self) {
         const EXPIRED: usize = 256;
-        let now = super::writer::now();
-        let due = self.shared.state.write().index.expired(now, EXPIRED);
+        let due = self.shared.state.write().index.expired(now(), EXPIRED);
         let Some(requests) = self.requests.upgrade() else { return };
         for (i, (key, revision)) in due.iter().enumerate() {
             let (reply, _answer) = oneshot::channel();
             let writes = vec![Write::Delete { key: key.to_string(), expected: Some(*revision) }];
             if requests.try_send(Request::Write { writes, reply }).is_err() {
                 // A full queue: they are due once more.
-                self.shared.state.write().index.expire_later(&due[i..], now + 1);
+                self.shared.state.write().index.expire_later(&due[i..], now() + 1);
                 return;
             }
         }
@@ -172,7 +171,7 @@ impl Housekeeper {
     fn snapshot(&mut self) -> Result<()> {
         let begin = Instant::now();
         let pin = self.shared.pin(None)?;
-        if !super::writer::has_room(&self.shared.dir, self.options.reserve + self.snapshot_bytes) {
+        if !has_room(&self.shared.dir, self.options.reserve + self.snapshot_bytes) {
             return Err(StoreError::DiskFull { path: self.shared.dir.display().to_string() });
         }
         let compacted = self.shared.compacted().min(pin.revision);
@@ -182,19 +181,13 @@ impl Housekeeper {
             })
         })?;
         self.snapshot_bytes = fs::metadata(&path).map_or(0, |meta| meta.len());
-        for (revision, old) in snapshot::files(&self.shared.dir)? {
-            if revision < pin.revision {
-                fs::remove_file(&old).map_err(failed("removing", &old))?;
-            }
-        }
-        let old = self.log.lock().take_sealed(pin.revision);
-        for segment in &old {
-            fs::remove_file(&segment.path).map_err(failed("removing", &segment.path))?;
-        }
+        let covered = self.log.lock().take_sealed(pin.revision);
+        let segments = covered.len();
+        open::remove_covered(&self.shared.dir, pin.revision, covered)?;
         let log = self.shared.dir.join(open::LOG);
         sync_dir(&log).and_then(|()| sync_dir(&self.shared.dir)).map_err(failed("syncing", &log))?;
         self.shared.status.snapshot.observe(begin.elapsed().as_secs_f64());
-        tracing::debug!(revision = pin.revision, segments = old.len(), took = ?begin.elapsed(), "snapshot written");
+        tracing::debug!(revision = pin.revision, segments, took = ?begin.elapsed(), "snapshot written");
         Ok(())
     }
 

@@ -4,20 +4,11 @@
 //! Pure. About 110 bytes and the key for each key, and 40 bytes for each change that is not compacted yet.
 
 use crate::Revision;
+use crate::disk::Version;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
-
-/// One state of a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Version {
-    pub revision: Revision,
-    pub create_revision: Revision,
-    /// When the key goes by itself, in seconds since 1970; 0 for never.
-    pub expires: u64,
-    pub deleted: bool,
-}
 
 /// A key that one revision wrote: how it was before, and after.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,27 +43,17 @@ fn forget(versions: &mut SmallVec<[Version; 1]>, upto: Revision) -> SmallVec<[Re
 }
 
 impl Index {
-    /// Adds a write. Revisions ascend.
+    /// Adds a write. Revisions ascend; those of a snapshot for each key only, until [`Self::loaded`].
     pub fn apply(&mut self, key: &str, version: Version) {
         let key = self.insert(key, version);
         self.changes.push_back((version.revision, key));
     }
 
-    /// Adds a version of a snapshot, where revisions ascend for each key only. [`Self::loaded`] ends it.
-    pub fn load(&mut self, key: &str, version: Version, compacted: Revision) {
-        let key = self.insert(key, version);
-        if version.revision > compacted {
-            self.changes.push_back((version.revision, key));
-        }
-    }
-
     /// All of the snapshot is there. Forgets what no reader at `compacted` sees.
     pub fn loaded(&mut self, compacted: Revision) {
-        self.keys.retain(|_, versions| {
-            forget(versions, compacted);
-            !versions.is_empty()
-        });
         self.changes.make_contiguous().sort_unstable_by_key(|(revision, _)| *revision);
+        while !self.compact(compacted, usize::MAX).1 {}
+        self.changes.shrink_to_fit();
     }
 
     fn insert(&mut self, key: &str, version: Version) -> Arc<str> {
@@ -258,7 +239,7 @@ mod tests {
                 let mut copy = Index::default();
                 for (key, versions) in index.versions(None, usize::MAX, (compacted, Revision::MAX)) {
                     for version in versions {
-                        copy.load(&key, version, compacted);
+                        copy.apply(&key, version);
                     }
                 }
                 copy.loaded(compacted);
@@ -311,7 +292,7 @@ mod tests {
         let mut copy = Index::default();
         for (key, versions) in index.versions(None, usize::MAX, (0, Revision::MAX)) {
             for version in versions {
-                copy.load(&key, version, 101);
+                copy.apply(&key, version);
             }
         }
         copy.loaded(101);

@@ -5,8 +5,7 @@
 //! were files `wal/wal-<first revision>` of frames `length u32 | crc32 u32 | postcard batch`. What the log holds counts,
 //! whatever sled says of how far it has got.
 
-use crate::disk::snapshot::Stamp;
-use crate::disk::{ReadError, failed, frames, make_dir, snapshot, sync_dir};
+use crate::disk::{ReadError, Version, failed, frames, make_dir, snapshot, sync_dir};
 use crate::{Result, Revision, StoreError};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -30,7 +29,7 @@ struct Record {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Version {
+struct OldVersion {
     create_revision: Revision,
     value: Option<Bytes>,
 }
@@ -92,7 +91,7 @@ fn convert(dir: &Path, sled: &Path, log: &Path) -> Result<()> {
             }
             expected = Some(record.revision + 1);
             revision = revision.max(record.revision);
-            let version = Version { create_revision: record.create_revision, value: record.value };
+            let version = OldVersion { create_revision: record.create_revision, value: record.value };
             let raw = postcard::to_stdvec(&version).map_err(|e| damaged(path, e.to_string()))?;
             db.insert(version_key(&record.key, record.revision), raw).map_err(fail)?;
         }
@@ -101,9 +100,12 @@ fn convert(dir: &Path, sled: &Path, log: &Path) -> Result<()> {
         for entry in db.scan_prefix(b"v") {
             let (key, raw) = entry.map_err(fail)?;
             let (key, at) = split(&key).ok_or_else(|| damaged(sled, "a key has no revision".to_owned()))?;
-            let version: Version = postcard::from_bytes(&raw).map_err(|e| damaged(sled, format!("{key}: {e}")))?;
+            let version: OldVersion = postcard::from_bytes(&raw).map_err(|e| damaged(sled, format!("{key}: {e}")))?;
             let written = writer.push(
-                Stamp { revision: at, create_revision: version.create_revision, expires: 0 },
+                {
+                    let (create_revision, deleted) = (version.create_revision, version.value.is_none());
+                    Version { revision: at, create_revision, expires: 0, deleted }
+                },
                 key,
                 version.value,
             );
@@ -174,7 +176,7 @@ mod tests {
     use crate::{ListRequest, SledOptions, SledStore, Store};
 
     fn version(create_revision: Revision, value: Option<&'static str>) -> Vec<u8> {
-        postcard::to_stdvec(&Version { create_revision, value: value.map(Bytes::from) }).unwrap()
+        postcard::to_stdvec(&OldVersion { create_revision, value: value.map(Bytes::from) }).unwrap()
     }
 
     fn frame(records: &[Record]) -> Vec<u8> {

@@ -5,10 +5,10 @@
 //! otherwise.
 
 use super::SledOptions;
-use super::index::{Index, Version};
+use super::index::Index;
 use super::values::{self, Values};
-use crate::disk::log::{self, Found, Log};
-use crate::disk::{Entry, ReadError, Record, failed, snapshot, sync_dir};
+use crate::disk::log::{self, Found, Log, Segment};
+use crate::disk::{Entry, ReadError, Record, Version, failed, snapshot, sync_dir};
 use crate::{Result, Revision};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,19 +23,9 @@ pub(crate) struct Truth {
     pub index: Index,
     pub revision: Revision,
     pub compacted: Revision,
-    pub snapshot: Option<PathBuf>,
+    /// The newest snapshot, and of which revision it is.
+    pub snapshot: Option<(Revision, PathBuf)>,
     pub log: Found,
-}
-
-impl From<&Record<'_>> for Version {
-    fn from(record: &Record<'_>) -> Self {
-        Self {
-            revision: record.revision,
-            create_revision: record.create_revision,
-            expires: record.expires,
-            deleted: record.value.is_none(),
-        }
-    }
 }
 
 /// Reads and checks all that is in a folder.
@@ -44,9 +34,8 @@ pub(crate) fn read(dir: &Path) -> Result<Truth> {
     let (mut revision, mut compacted) = (1, 0);
     let newest = snapshot::files(dir)?.pop();
     if let Some((_, path)) = &newest {
-        let header = snapshot::head(path)?;
         let summary = snapshot::read_file(path, &mut |record| {
-            index.load(record.key, Version::from(&record), header.compacted);
+            index.apply(record.key, Version::from(&record));
             Ok(())
         })?;
         (revision, compacted) = (summary.revision, summary.compacted);
@@ -61,7 +50,7 @@ pub(crate) fn read(dir: &Path) -> Result<Truth> {
     })?;
     revision = found.revision;
     while !index.compact(compacted, usize::MAX).1 {}
-    Ok(Truth { index, revision, compacted, snapshot: newest.map(|(_, path)| path), log: found })
+    Ok(Truth { index, revision, compacted, snapshot: newest, log: found })
 }
 
 /// Puts the values of all wanted versions of the files into sled.
@@ -134,21 +123,23 @@ pub(crate) fn open_values(dir: &Path, truth: &Truth, options: &SledOptions) -> R
 }
 
 /// The log to go on with, without what the snapshot covers.
-pub(crate) fn open_log(dir: &Path, found: Found, snapshot: Option<&PathBuf>) -> Result<Log> {
+pub(crate) fn open_log(dir: &Path, found: Found, snapshot: Option<Revision>) -> Result<Log> {
     // The snapshot may have its name from a process that was killed before that was durable.
     sync_dir(dir).map_err(failed("syncing", dir))?;
-    let remove = |path: &PathBuf| fs::remove_file(path).map_err(failed("removing", path));
-    found.covered.iter().try_for_each(remove)?;
+    found.covered.iter().try_for_each(|path| remove(path))?;
     let mut log = Log::open(&dir.join(LOG), found)?;
-    let Some(newest) = snapshot else { return Ok(log) };
-    let mut covered = 0;
-    for (revision, path) in snapshot::files(dir)? {
-        if path == *newest {
-            covered = revision;
-        } else {
-            remove(&path)?;
-        }
+    if let Some(revision) = snapshot {
+        remove_covered(dir, revision, log.take_sealed(revision))?;
     }
-    log.take_sealed(covered).iter().try_for_each(|segment| remove(&segment.path))?;
     Ok(log)
+}
+
+/// Removes what the snapshot of a revision makes superfluous: snapshots before it, and these segments of the log.
+pub(crate) fn remove_covered(dir: &Path, revision: Revision, segments: Vec<Segment>) -> Result<()> {
+    let older = snapshot::files(dir)?.into_iter().filter(|(at, _)| *at < revision).map(|(_, path)| path);
+    older.chain(segments.into_iter().map(|segment| segment.path)).try_for_each(|path| remove(&path))
+}
+
+fn remove(path: &Path) -> Result<()> {
+    fs::remove_file(path).map_err(failed("removing", path))
 }

@@ -4,9 +4,9 @@
 //! In: batches that are on the device. Out: reads at a revision. Everything here blocks at most for sled.
 
 use super::housekeeper::Wake;
-use super::index::{Index, Version};
+use super::index::Index;
 use super::values::Values;
-use crate::disk::snapshot::Stamp;
+use crate::disk::Version;
 use crate::health::Status;
 use crate::{KeyValue, Result, Revision, StoreError, WatchEvent};
 use bytes::Bytes;
@@ -249,12 +249,7 @@ impl Shared {
 
     fn key_value(&self, key: &str, version: Version) -> Result<Option<KeyValue>> {
         let value = self.value(version.revision)?;
-        Ok(value.map(|value| KeyValue {
-            key: key.to_owned(),
-            value,
-            create_revision: version.create_revision,
-            mod_revision: version.revision,
-        }))
+        Ok(value.map(|value| version.key_value(key, value)))
     }
 
     /// As [`Self::key_value`], of a version that is pinned or the newest: values without it are not what they were.
@@ -338,7 +333,7 @@ impl Shared {
         &self,
         pin: &Pin,
         from: Revision,
-        mut push: impl FnMut(Stamp, &str, Option<Bytes>) -> Result<()>,
+        mut push: impl FnMut(Version, &str, Option<Bytes>) -> Result<()>,
     ) -> Result<()> {
         let mut after: Option<Arc<str>> = None;
         loop {
@@ -347,8 +342,7 @@ impl Shared {
             for (key, versions) in portion {
                 for version in versions {
                     let value = if version.deleted { None } else { Some(self.kept(&key, version)?.value) };
-                    let Version { revision, create_revision, expires, .. } = version;
-                    push(Stamp { revision, create_revision, expires }, &key, value)?;
+                    push(version, &key, value)?;
                 }
                 after = Some(key);
             }

@@ -5,17 +5,15 @@
 //! log all the same, and is acknowledged: its values stay in memory until sled has been made anew, and until then nothing
 //! else is written.
 
-use super::index::Version;
 use super::shared::{Shared, Signal};
 use crate::disk::log::{AppendError, Log};
-use crate::disk::{Entry, Record};
+use crate::disk::{Entry, Version, failed, has_room, now};
 use crate::{KeyValue, MAX_REQUEST, Result, Revision, StoreError, Write};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::io;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 
 /// At most this many transactions share a sync …
@@ -143,12 +141,7 @@ impl Writer {
                 None => self.shared.state.read().index.newest(&key),
             };
             let value_of = |version: Version| match group.by_key.get(&key).and_then(|at| group.planned.get(*at)) {
-                Some(Planned { value: Some(value), .. }) => Ok(KeyValue {
-                    key: key.clone(),
-                    value: value.clone(),
-                    create_revision: version.create_revision,
-                    mod_revision: version.revision,
-                }),
+                Some(Planned { value: Some(value), .. }) => Ok(version.key_value(&key, value.clone())),
                 _ => self.shared.kept(&key, version),
             };
             let expect = |current: Option<Version>, expected: Option<Revision>| {
@@ -173,11 +166,10 @@ impl Writer {
                     last.create_revision
                 }
             };
-            if let Some(value) = &value {
-                let (key, value) = (key.clone(), value.clone());
-                answers.push((KeyValue { key, value, create_revision, mod_revision: revision }, revision));
-            }
             let version = Version { revision, create_revision, expires: expires(write), deleted: value.is_none() };
+            if let Some(value) = &value {
+                answers.push((version.key_value(&key, value.clone()), revision));
+            }
             planned.push(Planned { key, version, value });
         }
         Ok((planned, answers))
@@ -185,26 +177,19 @@ impl Writer {
 
     fn persist(&mut self, group: &Group, revision: Revision) -> Result<()> {
         self.unstick()?;
-        let full = || StoreError::DiskFull { path: self.shared.dir.display().to_string() };
         // sled cannot go on after it met a full disk, so it should never meet one: the reserve is its room.
         // What makes room may use some of it.
         let frees = group.planned.iter().all(|p| p.value.is_none());
         if !has_room(&self.shared.dir, if frees { self.reserve / 2 } else { self.reserve }) {
-            return Err(full());
+            return Err(StoreError::DiskFull { path: self.shared.dir.display().to_string() });
         }
-        let mut entries: Vec<Entry<'_>> = group.planned.iter().map(Planned::entry).collect();
+        let mut entries: Vec<Entry<'_>> =
+            group.planned.iter().map(|p| Entry::Write(p.version.record(&p.key, p.value.as_deref()))).collect();
         entries.extend(group.compact.map(Entry::Compacted));
         let begin = Instant::now();
         let mut log = self.log.lock();
         log.append(revision, &entries).map_err(|error| match error {
-            AppendError::NotWritten(e)
-                if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
-            {
-                full()
-            }
-            AppendError::NotWritten(e) => {
-                StoreError::Engine { doing: "appending to the log".to_owned(), detail: e.to_string() }
-            }
+            AppendError::NotWritten(e) => failed("appending to the log in", &self.shared.dir)(e),
             AppendError::Unknown(e) => {
                 StoreError::OutcomeUnknown { doing: "appending to the log".to_owned(), detail: e.to_string() }
             }
@@ -287,18 +272,6 @@ impl Writer {
     }
 }
 
-impl Planned {
-    fn entry(&self) -> Entry<'_> {
-        Entry::Write(Record {
-            revision: self.version.revision,
-            create_revision: self.version.create_revision,
-            expires: self.version.expires,
-            key: &self.key,
-            value: self.value.as_deref(),
-        })
-    }
-}
-
 fn write_value(write: &Write) -> Option<Bytes> {
     match write {
         Write::Create { value, .. } | Write::Update { value, .. } => Some(value.clone()),
@@ -314,11 +287,6 @@ fn expires(write: &Write) -> u64 {
         }
         _ => 0,
     }
-}
-
-/// Seconds since 1970.
-pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn size(request: &Request) -> usize {
@@ -349,13 +317,6 @@ pub(crate) fn check(writes: &[Write]) -> Result<()> {
         Some(pair) => invalid(format!("{} is written twice", pair.first().copied().unwrap_or_default())),
         None => Ok(()),
     }
-}
-
-/// Whether an unprivileged writer could still use that many bytes of the file system of `dir`.
-pub(crate) fn has_room(dir: &std::path::Path, reserve: u64) -> bool {
-    // A file system that does not say is taken to have room: it says so when it has not.
-    nix::sys::statvfs::statvfs(dir)
-        .map_or(true, |stat| stat.blocks_available().saturating_mul(stat.fragment_size()) >= reserve)
 }
 
 #[cfg(test)]
