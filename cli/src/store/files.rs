@@ -26,7 +26,7 @@ pub fn write(paths: &Paths, key: &Key, file: &File, from: From) -> Result<(Name,
     let about = About { cluster: paths.name.clone(), created, program: env!("CARGO_PKG_VERSION").to_owned() };
     let mut writer = Writer::new(BufWriter::new(file), key, &about)?;
     let all = files::find(&paths.data)?;
-    if !all.iter().any(|found| found.path.as_str() == "pki/ca.key") {
+    if !all.iter().any(|found| is_authority(&found.path)) {
         bail!("{} has no ca.key: the cluster has never run", paths.pki().display());
     }
     for found in all {
@@ -53,11 +53,16 @@ pub fn write(paths: &Paths, key: &Key, file: &File, from: From) -> Result<(Name,
 }
 
 /// Reads a backup from its beginning to its end, and the store in it. Blocks.
-pub fn verify(mut file: &File, key: &Key) -> Result<Contents> {
+pub fn verify(file: &File, key: &Key) -> Result<Contents> {
+    read(file, key, &mut Verify)
+}
+
+/// Reads a backup from its beginning to its end; what is in it goes to `into`. Blocks.
+pub fn read(mut file: &File, key: &Key, into: &mut dyn Sink) -> Result<Contents> {
     file.rewind().context("going to the beginning of the backup")?;
-    let mut verify = Verify::default();
-    let contents = contents::read(BufReader::new(file), key, &mut verify)?;
-    if !verify.has_ca {
+    let mut whole = Whole { into, has_ca: false };
+    let contents = contents::read(BufReader::new(file), key, &mut whole)?;
+    if !whole.has_ca {
         bail!("there is no certificate authority in the backup");
     }
     Ok(contents)
@@ -68,14 +73,33 @@ pub fn open(path: &Path) -> Result<File> {
     File::open(path).with_context(|| format!("opening the backup {}", path.display()))
 }
 
-#[derive(Default)]
-struct Verify {
+/// The key without which no cluster is one.
+fn is_authority(path: &EntryPath) -> bool {
+    path.as_str() == "pki/ca.key"
+}
+
+/// Hands on what is in a backup, and sees whether it is a cluster.
+struct Whole<'a> {
+    into: &'a mut dyn Sink,
     has_ca: bool,
 }
 
+impl Sink for Whole<'_> {
+    fn file(&mut self, path: &EntryPath, mode: u32, bytes: &[u8]) -> SinkResult {
+        self.has_ca |= is_authority(path);
+        self.into.file(path, mode, bytes)
+    }
+
+    fn store(&mut self, snapshot: &mut dyn Read) -> Result<u64, Box<dyn std::error::Error + Send + Sync>> {
+        self.into.store(snapshot)
+    }
+}
+
+/// Keeps nothing of what it looks at.
+struct Verify;
+
 impl Sink for Verify {
-    fn file(&mut self, path: &EntryPath, _: u32, _: &[u8]) -> SinkResult {
-        self.has_ca |= path.as_str() == "pki/ca.key";
+    fn file(&mut self, _: &EntryPath, _: u32, _: &[u8]) -> SinkResult {
         Ok(())
     }
 

@@ -9,7 +9,8 @@ use super::{BUMP, files, key_file, started};
 use crate::data;
 use crate::paths::Paths;
 use anyhow::{Context, Result, bail};
-use causeway_backup::contents::{self, FOLDERS, SinkResult};
+use causeway_backup::contents::{FOLDERS, SinkResult};
+use causeway_backup::files::{make_folder, place, sync, sync_folder};
 use causeway_backup::{Contents, Destination, EntryPath, Key, Sink, container::Decrypt};
 use causeway_store::offline;
 use jiff::Timestamp;
@@ -93,7 +94,7 @@ fn key_of(args: &RestoreArgs, mut file: &File) -> Result<(Key, String)> {
 }
 
 /// Restores into a cluster's data folder.
-pub fn into(paths: &Paths, key: &Key, mut file: &File, force: bool) -> Result<Contents> {
+pub fn into(paths: &Paths, key: &Key, file: &File, force: bool) -> Result<Contents> {
     let _owned = data::claim_to_restore(paths)?;
     let restoring = paths.restoring();
     let has_data = PARTS.iter().any(|part| paths.data.join(part).exists());
@@ -109,8 +110,8 @@ pub fn into(paths: &Paths, key: &Key, mut file: &File, force: bool) -> Result<Co
         // Of a restore that was cut off: whole or not, the backup is there to be read again.
         fs::remove_dir_all(&restoring).with_context(|| format!("removing {}", restoring.display()))?;
     }
-    causeway_backup::files::make_folder(&restoring)?;
-    let outcome = unpacked(&restoring, key, file.by_ref());
+    make_folder(&restoring)?;
+    let outcome = unpacked(&restoring, key, file);
     let contents = match outcome {
         Ok(contents) => contents,
         Err(error) => {
@@ -129,29 +130,20 @@ pub fn into(paths: &Paths, key: &Key, mut file: &File, force: bool) -> Result<Co
             fs::rename(&from, &to).with_context(|| format!("moving {} to its place", from.display()))?;
         }
     }
-    synced(&paths.data)?;
+    sync_folder(&paths.data)?;
     fs::remove_dir(&restoring).with_context(|| format!("removing {}", restoring.display()))?;
-    synced(&paths.data)?;
+    sync_folder(&paths.data)?;
     Ok(contents)
 }
 
 /// Unpacks a backup into an empty folder, verifies all of it and syncs it.
-fn unpacked(restoring: &Path, key: &Key, mut file: &File) -> Result<Contents> {
-    file.rewind().context("going to the beginning of the backup")?;
-    let mut place = Place { root: restoring, has_ca: false };
-    let contents = contents::read(BufReader::new(file), key, &mut place)?;
-    if !place.has_ca {
-        bail!("there is no certificate authority in the backup");
-    }
+fn unpacked(restoring: &Path, key: &Key, file: &File) -> Result<Contents> {
+    let contents = files::read(file, key, &mut Place { root: restoring })?;
     for folder in FOLDERS.iter().map(|folder| restoring.join(folder)).filter(|folder| folder.exists()) {
-        causeway_backup::files::sync(&folder)?;
+        sync(&folder)?;
     }
-    synced(restoring)?;
+    sync_folder(restoring)?;
     Ok(contents)
-}
-
-fn synced(dir: &Path) -> Result<()> {
-    File::open(dir).and_then(|d| d.sync_all()).with_context(|| format!("syncing {}", dir.display()))
 }
 
 /// Moves what is there into a folder of its own.
@@ -159,9 +151,9 @@ fn set_aside(paths: &Paths) -> Result<PathBuf> {
     let parent = paths.data.join(data::BEFORE_RESTORE);
     let aside = parent.join(Timestamp::now().strftime("%Y%m%dT%H%M%S%.6fZ").to_string());
     if !parent.exists() {
-        causeway_backup::files::make_folder(&parent)?;
+        make_folder(&parent)?;
     }
-    causeway_backup::files::make_folder(&aside)?;
+    make_folder(&aside)?;
     // The store first: what is left without it is not taken for a whole cluster.
     for part in PARTS.iter().rev() {
         let from = paths.data.join(part);
@@ -169,21 +161,19 @@ fn set_aside(paths: &Paths) -> Result<PathBuf> {
             fs::rename(&from, aside.join(part)).with_context(|| format!("moving {} aside", from.display()))?;
         }
     }
-    synced(&aside)?;
-    synced(&parent)?;
+    sync_folder(&aside)?;
+    sync_folder(&parent)?;
     Ok(aside)
 }
 
 /// Puts what it is given into a folder.
 struct Place<'a> {
     root: &'a Path,
-    has_ca: bool,
 }
 
 impl Sink for Place<'_> {
     fn file(&mut self, path: &EntryPath, mode: u32, bytes: &[u8]) -> SinkResult {
-        self.has_ca |= path.as_str() == "pki/ca.key";
-        causeway_backup::files::place(self.root, path, mode, bytes)
+        place(self.root, path, mode, bytes)
     }
 
     fn store(&mut self, snapshot: &mut dyn Read) -> Result<u64, Box<dyn std::error::Error + Send + Sync>> {

@@ -102,6 +102,11 @@ pub fn sync(dir: &Path) -> Result<()> {
             sync(&entry.path())?;
         }
     }
+    sync_folder(dir)
+}
+
+/// Syncs the names in a folder.
+pub fn sync_folder(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|d| d.sync_all()).map_err(at("syncing the folder", dir))
 }
 

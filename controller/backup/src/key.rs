@@ -61,7 +61,7 @@ impl Key {
         file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(at("writing the key file", path))?;
         if let Some(parent) = path.parent() {
             let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-            File::open(parent).and_then(|dir| dir.sync_all()).map_err(at("syncing the folder", parent))?;
+            crate::files::sync_folder(parent)?;
         }
         Ok(key)
     }

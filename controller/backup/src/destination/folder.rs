@@ -48,8 +48,7 @@ impl Staged {
         self.file.sync_all().map_err(at("syncing", &self.path))?;
         fs::rename(&self.path, to).map_err(at("naming the backup", to))?;
         self.kept = true;
-        let dir = to.parent().unwrap_or(Path::new("/"));
-        File::open(dir).and_then(|d| d.sync_all()).map_err(at("syncing the folder", dir))?;
+        crate::files::sync_folder(to.parent().unwrap_or(Path::new("/")))?;
         Ok(to.to_owned())
     }
 }
