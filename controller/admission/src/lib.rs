@@ -1,0 +1,1 @@
+//! What is admitted: pod security, limit ranges, quotas, policies, webhooks.

@@ -1,0 +1,1 @@
+//! Who a caller is: tokens of other issuers, webhooks, front proxies.

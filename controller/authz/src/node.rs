@@ -1,0 +1,1 @@
+//! What a node may reach: the objects that its pods refer to.

@@ -1,0 +1,1 @@
+//! Secrets at rest: values encrypted before they reach the store.
