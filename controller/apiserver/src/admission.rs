@@ -4,25 +4,27 @@
 //! refusal.
 
 mod certificates;
+mod definitions;
 mod nodes;
 mod pods;
 
-pub use nodes::{restrict as restrict_node, restrict_token};
+pub use definitions::FINALIZER;
+pub use nodes::restrict_token;
 
-use crate::engine::{Call, Engine, text};
+use crate::engine::{Admission, Call, Engine, Part, text};
 use crate::status::{ApiError, ApiResult};
+use async_trait::async_trait;
 use serde_json::Value;
 
 /// Namespaces that stay.
 const PROTECTED: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 
 /// The admission chain.
-#[derive(Default)]
-pub struct Admission;
+pub struct Chain;
 
-impl Admission {
-    /// For new objects.
-    pub async fn create(&self, engine: &Engine, call: &mut Call, object: &mut Value) -> ApiResult<()> {
+#[async_trait]
+impl Admission for Chain {
+    async fn create(&self, engine: &Engine, call: &mut Call, object: &mut Value) -> ApiResult<()> {
         namespace_lifecycle(engine, call, object).await?;
         nodes::restrict(call, None, object)?;
         if call.served.is("certificates.k8s.io", "certificatesigningrequests") {
@@ -41,21 +43,20 @@ impl Admission {
             default_ingress_class(engine, object).await?;
         }
         if call.served.is("apiextensions.k8s.io", "customresourcedefinitions") {
-            crate::custom::protect(object);
+            definitions::protect(object);
         }
         Ok(())
     }
 
-    /// For changed objects.
-    pub async fn update(&self, _engine: &Engine, call: &Call, new: &mut Value, old: &Value) -> ApiResult<()> {
-        if call.served.is("", "services") {
+    async fn update(&self, _: &Engine, call: &mut Call, part: Part, new: &mut Value, old: &Value) -> ApiResult<()> {
+        nodes::restrict(call, Some(old), new)?;
+        if part == Part::Main && call.served.is("", "services") {
             crate::services::carry_over(new, old);
         }
         Ok(())
     }
 
-    /// For deletes.
-    pub fn delete(&self, engine: &Engine, call: &Call, name: &str, object: &Value) -> ApiResult<()> {
+    async fn delete(&self, engine: &Engine, call: &mut Call, name: &str, object: &Value) -> ApiResult<()> {
         nodes::restrict(call, Some(object), object)?;
         if call.served.is("", "namespaces") && PROTECTED.contains(&name) {
             return Err(ApiError::forbidden("", "namespaces", name, "this namespace may not be deleted"));

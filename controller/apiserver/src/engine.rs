@@ -7,20 +7,21 @@
 mod apply;
 mod delete;
 mod frame;
+mod hooks;
 mod read;
 mod write;
 
-pub use delete::{DeleteOptions, Deleted, Propagation};
+pub use delete::DeleteOptions;
 pub use frame::name_suffix;
-pub use read::{Event, Page, Watcher};
+pub use hooks::{Admission, Allocation, Claim, NoClaim};
+pub use read::{Event, Page};
 pub use write::Part;
 
-use crate::admission::Admission;
+use crate::authz::{self, Attributes, Authorizer};
 use crate::catalog::{Catalog, Served};
 use crate::feed::Feed;
 use crate::object::{Filter, Object, stamp};
 use crate::request::{FieldValidation, ListOptions, WriteOptions};
-use crate::services::Allocator;
 use crate::status::{ApiError, ApiResult};
 use bytes::Bytes;
 use causeway_api::config::ClusterConfig;
@@ -44,9 +45,18 @@ pub struct Engine {
     /// Ranges and names.
     pub cluster: ClusterConfig,
     /// Service addresses and node ports.
-    pub allocator: Arc<Allocator>,
+    pub allocation: Arc<dyn Allocation>,
     /// Rules between decoding and validation.
-    pub admission: Admission,
+    pub admission: Arc<dyn Admission>,
+}
+
+/// Who answers for what a call does in the end.
+#[derive(Clone)]
+pub enum Authority {
+    /// The server itself, for what it keeps in place: nobody is asked.
+    Server,
+    /// The caller: what the request turns out to do is asked for in its name.
+    Caller(Arc<dyn Authorizer>),
 }
 
 /// One request to the engine.
@@ -57,6 +67,8 @@ pub struct Call {
     pub namespace: String,
     /// Who asks.
     pub user: UserInfo,
+    /// Whether the user may do what is in the end done.
+    pub authority: Authority,
     /// Write options.
     pub options: WriteOptions,
     /// For `Warning` headers.
@@ -71,7 +83,8 @@ impl Call {
         Self {
             served,
             namespace: namespace.to_owned(),
-            user: UserInfo::component(causeway_api::identity::USER_APISERVER, &[causeway_api::identity::GROUP_MASTERS]),
+            user: UserInfo::component(causeway_api::identity::USER_APISERVER, &[]),
+            authority: Authority::Server,
             options: WriteOptions {
                 dry_run: false,
                 field_manager: "causeway-apiserver".to_owned(),
@@ -83,9 +96,45 @@ impl Call {
         }
     }
 
+    /// The same in one namespace: a call on all of them goes on as its caller.
+    pub fn of_namespace(&self, namespace: &str) -> Self {
+        Self {
+            served: self.served.clone(),
+            namespace: namespace.to_owned(),
+            user: self.user.clone(),
+            authority: self.authority.clone(),
+            options: self.options.clone(),
+            warnings: Vec::new(),
+            tracked: false,
+        }
+    }
+
     /// The storage key of an object.
     pub fn key(&self, name: &str) -> String {
         self.served.key(&self.namespace, name)
+    }
+
+    /// Refuses what the caller may not do to an object of this resource.
+    pub async fn require(&self, verb: &str, subresource: &str, name: &str) -> ApiResult<()> {
+        let resource = &self.served.resource;
+        self.require_of(Attributes {
+            verb: verb.to_owned(),
+            group: resource.group.clone(),
+            resource: resource.plural.clone(),
+            subresource: subresource.to_owned(),
+            namespace: self.namespace.clone(),
+            name: name.to_owned(),
+            path: String::new(),
+        })
+        .await
+    }
+
+    /// Refuses what the caller may not do.
+    pub async fn require_of(&self, attributes: Attributes) -> ApiResult<()> {
+        match &self.authority {
+            Authority::Server => Ok(()),
+            Authority::Caller(authorizer) => authz::require(&**authorizer, &self.user, &attributes).await,
+        }
     }
 }
 

@@ -149,9 +149,25 @@ impl Cache {
     }
 }
 
+/// Is told every change before a reader can see it, in order: for what must be as new as the caches.
+pub trait Observer: Send + Sync {
+    /// Whether objects below a storage prefix matter to it.
+    fn concerns(&self, prefix: &str) -> bool;
+
+    /// All objects of a prefix, after which only these are there.
+    fn reset(&self, prefix: &str, objects: &BTreeMap<String, Arc<Object>>);
+
+    /// A new object, or a new state of one.
+    fn put(&self, prefix: &str, object: &Object, prev: Option<&Object>);
+
+    /// An object that is gone, in its last state.
+    fn removed(&self, prefix: &str, object: &Object);
+}
+
 /// All caches.
 pub struct Feed {
     store: Arc<dyn Store>,
+    observers: Vec<Arc<dyn Observer>>,
     caches: RwLock<HashMap<String, Arc<Cache>>>,
     revision: watch::Sender<Revision>,
     start: RwLock<Revision>,
@@ -168,9 +184,18 @@ fn prefix_of(key: &str) -> Option<&str> {
 
 impl Feed {
     /// Reads everything and follows the log until shutdown.
-    pub async fn start(store: Arc<dyn Store>, shutdown: CancellationToken) -> ApiResult<Arc<Self>> {
-        let feed =
-            Arc::new(Self { store, caches: RwLock::default(), revision: watch::Sender::new(0), start: RwLock::new(0) });
+    pub async fn start(
+        store: Arc<dyn Store>,
+        observers: Vec<Arc<dyn Observer>>,
+        shutdown: CancellationToken,
+    ) -> ApiResult<Arc<Self>> {
+        let feed = Arc::new(Self {
+            store,
+            observers,
+            caches: RwLock::default(),
+            revision: watch::Sender::new(0),
+            start: RwLock::new(0),
+        });
         let revision = feed.load().await?;
         let task = feed.clone();
         tokio::spawn(async move {
@@ -238,6 +263,9 @@ impl Feed {
             grouped.entry(prefix).or_default();
         }
         for (prefix, objects) in grouped {
+            for observer in self.observers(&prefix) {
+                observer.reset(&prefix, &objects);
+            }
             self.cache(&prefix).reset(objects, revision);
         }
         self.revision.send_replace(revision);
@@ -279,12 +307,26 @@ impl Feed {
         }
     }
 
+    fn observers<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a Arc<dyn Observer>> {
+        self.observers.iter().filter(move |o| o.concerns(prefix))
+    }
+
+    fn put(&self, prefix: &str, object: Object) {
+        let cache = self.cache(prefix);
+        let mut observers = self.observers(prefix).peekable();
+        if observers.peek().is_some() {
+            let prev = cache.get(&object.key);
+            observers.for_each(|o| o.put(prefix, &object, prev.as_deref()));
+        }
+        cache.put(Arc::new(object));
+    }
+
     fn apply(&self, event: WatchEvent) -> Revision {
         let revision = match &event {
             WatchEvent::Put { kv, .. } => {
                 if let Some(prefix) = prefix_of(&kv.key) {
                     match Object::decode(kv) {
-                        Ok(object) => self.cache(prefix).put(Arc::new(object)),
+                        Ok(object) => self.put(prefix, object),
                         Err(error) => tracing::error!(key = kv.key, %error, "stored value is no JSON object"),
                     }
                 }
@@ -293,7 +335,10 @@ impl Feed {
             WatchEvent::Delete { prev, revision } => {
                 if let Some(prefix) = prefix_of(&prev.key) {
                     match Object::at(&prev.key, &prev.value, *revision) {
-                        Ok(object) => self.cache(prefix).remove(&prev.key, Arc::new(object)),
+                        Ok(object) => {
+                            self.observers(prefix).for_each(|o| o.removed(prefix, &object));
+                            self.cache(prefix).remove(&prev.key, Arc::new(object));
+                        }
                         Err(error) => tracing::error!(key = prev.key, %error, "stored value is no JSON object"),
                     }
                 }

@@ -1,49 +1,40 @@
 //! The API server: Kubernetes' API over the store, for sockets and for clients in the same process.
 //!
 //! In: requests, the store's log. Out: objects, watch streams, and the cluster's own objects kept in place.
-//! [`ApiServer`] wires the parts: [`catalog`] (what is served), [`feed`] (the watch cache), [`engine`] (every verb on
-//! every kind), [`http`] (the front) and what hangs on them.
+//! [`ApiServer`] wires the parts, from the outside in: [`front`] (the way of a request), [`authn`] (who), [`authz`] (who
+//! may), [`endpoints`] (where requests end), [`engine`] (every verb on every kind) with [`admission`] and [`services`]
+//! behind its hooks, [`feed`] (the watch cache), [`catalog`] (what is served); [`upkeep`] works by itself.
 
-pub mod admission;
-pub mod authz;
-mod bootstrap;
-mod bootstrap_tokens;
-pub mod catalog;
-mod cluster_info;
-mod codec;
-mod custom;
-mod discovery;
-pub mod engine;
-pub mod feed;
-mod health;
-pub mod http;
-mod jwt;
+mod admission;
+mod authn;
+mod authz;
+mod catalog;
+mod endpoints;
+mod engine;
+mod exchange;
+mod feed;
+mod front;
 mod metrics;
-pub mod object;
+mod object;
 pub mod pki;
-mod relay;
-mod render;
-pub mod request;
-mod resources;
-mod reviews;
-mod serve;
+mod request;
+mod serialization;
 pub mod services;
-mod signing;
-pub mod status;
-mod subresources;
-pub mod tokens;
+mod status;
+mod upkeep;
 
+pub use endpoints::relay::{DirectDialer, NodeDialer};
 pub use pki::{CertKey, Pki, PkiError};
-pub use relay::{DirectDialer, NodeDialer};
 
-use crate::admission::Admission;
+use crate::authn::{Authenticator, ServiceAccountTokens};
 use crate::catalog::Catalog;
+use crate::endpoints::Endpoints;
+use crate::endpoints::relay::NodeRelay;
 use crate::engine::Engine;
 use crate::feed::Feed;
-use crate::http::Server;
-use crate::relay::NodeRelay;
+use crate::front::{Front, memory::InMemory, tls};
 use crate::services::Allocator;
-use crate::tokens::Tokens;
+use crate::upkeep::{bootstrap, cluster_info, custom, signing};
 use anyhow::Context;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -74,7 +65,7 @@ pub struct ApiServerConfig {
 
 /// A running API server. Its background work ends when it is dropped.
 pub struct ApiServer {
-    server: Arc<Server>,
+    front: Arc<Front>,
     pki: Arc<Pki>,
     sans: Vec<String>,
     runtime: tokio::runtime::Handle,
@@ -88,25 +79,30 @@ impl ApiServer {
         let guard = stop.clone().drop_guard();
         let pki = Arc::new(Pki::open_or_create(&config.pki_dir)?);
         let catalog = Arc::new(Catalog::new(causeway_registry::builtin()));
-        let feed = Feed::start(store.clone(), stop.clone()).await.context("reading the store")?;
+        let feed = Feed::start(store.clone(), Vec::new(), stop.clone()).await.context("reading the store")?;
         let engine = Arc::new(Engine {
             store,
             feed,
             catalog,
-            allocator: Arc::new(Allocator::new(&config.cluster)),
-            admission: Admission,
+            allocation: Arc::new(Allocator::new(&config.cluster)),
+            admission: Arc::new(admission::Chain),
             cluster: config.cluster.clone(),
         });
         let user = UserInfo::component(identity::USER_APISERVER, &[identity::GROUP_MASTERS]);
         let to_kubelets = pki.issue_client(&user)?;
-        let server = Arc::new(Server {
-            tokens: Arc::new(Tokens::new(pki.service_account_key_pem(), &config.cluster.domain)?),
-            authorizer: Arc::new(authz::Interim),
-            relay: NodeRelay::new(config.kubelet_dialer.clone(), serve::client_tls(pki.ca_pem(), &to_kubelets)?),
-            metrics: Arc::new(metrics::Metrics::new(&*engine.store)?),
-            ca_pem: pki.ca_pem().to_owned(),
-            engine: engine.clone(),
-            shutdown: stop.clone(),
+        let tokens = Arc::new(ServiceAccountTokens::new(pki.service_account_key_pem(), &config.cluster.domain)?);
+        let authorizer: Arc<dyn authz::Authorizer> = Arc::new(authz::Interim);
+        let front = Arc::new(Front {
+            authenticator: Authenticator { engine: engine.clone(), tokens: tokens.clone() },
+            authorizer: authorizer.clone(),
+            endpoints: Arc::new(Endpoints {
+                tokens,
+                authorizer,
+                relay: NodeRelay::new(config.kubelet_dialer.clone(), tls::client_tls(pki.ca_pem(), &to_kubelets)?),
+                metrics: Arc::new(metrics::Metrics::new(&*engine.store)?),
+                engine: engine.clone(),
+                shutdown: stop.clone(),
+            }),
         });
         let runtime = tokio::runtime::Handle::current();
         bootstrap::ensure(&engine, config.advertise).await.context("creating the system objects")?;
@@ -115,22 +111,22 @@ impl ApiServer {
         custom::sync(&engine, &mut BTreeSet::new()).await;
         tokio::spawn(bootstrap::run(engine.clone(), config.advertise, stop.clone()));
         tokio::spawn(info.run(engine.clone(), stop.clone()));
-        let signer = serve::InMemory::new(server.clone(), user.clone(), runtime.clone());
+        let signer = InMemory::new(front.clone(), user.clone(), runtime.clone());
         tokio::spawn(signing::run(kube::Client::new(signer, "default"), pki.clone(), stop.clone()));
         tokio::spawn(custom::run(engine.clone(), stop.clone()));
-        let client = kube::Client::new(serve::InMemory::new(server.clone(), user, runtime.clone()), "default");
+        let client = kube::Client::new(InMemory::new(front.clone(), user, runtime.clone()), "default");
         let events = Recorder::new(client, "ipallocator-repair-controller", None);
         tokio::spawn(services::repair::run(engine.clone(), events, stop.clone()));
         guard.disarm();
         let sans = sans(&config);
-        Ok(Self { server, pki, sans, runtime, stop })
+        Ok(Self { front, pki, sans, runtime, stop })
     }
 
     /// A client in this process that speaks as `user`: no socket, no TLS. The work is done on the server's runtime,
     /// wherever the client is used.
     pub fn client(&self, user: UserInfo) -> kube::Client {
         let _entered = self.runtime.enter();
-        kube::Client::new(serve::InMemory::new(self.server.clone(), user, self.runtime.clone()), "default")
+        kube::Client::new(InMemory::new(self.front.clone(), user, self.runtime.clone()), "default")
     }
 
     /// Serves HTTPS (HTTP/1.1 and HTTP/2) on the listeners until shutdown.
@@ -139,7 +135,7 @@ impl ApiServer {
         listeners: Vec<std::net::TcpListener>,
         shutdown: CancellationToken,
     ) -> anyhow::Result<()> {
-        serve::serve(self.server.clone(), self.pki.clone(), self.sans.clone(), listeners, shutdown).await
+        tls::serve(self.front.clone(), self.pki.clone(), self.sans.clone(), listeners, shutdown).await
     }
 
     /// The cluster's certificate authority.
@@ -149,12 +145,12 @@ impl ApiServer {
 
     /// The newest revision of the store.
     pub async fn revision(&self) -> anyhow::Result<Revision> {
-        Ok(self.server.engine.store.revision().await?)
+        Ok(self.front.endpoints.engine.store.revision().await?)
     }
 
     /// The engine, for those who measure it.
     pub fn engine(&self) -> &Arc<Engine> {
-        &self.server.engine
+        &self.front.endpoints.engine
     }
 
     /// A kubeconfig with a client certificate for `user`.

@@ -1,10 +1,9 @@
 //! Metrics under the names of Kubernetes' API server.
 
-use crate::catalog::Served;
+use crate::catalog::{Served, Table};
 use crate::engine::Engine;
-use crate::request::{Query, Target};
+use crate::request::RequestInfo;
 use causeway_store::Store;
-use http::{Method, Uri};
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use std::time::Duration;
 
@@ -25,6 +24,69 @@ pub struct Labels {
     version: String,
     resource: String,
     subresource: String,
+}
+
+/// Subresources that are counted by their name.
+const SUBRESOURCES: &[&str] = &[
+    "approval",
+    "attach",
+    "binding",
+    "ephemeralcontainers",
+    "eviction",
+    "exec",
+    "finalize",
+    "log",
+    "portforward",
+    "proxy",
+    "scale",
+    "status",
+    "token",
+];
+
+/// Resources that are asked, never stored.
+const REVIEWS: &[&str] = &[
+    "tokenreviews",
+    "selfsubjectreviews",
+    "subjectaccessreviews",
+    "selfsubjectaccessreviews",
+    "localsubjectaccessreviews",
+    "selfsubjectrulesreviews",
+];
+
+impl Labels {
+    /// Of a request. What is not served is counted together, whatever the answer: strangers must not make memory grow by
+    /// asking for names that lead nowhere.
+    pub fn new(info: &RequestInfo, table: &Table) -> Self {
+        let verb = match info.verb.as_str() {
+            "get" => "GET",
+            "list" => "LIST",
+            "watch" => "WATCH",
+            "create" => "POST",
+            "update" => "PUT",
+            "patch" => "PATCH",
+            "delete" => "DELETE",
+            "deletecollection" => "DELETECOLLECTION",
+            _ => "OTHER",
+        };
+        let none = || Self {
+            verb,
+            group: String::new(),
+            version: String::new(),
+            resource: String::new(),
+            subresource: String::new(),
+        };
+        let Some(target) = &info.target else { return none() };
+        let served = table.get(&target.group, &target.version, &target.resource).is_some();
+        let subresource = target.subresource.clone().unwrap_or_default();
+        let asked_only = matches!(target.group.as_str(), "authentication.k8s.io" | "authorization.k8s.io")
+            && target.version == "v1"
+            && REVIEWS.contains(&target.resource.as_str());
+        if !(served || asked_only) || !(subresource.is_empty() || SUBRESOURCES.contains(&subresource.as_str())) {
+            return none();
+        }
+        let (group, version, resource) = (target.group.clone(), target.version.clone(), target.resource.clone());
+        Self { verb, group, version, resource, subresource }
+    }
 }
 
 /// Counts a watch while it lives.
@@ -68,45 +130,17 @@ impl Metrics {
         Ok(Self { registry, requests, durations, watchers, objects, revision })
     }
 
-    /// What a request will be counted under.
-    pub fn label(&self, method: &Method, uri: &Uri) -> Labels {
-        let Some(target) = Target::parse(uri.path()) else {
-            let verb = if method == Method::GET { "GET" } else { "OTHER" };
-            let none = String::new;
-            return Labels { verb, group: none(), version: none(), resource: none(), subresource: none() };
-        };
-        let query = Query::parse(uri.query().unwrap_or(""));
-        let verb = match target.verb(method, &query) {
-            Some("get") => "GET",
-            Some("list") => "LIST",
-            Some("watch") => "WATCH",
-            Some("create") => "POST",
-            Some("update") => "PUT",
-            Some("patch") => "PATCH",
-            Some("delete") => "DELETE",
-            Some("deletecollection") => "DELETECOLLECTION",
-            _ => "OTHER",
-        };
-        let Target { group, version, resource, subresource, .. } = target;
-        Labels { verb, group, version, resource, subresource: subresource.unwrap_or_default() }
-    }
-
-    /// Counts an answer. Names that lead nowhere are counted together, so that strangers cannot make memory grow.
-    pub fn observe(&self, mut labels: Labels, code: u16, took: Duration) {
-        if code == 404 || code == 403 || code == 401 {
-            labels = Labels {
-                resource: String::new(),
-                group: String::new(),
-                version: String::new(),
-                subresource: String::new(),
-                ..labels
-            };
-        }
+    /// Counts an answer.
+    pub fn observe(&self, labels: &Labels, code: u16, took: Duration) {
         let Labels { verb, group, version, resource, subresource } = labels;
-        self.requests.with_label_values(&[verb, &group, &version, &resource, &subresource, &code.to_string()]).inc();
-        if verb != "WATCH" {
+        let (group, version, resource, subresource) =
+            (group.as_str(), version.as_str(), resource.as_str(), subresource.as_str());
+        self.requests
+            .with_label_values(&[*verb, group, version, resource, subresource, code.to_string().as_str()])
+            .inc();
+        if *verb != "WATCH" {
             self.durations
-                .with_label_values(&[verb, &group, &version, &resource, &subresource])
+                .with_label_values(&[*verb, group, version, resource, subresource])
                 .observe(took.as_secs_f64());
         }
     }

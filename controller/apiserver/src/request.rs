@@ -1,94 +1,15 @@
 //! What a request asks for: path grammar, query parameters, selectors.
 //!
-//! In: method, path and query of an HTTP request. Out: [`Target`] (which resource, object, subresource and verb)
-//! and [`Query`]. Pure.
+//! In: method, path and query of an HTTP request. Out: [`RequestInfo`] (which resource, object, subresource and verb),
+//! [`Query`] and the options that are in it. Pure.
+
+mod info;
+
+pub use info::{RequestInfo, Target, segments};
 
 use crate::status::{ApiError, ApiResult};
 use causeway_api::selector::Selector;
-use http::Method;
 use std::collections::BTreeMap;
-
-/// A resource path.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Target {
-    /// API group; empty for core.
-    pub group: String,
-    /// API version.
-    pub version: String,
-    /// The namespace of a namespaced path.
-    pub namespace: Option<String>,
-    /// Plural resource name.
-    pub resource: String,
-    /// Object name.
-    pub name: Option<String>,
-    /// Subresource, for example `status`.
-    pub subresource: Option<String>,
-    /// What comes after the subresource (`proxy/…`).
-    pub rest: Option<String>,
-    /// The older form of watches, `/api/v1/watch/…`.
-    pub watch: bool,
-}
-
-/// Splits a path into decoded segments, dropping a trailing slash.
-pub fn segments(path: &str) -> Vec<String> {
-    path.split('/')
-        .filter(|s| !s.is_empty())
-        .map(|s| percent_encoding::percent_decode_str(s).decode_utf8_lossy().into_owned())
-        .collect()
-}
-
-impl Target {
-    /// Reads a path below `/api/v1` or `/apis/GROUP/VERSION`; `None` when it is no resource path.
-    pub fn parse(path: &str) -> Option<Self> {
-        let all = segments(path);
-        let parts: Vec<&str> = all.iter().map(String::as_str).collect();
-        let (group, version, rest) = match parts.as_slice() {
-            ["api", version, rest @ ..] => ("", *version, rest),
-            ["apis", group, version, rest @ ..] => (*group, *version, rest),
-            _ => return None,
-        };
-        let mut target = Target { group: group.to_owned(), version: version.to_owned(), ..Target::default() };
-        let rest = match rest {
-            ["watch", tail @ ..] if !tail.is_empty() => {
-                target.watch = true;
-                tail
-            }
-            _ => rest,
-        };
-        let rest = match rest {
-            ["namespaces", _] | ["namespaces", _, "status" | "finalize"] if group.is_empty() => rest,
-            ["namespaces", namespace, tail @ ..] if !tail.is_empty() => {
-                target.namespace = Some((*namespace).to_owned());
-                tail
-            }
-            _ => rest,
-        };
-        target.resource = (*rest.first()?).to_owned();
-        target.name = rest.get(1).map(|s| (*s).to_owned());
-        target.subresource = rest.get(2).map(|s| (*s).to_owned());
-        if rest.len() > 3 {
-            target.rest = Some(rest[3..].join("/"));
-        }
-        Some(target)
-    }
-
-    /// The API verb of a method on this target.
-    pub fn verb(&self, method: &Method, query: &Query) -> Option<&'static str> {
-        let watch = self.watch || (query.flag("watch") && self.subresource.is_none());
-        Some(match (method.as_str(), self.name.is_some()) {
-            ("GET" | "HEAD", _) if watch => "watch",
-            _ if self.watch => return None,
-            ("GET" | "HEAD", true) => "get",
-            ("GET" | "HEAD", false) => "list",
-            ("POST", _) => "create",
-            ("PUT", true) => "update",
-            ("PATCH", true) => "patch",
-            ("DELETE", true) => "delete",
-            ("DELETE", false) => "deletecollection",
-            _ => return None,
-        })
-    }
-}
 
 /// Decoded query parameters; a repeated one keeps all values.
 #[derive(Debug, Clone, Default)]
@@ -328,47 +249,6 @@ impl WriteOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn target(path: &str) -> (String, String, String, String, String) {
-        let t = Target::parse(path).unwrap();
-        let text = |o: Option<String>| o.unwrap_or_default();
-        (t.group, text(t.namespace), t.resource, text(t.name), text(t.subresource))
-    }
-
-    #[test]
-    fn paths() {
-        let own = |a: [&str; 5]| (a[0].into(), a[1].into(), a[2].into(), a[3].into(), a[4].into());
-        assert_eq!(target("/api/v1/pods"), own(["", "", "pods", "", ""]));
-        assert_eq!(target("/api/v1/namespaces"), own(["", "", "namespaces", "", ""]));
-        assert_eq!(target("/api/v1/namespaces/x"), own(["", "", "namespaces", "x", ""]));
-        assert_eq!(target("/api/v1/namespaces/x/finalize"), own(["", "", "namespaces", "x", "finalize"]));
-        assert_eq!(target("/api/v1/namespaces/x/pods/p/log"), own(["", "x", "pods", "p", "log"]));
-        assert_eq!(target("/apis/apps/v1/namespaces/x/deployments/d"), own(["apps", "x", "deployments", "d", ""]));
-        assert_eq!(
-            target("/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode"),
-            own(["rbac.authorization.k8s.io", "", "clusterroles", "system:node", ""])
-        );
-        assert_eq!(target("/api/v1/watch/namespaces/x/pods/p"), own(["", "x", "pods", "p", ""]));
-        assert!(Target::parse("/api/v1").is_none());
-        assert!(Target::parse("/healthz").is_none());
-    }
-
-    #[test]
-    fn watches_of_one_object_and_of_all() {
-        for (method, path, query, verb) in [
-            (Method::GET, "/api/v1/pods", "", Some("list")),
-            (Method::GET, "/api/v1/pods", "watch=1", Some("watch")),
-            (Method::GET, "/api/v1/namespaces/x/pods/p", "watch=0", Some("get")),
-            (Method::GET, "/api/v1/namespaces/x/pods/p", "watch=true", Some("watch")),
-            (Method::GET, "/api/v1/namespaces/x/pods/p/log", "watch=true", Some("get")),
-            (Method::GET, "/api/v1/watch/namespaces/x/pods/p", "", Some("watch")),
-            (Method::GET, "/api/v1/watch/pods", "", Some("watch")),
-            (Method::DELETE, "/api/v1/watch/namespaces/x/pods/p", "", None),
-        ] {
-            let target = Target::parse(path).unwrap();
-            assert_eq!(target.verb(&method, &Query::parse(query)), verb, "{method} {path}?{query}");
-        }
-    }
 
     #[test]
     fn field_selectors() {

@@ -15,9 +15,10 @@ pub mod repair;
 pub use fields::{addresses, carry_over, normalize};
 
 use crate::catalog::{Served, prefix};
-use crate::engine::{Call, Engine, now_text, text};
+use crate::engine::{self, Allocation, Call, Engine, NoClaim, now_text, text};
 use crate::feed::INTERNAL;
 use crate::status::{ApiError, ApiResult};
+use async_trait::async_trait;
 use band::{Band, address, number};
 use causeway_api::config::ClusterConfig;
 use causeway_registry::{FieldErrors, Path};
@@ -45,7 +46,9 @@ pub struct Claim {
     /// Keys and the revisions they were written at: only that very writing is ever undone.
     taken: Vec<(String, Revision)>,
     given_back: Vec<(String, Revision)>,
-    since: Option<Instant>,
+    /// A dry run: what would be taken is only looked at.
+    only_look: bool,
+    looked_at: BTreeSet<String>,
 }
 
 /// The key of an address.
@@ -89,13 +92,6 @@ fn held_by(value: &[u8], namespace: &str, name: &str) -> bool {
 }
 
 impl Claim {
-    /// The Service is written: what it no longer uses becomes free.
-    pub async fn commit(self, engine: &Engine) {
-        for (key, revision) in &self.given_back {
-            free(engine, key, *revision).await;
-        }
-    }
-
     async fn will_give_back(&mut self, engine: &Engine, key: String, namespace: &str, name: &str) -> ApiResult<()> {
         if let (Some(kv), _) = engine.store.get(&key, None).await?
             && held_by(&kv.value, namespace, name)
@@ -105,19 +101,31 @@ impl Claim {
         Ok(())
     }
 
-    /// The Service was not written, or nobody knows: then what was taken for it is left to the repair loop, which sees
-    /// whether it is used.
-    pub async fn not_written(self, engine: &Engine, why: &StoreError) {
-        if !matches!(why, StoreError::OutcomeUnknown { .. }) {
-            self.roll_back(engine).await;
-        }
-    }
-
-    /// The Service was not written: what was taken for it becomes free.
-    pub async fn roll_back(self, engine: &Engine) {
+    async fn give_back_taken(&self, engine: &Engine) {
         for (key, revision) in &self.taken {
             free(engine, key, *revision).await;
         }
+    }
+}
+
+#[async_trait]
+impl engine::Claim for Claim {
+    /// What the Service no longer uses becomes free.
+    async fn commit(self: Box<Self>, engine: &Engine) {
+        for (key, revision) in &self.given_back {
+            free(engine, key, *revision).await;
+        }
+    }
+
+    /// Where nobody knows, what was taken is left to the repair loop, which sees whether it is used.
+    async fn not_written(self: Box<Self>, engine: &Engine, why: &StoreError) {
+        if !matches!(why, StoreError::OutcomeUnknown { .. }) {
+            self.give_back_taken(engine).await;
+        }
+    }
+
+    async fn roll_back(self: Box<Self>, engine: &Engine) {
+        self.give_back_taken(engine).await;
     }
 }
 
@@ -139,27 +147,6 @@ impl Allocator {
             }
         }
         Self { families, ports: cluster.node_ports }
-    }
-
-    /// Fills in and takes what a Service needs. Nothing happens for other kinds.
-    pub async fn claim(&self, engine: &Engine, call: &Call, new: &mut Value, old: Option<&Value>) -> ApiResult<Claim> {
-        if !call.served.is("", "services") {
-            return Ok(Claim::default());
-        }
-        let mut claim = Claim { since: Some(Instant::now()), ..Claim::default() };
-        let outcome = self.fill(engine, &mut claim, new, old).await;
-        let slow = claim.since.is_some_and(|since| since.elapsed() > CLAIM_LIFE);
-        match outcome {
-            Ok(()) if !slow => Ok(claim),
-            Ok(()) => {
-                claim.roll_back(engine).await;
-                Err(ApiError::unavailable("allocating addresses took too long; try again"))
-            }
-            Err(error) => {
-                claim.roll_back(engine).await;
-                Err(error)
-            }
-        }
     }
 
     async fn fill(&self, engine: &Engine, claim: &mut Claim, new: &mut Value, old: Option<&Value>) -> ApiResult<()> {
@@ -248,6 +235,9 @@ impl Allocator {
 
     /// Creates a key; `false` when it is somebody else's already.
     async fn take(&self, engine: &Engine, claim: &mut Claim, key: String, value: &Value) -> ApiResult<bool> {
+        if claim.only_look {
+            return Ok(engine.store.get(&key, None).await?.0.is_none() && claim.looked_at.insert(key));
+        }
         let bytes = serde_json::to_vec(value).map_err(ApiError::internal)?;
         match engine.store.create(&key, bytes.into()).await {
             Ok(kv) => {
@@ -336,9 +326,39 @@ impl Allocator {
         }
         Err(ApiError::internal("failed to allocate a nodePort: range is full"))
     }
+}
 
-    /// A Service is gone since `revision`: what it held becomes free. A namesake that came later keeps what it took.
-    pub async fn released(&self, engine: &Engine, served: &Served, object: &Value, revision: Revision) {
+#[async_trait]
+impl Allocation for Allocator {
+    /// For Services. Nothing happens for other kinds.
+    async fn claim(
+        &self,
+        engine: &Engine,
+        call: &Call,
+        new: &mut Value,
+        old: Option<&Value>,
+    ) -> ApiResult<Box<dyn engine::Claim>> {
+        if !call.served.is("", "services") {
+            return Ok(Box::new(NoClaim));
+        }
+        let since = Instant::now();
+        let mut claim = Claim { only_look: call.options.dry_run, ..Claim::default() };
+        let outcome = self.fill(engine, &mut claim, new, old).await;
+        match outcome {
+            Ok(()) if since.elapsed() <= CLAIM_LIFE => Ok(Box::new(claim)),
+            Ok(()) => {
+                claim.give_back_taken(engine).await;
+                Err(ApiError::unavailable("allocating addresses took too long; try again"))
+            }
+            Err(error) => {
+                claim.give_back_taken(engine).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// A namesake that came later keeps what it took.
+    async fn released(&self, engine: &Engine, served: &Served, object: &Value, revision: Revision) {
         if !served.is("", "services") {
             return;
         }

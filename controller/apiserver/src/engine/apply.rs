@@ -3,7 +3,7 @@
 use super::frame::{check_kind, metadata};
 use super::{Call, Engine, Part, now_text, text};
 use crate::status::{ApiError, ApiResult};
-use causeway_schema::apply::FieldManager;
+use causeway_schema::apply::{ApplyError, FieldManager};
 use serde_json::Value;
 
 impl Engine {
@@ -36,11 +36,12 @@ impl Engine {
                 now: &now,
                 force,
             };
-            causeway_schema::apply::apply(live, &applied, &served.schema, &manager).map_err(crate::codec::apply_error)
+            causeway_schema::apply::apply(live, &applied, &served.schema, &manager).map_err(refused)
         };
         let changed = self.patch(call, name, part, |old| merge(Some(old))).await;
         match changed {
             Err(e) if e.code() == 404 && part == Part::Main => {
+                call.require("create", "", name).await?;
                 let object = merge(None)?;
                 match self.create(call, object).await {
                     Err(e) if e.failure().reason == "AlreadyExists" => {
@@ -64,5 +65,18 @@ impl Engine {
             force: false,
         };
         causeway_schema::apply::track(old, new, &call.served.schema, &manager);
+    }
+}
+
+/// A failed server-side apply as the client is told.
+fn refused(error: ApplyError) -> ApiError {
+    let text = error.to_string();
+    match error {
+        ApplyError::Conflicts(conflicts) => {
+            let causes: Vec<(String, String)> =
+                conflicts.iter().map(|c| (c.field.clone(), format!("conflict with {}", c.manager))).collect();
+            ApiError::apply_conflict(text, &causes)
+        }
+        _ => ApiError::bad_request(text),
     }
 }

@@ -107,11 +107,11 @@ enum Step {
 
 impl Engine {
     /// Deletes an object, or marks it for deletion.
-    pub async fn delete(&self, call: &Call, name: &str, options: &DeleteOptions) -> ApiResult<Deleted> {
+    pub async fn delete(&self, call: &mut Call, name: &str, options: &DeleteOptions) -> ApiResult<Deleted> {
         for _ in 0..TRIES {
             let (mut object, kv) = self.current(call, name).await?;
             options.check(call, name, &object)?;
-            self.admission.delete(self, call, name, &object)?;
+            self.admission.delete(self, call, name, &object).await?;
             let step = self.plan_delete(call, name, &mut object, options)?;
             if options.dry_run {
                 return Ok(Deleted { object, gone: matches!(step, Step::Remove) });
@@ -128,7 +128,7 @@ impl Engine {
                 Ok(revision) => {
                     let gone = matches!(step, Step::Remove);
                     if gone {
-                        self.allocator.released(self, &call.served, &object, revision).await;
+                        self.allocation.released(self, &call.served, &object, revision).await;
                     }
                     stamp(&mut object, revision);
                     return Ok(Deleted { object, gone });
@@ -191,8 +191,8 @@ impl Engine {
         let mut deleted = Vec::with_capacity(page.objects.len());
         for object in &page.objects {
             let (namespace, name) = object.names();
-            let one = Call { namespace: namespace.to_owned(), ..Call::internal(call.served.clone(), namespace) };
-            match self.delete(&one, name, options).await {
+            let mut one = call.of_namespace(namespace);
+            match self.delete(&mut one, name, options).await {
                 Ok(outcome) => deleted.push(outcome.object),
                 Err(error) if error.code() == 404 => {}
                 Err(error) => return Err(error),

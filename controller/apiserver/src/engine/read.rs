@@ -206,7 +206,7 @@ impl Engine {
             prefix,
             filter,
             cursor,
-            initial: Some(initial).filter(|_| with_state),
+            initial: with_state.then(|| initial.into_iter()),
             initial_bookmark: streaming_list,
             bookmarks: options.bookmarks,
             told: Instant::now(),
@@ -236,7 +236,8 @@ pub struct Watcher {
     prefix: String,
     filter: Filter,
     cursor: Revision,
-    initial: Option<Vec<Arc<Object>>>,
+    /// The state at the beginning, as far as it is not told yet.
+    initial: Option<std::vec::IntoIter<Arc<Object>>>,
     initial_bookmark: bool,
     bookmarks: bool,
     /// When the client was last told a revision.
@@ -246,10 +247,13 @@ pub struct Watcher {
 impl Watcher {
     /// The next events; waits until there are some. An error ends the watch.
     pub async fn next(&mut self) -> ApiResult<Vec<Event>> {
-        if let Some(objects) = self.initial.take() {
-            let mut events: Vec<Event> = objects.into_iter().map(Event::Added).collect();
-            if self.initial_bookmark {
-                events.push(Event::Bookmark(self.cursor, true));
+        if let Some(objects) = &mut self.initial {
+            let mut events: Vec<Event> = objects.take(BATCH).map(Event::Added).collect();
+            if events.len() < BATCH {
+                self.initial = None;
+                if self.initial_bookmark {
+                    events.push(Event::Bookmark(self.cursor, true));
+                }
             }
             if !events.is_empty() {
                 return Ok(events);

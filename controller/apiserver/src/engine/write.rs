@@ -1,7 +1,7 @@
 //! Create, update and everything that is an update: status, scale, patches, server-side apply.
 
 use super::frame::{check_kind, deletes_now, is_same, keep_system_fields, metadata, name_suffix};
-use super::{Call, Engine, now_text, text};
+use super::{Call, Engine, NoClaim, now_text, text};
 use crate::catalog::Served;
 use crate::object::stamp;
 use crate::status::{ApiError, ApiResult};
@@ -126,7 +126,7 @@ impl Engine {
         if self.store.get(&key, None).await?.0.is_some() {
             return Err(ApiError::already_exists(&served.resource, &name));
         }
-        let claim = self.allocator.claim(self, call, &mut object, None).await?;
+        let claim = self.allocation.claim(self, call, &mut object, None).await?;
         let encoded = self.encode(&served, &object);
         if call.options.dry_run {
             claim.roll_back(self).await;
@@ -183,6 +183,7 @@ impl Engine {
         let changed = self.modify(call, name, part, unconditional, |_| Ok(object.clone())).await;
         match changed {
             Err(e) if e.code() == 404 && part == Part::Main && creates_on_update(call) && unconditional => {
+                call.require("create", "", name).await?;
                 Ok((self.create(call, object).await?, true))
             }
             other => other.map(|object| (object, false)),
@@ -247,8 +248,8 @@ impl Engine {
             return Ok(old.clone());
         }
         let claim = match part {
-            Part::Main => self.allocator.claim(self, call, &mut new, Some(old)).await?,
-            _ => crate::services::Claim::default(),
+            Part::Main => self.allocation.claim(self, call, &mut new, Some(old)).await?,
+            _ => Box::new(NoClaim),
         };
         // The last finalizer went away from an object that was only waiting for that.
         let deletes = deletes_now(&new);
@@ -270,7 +271,7 @@ impl Engine {
             Ok(revision) => {
                 claim.commit(self).await;
                 if deletes {
-                    self.allocator.released(self, &served, &new, revision).await;
+                    self.allocation.released(self, &served, &new, revision).await;
                 }
                 stamp(&mut new, revision);
                 Ok(new)
@@ -291,11 +292,12 @@ impl Engine {
         let served = call.served.clone();
         let strategy = &served.resource.strategy;
         strategy.default(new);
-        crate::admission::restrict_node(call, Some(old), new)?;
+        if part == Part::Main {
+            strategy.prepare_update(new, old);
+        }
+        self.admission.update(self, call, part, new, old).await?;
         let mut errors = match part {
             Part::Main => {
-                strategy.prepare_update(new, old);
-                self.admission.update(self, call, new, old).await?;
                 let mut errors = validate_metadata(new, Some(old), served.namespaced());
                 errors.extend(strategy.validate_update(new, old));
                 errors

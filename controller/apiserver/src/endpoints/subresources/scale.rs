@@ -1,9 +1,10 @@
 //! `/scale`: the number of replicas of any kind that has one (autoscaling/v1 Scale).
 
-use crate::codec;
+use crate::endpoints::Endpoints;
+use crate::endpoints::resources::refused;
 use crate::engine::{Call, Part, text};
-use crate::http::{Incoming, Reply, Server};
-use crate::resources::refused;
+use crate::exchange::{Incoming, Reply};
+use crate::serialization::codec;
 use crate::status::{ApiError, ApiResult};
 use causeway_api::selector::Selector;
 use causeway_registry::ScalePaths;
@@ -18,7 +19,7 @@ type Change = Box<dyn Fn(&Value) -> ApiResult<Value> + Send + Sync>;
 
 /// Get, update and patch.
 pub async fn serve(
-    server: &Arc<Server>,
+    server: &Arc<Endpoints>,
     mut call: Call,
     name: &str,
     verb: &str,

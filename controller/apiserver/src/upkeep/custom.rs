@@ -3,6 +3,7 @@
 //!
 //! In: the definitions in the cache. Out: the catalog's run-time part, and the definitions' conditions.
 
+use crate::admission::FINALIZER;
 use crate::catalog::{Conversion, Custom, Served, api_version, prefix};
 use crate::engine::{Call, DeleteOptions, Engine, Part, now_text, text};
 use crate::feed::Subscription;
@@ -15,19 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-const FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
 const GROUP: &str = "apiextensions.k8s.io";
 const PLURAL: &str = "customresourcedefinitions";
-
-/// A definition stays until its objects are gone.
-pub fn protect(definition: &mut Value) {
-    let finalizers = definition.pointer("/metadata/finalizers").and_then(Value::as_array).cloned().unwrap_or_default();
-    if !finalizers.iter().any(|f| f == FINALIZER) {
-        let mut finalizers = finalizers;
-        finalizers.push(FINALIZER.into());
-        definition["metadata"]["finalizers"] = finalizers.into();
-    }
-}
 
 /// Follows the definitions until shutdown.
 pub async fn run(engine: Arc<Engine>, shutdown: CancellationToken) {

@@ -1,13 +1,12 @@
-//! The transports: TLS sockets, and clients in the same process.
+//! The transport of everybody else: HTTPS, HTTP/1.1 and HTTP/2.
 
-use crate::http::{Identity, Server};
+use super::Front;
+use crate::authn::Identity;
 use crate::pki::{CertKey, Pki, user_of_certificate};
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use axum::body::Body;
-use causeway_api::identity::UserInfo;
-use futures::future::BoxFuture;
-use http::{Request, Response};
+use http::Request;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -18,7 +17,6 @@ use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -27,38 +25,6 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long requests in flight may take after shutdown began.
 const DRAIN: Duration = Duration::from_secs(5);
 const RENEWAL_CHECK: Duration = Duration::from_secs(12 * 3600);
-
-/// A tower service around the server, for `kube::Client`.
-#[derive(Clone)]
-pub struct InMemory {
-    server: Arc<Server>,
-    user: UserInfo,
-    runtime: tokio::runtime::Handle,
-}
-
-impl InMemory {
-    /// Speaks as `user`; the work is done on `runtime`.
-    pub fn new(server: Arc<Server>, user: UserInfo, runtime: tokio::runtime::Handle) -> Self {
-        Self { server, user, runtime }
-    }
-}
-
-impl tower::Service<Request<kube::client::Body>> for InMemory {
-    type Response = Response<Body>;
-    type Error = std::io::Error;
-    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
-
-    fn poll_ready(&mut self, _: &mut TaskContext<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<kube::client::Body>) -> Self::Future {
-        let mut request = request.map(Body::new);
-        request.extensions_mut().insert(Identity(self.user.clone()));
-        let task = self.runtime.spawn(self.server.clone().handle(request));
-        Box::pin(async move { task.await.map_err(std::io::Error::other) })
-    }
-}
 
 fn roots(ca_pem: &str) -> anyhow::Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
@@ -98,7 +64,7 @@ fn certified(pki: &Pki, sans: &[String]) -> anyhow::Result<CertifiedKey> {
 
 /// Serves HTTPS until shutdown.
 pub async fn serve(
-    server: Arc<Server>,
+    server: Arc<Front>,
     pki: Arc<Pki>,
     sans: Vec<String>,
     listeners: Vec<std::net::TcpListener>,
@@ -120,7 +86,7 @@ pub async fn serve(
     for listener in listeners {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let front = Front { server: server.clone(), acceptor: acceptor.clone(), graceful: graceful.clone() };
+        let front = Listener { server: server.clone(), acceptor: acceptor.clone(), graceful: graceful.clone() };
         tasks.spawn(front.accept(listener, shutdown.clone()));
     }
     tasks.spawn(async move {
@@ -137,7 +103,7 @@ pub async fn serve(
     });
     while tasks.join_next().await.is_some() {}
     // Watches would go on for ever: they are told to end, the rest may finish.
-    server.shutdown.cancel();
+    server.endpoints.shutdown.cancel();
     if let Some(graceful) = Arc::into_inner(graceful) {
         let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
     }
@@ -145,13 +111,13 @@ pub async fn serve(
 }
 
 /// One listener's accept loop.
-struct Front {
-    server: Arc<Server>,
+struct Listener {
+    server: Arc<Front>,
     acceptor: TlsAcceptor,
     graceful: Arc<GracefulShutdown>,
 }
 
-impl Front {
+impl Listener {
     async fn accept(self, listener: tokio::net::TcpListener, shutdown: CancellationToken) {
         loop {
             let accepted = tokio::select! {

@@ -1,18 +1,19 @@
 //! Resources that are asked, not stored: who am I, may I, is this token good. And the old `bindings`.
 
+use super::{Endpoints, call_of};
 use crate::authz::{Attributes, Decision};
-use crate::codec;
-use crate::engine::{Call, text};
-use crate::http::{Incoming, Reply, Server};
-use crate::request::{Target, WriteOptions};
+use crate::endpoints::subresources;
+use crate::engine::text;
+use crate::exchange::{Incoming, Reply};
+use crate::request::Target;
+use crate::serialization::codec;
 use crate::status::{ApiError, ApiResult};
-use crate::subresources;
 use causeway_api::identity::{GROUP_AUTHENTICATED, UserInfo};
 use http::StatusCode;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-impl Server {
+impl Endpoints {
     /// Serves a path whose resource has no objects; 404 for what does not exist at all.
     pub(crate) async fn virtual_resource(
         self: &Arc<Self>,
@@ -48,8 +49,8 @@ impl Server {
             "bindings" => return self.old_binding(target, &incoming, &review).await,
             "selfsubjectreviews" => review["status"] = json!({ "userInfo": user_json(&incoming.user) }),
             "tokenreviews" => self.review_token(&mut review).await?,
-            "selfsubjectrulesreviews" => self.review_rules(&mut review, &incoming.user),
-            "selfsubjectaccessreviews" => self.review_access(&mut review, &incoming.user),
+            "selfsubjectrulesreviews" => self.review_rules(&mut review, &incoming.user).await,
+            "selfsubjectaccessreviews" => self.review_access(&mut review, &incoming.user).await,
             "localsubjectaccessreviews" => {
                 let namespace = target.namespace.unwrap_or_default();
                 if text(&review, "/spec/resourceAttributes/namespace") != namespace {
@@ -58,11 +59,11 @@ impl Server {
                     )));
                 }
                 let user = subject(&review);
-                self.review_access(&mut review, &user);
+                self.review_access(&mut review, &user).await;
             }
             _ => {
                 let user = subject(&review);
-                self.review_access(&mut review, &user);
+                self.review_access(&mut review, &user).await;
             }
         }
         if !review["metadata"].is_object() {
@@ -72,14 +73,8 @@ impl Server {
     }
 
     async fn old_binding(self: &Arc<Self>, target: Target, incoming: &Incoming, binding: &Value) -> ApiResult<Reply> {
-        let mut call = Call {
-            served: self.engine.served("", "v1", "pods")?,
-            namespace: target.namespace.ok_or_else(ApiError::no_such_path)?,
-            user: incoming.user.clone(),
-            options: WriteOptions::parse(&incoming.query, &incoming.user_agent)?,
-            warnings: Vec::new(),
-            tracked: false,
-        };
+        let namespace = target.namespace.ok_or_else(ApiError::no_such_path)?;
+        let mut call = call_of(self.engine.served("", "v1", "pods")?, &namespace, incoming)?;
         let name = text(binding, "/metadata/name").to_owned();
         subresources::bind(self, &mut call, &name, binding).await
     }
@@ -109,7 +104,7 @@ impl Server {
         Ok(())
     }
 
-    fn review_access(&self, review: &mut Value, user: &UserInfo) {
+    async fn review_access(&self, review: &mut Value, user: &UserInfo) {
         let own = |pointer: &str| text(review, pointer).to_owned();
         let of_resource = |field: &str| own(&format!("/spec/resourceAttributes/{field}"));
         let attributes = if review.pointer("/spec/resourceAttributes").is_some_and(Value::is_object) {
@@ -129,17 +124,19 @@ impl Server {
                 ..Attributes::default()
             }
         };
-        review["status"] = match self.authorizer.authorize(user, &attributes) {
+        review["status"] = match self.authorizer.authorize(user, &attributes).await {
             Decision::Allow(reason) => json!({ "allowed": true, "reason": reason }),
-            Decision::NoOpinion => json!({ "allowed": false }),
+            Decision::Deny(reason) => json!({ "allowed": false, "denied": true, "reason": reason }),
+            Decision::NoOpinion(reason) if reason.is_empty() => json!({ "allowed": false }),
+            Decision::NoOpinion(reason) => json!({ "allowed": false, "reason": reason }),
         };
     }
 
     /// Rules cannot be listed out of a decision function; the answer says that it is incomplete.
-    fn review_rules(&self, review: &mut Value, user: &UserInfo) {
+    async fn review_rules(&self, review: &mut Value, user: &UserInfo) {
         let anything =
             Attributes { verb: "*".into(), group: "*".into(), resource: "*".into(), ..Attributes::default() };
-        let all = self.authorizer.authorize(user, &anything) != Decision::NoOpinion;
+        let all = matches!(self.authorizer.authorize(user, &anything).await, Decision::Allow(_));
         let rules = if all { json!([{ "verbs": ["*"], "apiGroups": ["*"], "resources": ["*"] }]) } else { json!([]) };
         let paths = if all { json!([{ "verbs": ["*"], "nonResourceURLs": ["*"] }]) } else { json!([]) };
         review["status"] = json!({ "resourceRules": rules, "nonResourceRules": paths, "incomplete": !all });

@@ -1,8 +1,9 @@
 //! `/eviction`: a delete that asks the disruption budgets first.
 
-use crate::codec;
+use crate::endpoints::Endpoints;
 use crate::engine::{Call, DeleteOptions, text};
-use crate::http::{Incoming, Reply, Server};
+use crate::exchange::{Incoming, Reply};
+use crate::serialization::codec;
 use crate::status::{ApiError, ApiResult};
 use causeway_api::selector::Selector;
 use http::StatusCode;
@@ -11,10 +12,10 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// Evicts a pod.
-pub async fn serve(server: &Arc<Server>, call: Call, name: &str, incoming: Incoming) -> ApiResult<Reply> {
+pub async fn serve(server: &Arc<Endpoints>, mut call: Call, name: &str, incoming: Incoming) -> ApiResult<Reply> {
     let body = incoming.body().await?;
     let (eviction, _) = codec::decode(&incoming.content_type, &body)?;
-    let mut options = DeleteOptions::parse(&eviction["deleteOptions"], &incoming.query)?;
+    let mut options = DeleteOptions::parse(&eviction["deleteOptions"], &incoming.info.query)?;
     options.dry_run |= call.options.dry_run;
     let pod = server.engine.get(&call.served, &call.namespace, name, None).await?.value();
     // Pods that do not run, or are going already, need nobody's leave.
@@ -23,12 +24,12 @@ pub async fn serve(server: &Arc<Server>, call: Call, name: &str, incoming: Incom
     if !free {
         ask_budgets(server, &call, &pod, options.dry_run).await?;
     }
-    server.engine.delete(&call, name, &options).await?;
+    server.engine.delete(&mut call, name, &options).await?;
     let body = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 });
     Ok(Reply::json(StatusCode::CREATED, &body))
 }
 
-async fn ask_budgets(server: &Arc<Server>, call: &Call, pod: &Value, dry_run: bool) -> ApiResult<()> {
+async fn ask_budgets(server: &Arc<Endpoints>, call: &Call, pod: &Value, dry_run: bool) -> ApiResult<()> {
     let served = server.engine.served("policy", "v1", "poddisruptionbudgets")?;
     let prefix = format!("{}{}/", served.prefix, call.namespace);
     let (budgets, _) = server.engine.feed.cache(&served.prefix).list(&prefix);

@@ -1,12 +1,13 @@
 //! The verbs of HTTP on resources: from a parsed request to the engine and back to a response.
 
-use crate::codec;
+use super::{Endpoints, call_of};
+use crate::endpoints::subresources;
 use crate::engine::{Call, DeleteOptions, Part};
-use crate::http::{Incoming, Reply, Server};
-use crate::render::{self, EventEncoder};
-use crate::request::{FieldTerm, ListOptions, Target, WriteOptions};
+use crate::exchange::{Incoming, Reply};
+use crate::request::{FieldTerm, ListOptions, Target};
+use crate::serialization::codec;
+use crate::serialization::render::{self, EventEncoder};
 use crate::status::{ApiError, ApiResult, success};
-use crate::subresources;
 use axum::body::Body;
 use bytes::Bytes;
 use causeway_schema::patch::PatchError;
@@ -22,7 +23,7 @@ const APPLY_PATCH: &str = "application/apply-patch+yaml";
 /// Watches without a time-out of their own end after this long (and up to twice as long).
 const WATCH_SECONDS: u64 = 1800;
 
-impl Server {
+impl Endpoints {
     /// Serves a resource path.
     pub async fn resource(self: &Arc<Self>, target: Target, verb: &str, incoming: Incoming) -> ApiResult<Reply> {
         let table = self.engine.catalog.table();
@@ -39,14 +40,7 @@ impl Server {
                 });
             }
         }
-        let call = Call {
-            served,
-            namespace: target.namespace.clone().unwrap_or_default(),
-            user: incoming.user.clone(),
-            options: WriteOptions::parse(&incoming.query, &incoming.user_agent)?,
-            warnings: Vec::new(),
-            tracked: false,
-        };
+        let call = call_of(served, target.namespace.as_deref().unwrap_or(""), &incoming)?;
         let name = target.name.clone().unwrap_or_default();
         match target.subresource.as_deref() {
             None => self.object_verb(call, &name, verb, incoming).await,
@@ -63,30 +57,36 @@ impl Server {
         }
     }
 
-    async fn object_verb(self: &Arc<Self>, call: Call, name: &str, verb: &str, incoming: Incoming) -> ApiResult<Reply> {
+    async fn object_verb(
+        self: &Arc<Self>,
+        mut call: Call,
+        name: &str,
+        verb: &str,
+        incoming: Incoming,
+    ) -> ApiResult<Reply> {
         let offered = call.served.offers(verb);
         if !offered {
             return Err(ApiError::method_not_allowed());
         }
         match verb {
             "get" => {
-                let version = ListOptions::parse(&incoming.query)?.version;
+                let version = ListOptions::parse(&incoming.info.query)?.version;
                 let object = self.engine.get(&call.served, &call.namespace, name, version).await?;
                 let form = incoming.form()?;
                 Ok(Reply::new(StatusCode::OK, form, render::object(&call.served, form, &object)))
             }
             "list" => {
-                let options = ListOptions::parse(&incoming.query)?;
+                let options = ListOptions::parse(&incoming.info.query)?;
                 let form = incoming.form()?;
                 let page = self.engine.list(&call.served, &call.namespace, &options).await?;
-                Ok(Reply::new(StatusCode::OK, form, render::list(&call.served, form, &page)))
+                Ok(Reply::stream(form, render::list(&call.served, form, page)))
             }
             "watch" => self.watch(call, name, incoming).await,
             "create" if name.is_empty() => self.create(call, incoming).await,
             "update" | "patch" => self.part_verb(call, name, Part::Main, verb, incoming).await,
             "delete" => {
                 let options = self.delete_options(&incoming).await?;
-                let outcome = self.engine.delete(&call, name, &options).await?;
+                let outcome = self.engine.delete(&mut call, name, &options).await?;
                 let form = incoming.form()?;
                 // What still exists, and the kinds clients wait on, are shown; else a Status says it is done.
                 if !outcome.gone || call.served.is("", "pods") {
@@ -97,7 +97,7 @@ impl Server {
             }
             "deletecollection" => {
                 let options = self.delete_options(&incoming).await?;
-                let list = ListOptions::parse(&incoming.query)?;
+                let list = ListOptions::parse(&incoming.info.query)?;
                 let items = self.engine.delete_collection(&call, &list, &options).await?;
                 let revision = self.engine.feed.revision().to_string();
                 let body = serde_json::json!({
@@ -154,7 +154,7 @@ impl Server {
         let body = incoming.body().await?;
         let media = codec::media_type(&incoming.content_type);
         if media == APPLY_PATCH {
-            if incoming.query.get("fieldManager").is_none() {
+            if incoming.info.query.get("fieldManager").is_none() {
                 return Err(ApiError::new(
                     422,
                     "Invalid",
@@ -185,7 +185,7 @@ impl Server {
     async fn delete_options(&self, incoming: &Incoming) -> ApiResult<DeleteOptions> {
         let body = incoming.body().await?;
         let value = if body.is_empty() { Value::Null } else { codec::decode(&incoming.content_type, &body)?.0 };
-        DeleteOptions::parse(&value, &incoming.query)
+        DeleteOptions::parse(&value, &incoming.info.query)
     }
 
     /// Watches all objects, or the one of a name.
@@ -194,7 +194,7 @@ impl Server {
             // Otherwise clients would open one watch after the other, each ended at once.
             return Err(ApiError::unavailable("the server is shutting down"));
         }
-        let mut options = ListOptions::parse(&incoming.query)?;
+        let mut options = ListOptions::parse(&incoming.info.query)?;
         if !name.is_empty() {
             options.fields.push(FieldTerm { field: "metadata.name".to_owned(), equal: true, value: name.to_owned() });
         }

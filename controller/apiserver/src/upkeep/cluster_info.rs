@@ -1,9 +1,9 @@
 //! What a machine must know to join: where the API is and who signs for it (`kube-public/cluster-info`, readable by
 //! everybody, signed with every token by the controllers), and the cluster's settings (`kube-system/causeway-config`).
 
-use crate::bootstrap;
 use crate::engine::Engine;
 use crate::status::{ApiError, ApiResult};
+use crate::upkeep::bootstrap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use causeway_api::bootstrap_token::{

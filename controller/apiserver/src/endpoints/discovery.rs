@@ -1,8 +1,9 @@
 //! What is served, as clients discover it: groups, resources, aggregated documents and OpenAPI v3.
 
 use crate::catalog::{Served, Table, api_version};
-use crate::http::{Incoming, Reply, Server};
-use crate::render::accept_clauses;
+use crate::endpoints::Endpoints;
+use crate::exchange::{Incoming, Reply};
+use crate::serialization::render::accept_clauses;
 use crate::status::{ApiError, ApiResult};
 use causeway_schema::openapi::ServedResource;
 use http::{HeaderValue, StatusCode};
@@ -268,7 +269,7 @@ fn openapi_v2(incoming: &Incoming) -> ApiResult<Reply> {
     Ok(Reply(response))
 }
 
-impl Server {
+impl Endpoints {
     /// Discovery and OpenAPI paths; everything else is 404.
     pub(crate) fn discovery(&self, parts: &[&str], incoming: &Incoming) -> ApiResult<Reply> {
         let table = self.engine.catalog.table();
@@ -395,7 +396,7 @@ impl Server {
         if let Ok(value) = HeaderValue::from_str(&etag) {
             reply.0.headers_mut().insert(http::header::ETAG, value);
         }
-        if incoming.query.get("hash") == Some(hash.as_str()) {
+        if incoming.info.query.get("hash") == Some(hash.as_str()) {
             reply.0.headers_mut().insert(http::header::CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
         }
         Ok(reply)

@@ -4,7 +4,7 @@
 //! In: a request for a pod's subresource. Out: the kubelet's answer. The API server knows nothing of the frames.
 
 use crate::engine::{Engine, text};
-use crate::http::{Incoming, Reply};
+use crate::exchange::{Incoming, Reply};
 use crate::status::{ApiError, ApiResult};
 use async_trait::async_trait;
 use axum::body::Body;

@@ -1,6 +1,7 @@
 //! `/healthz`, `/livez`, `/readyz` with their checks, and `/version`.
 
-use crate::http::{Incoming, Reply, Server};
+use crate::endpoints::Endpoints;
+use crate::exchange::{Incoming, Reply};
 use crate::status::{ApiError, ApiResult};
 use causeway_api::version;
 use http::StatusCode;
@@ -31,7 +32,7 @@ fn platform() -> &'static str {
     }
 }
 
-impl Server {
+impl Endpoints {
     /// Runs the checks of an endpoint (or the one that is named) and tells about them.
     pub(crate) async fn health(&self, endpoint: &str, only: &[&str], incoming: &Incoming) -> ApiResult<Reply> {
         let store = self.engine.store.health();
@@ -61,10 +62,10 @@ impl Server {
                 return Err(ApiError::no_such_path());
             }
         }
-        let excluded = incoming.query.all("exclude");
+        let excluded = incoming.info.query.all("exclude");
         checks.retain(|(check, _)| !excluded.iter().any(|e| e == check));
         let failed = checks.iter().any(|(_, outcome)| outcome.is_err());
-        if !failed && !incoming.query.flag("verbose") {
+        if !failed && !incoming.info.query.flag("verbose") {
             return Ok(Reply::text(StatusCode::OK, "ok"));
         }
         let mut text = String::new();

@@ -3,7 +3,6 @@
 use crate::catalog::Served;
 use crate::request::FieldValidation;
 use crate::status::{ApiError, ApiResult};
-use causeway_schema::apply::ApplyError;
 use causeway_schema::bounds::{MAX_DEPTH, MAX_SIZE, is_deeper, too_deep};
 use causeway_schema::{Schema, strict};
 use serde_json::Value;
@@ -122,19 +121,6 @@ fn conform_with(
         }
         FieldValidation::Warn => Ok(problems),
         _ => Ok(Vec::new()),
-    }
-}
-
-/// A failed server-side apply as the client is told.
-pub fn apply_error(error: ApplyError) -> ApiError {
-    let text = error.to_string();
-    match error {
-        ApplyError::Conflicts(conflicts) => {
-            let causes: Vec<(String, String)> =
-                conflicts.iter().map(|c| (c.field.clone(), format!("conflict with {}", c.manager))).collect();
-            ApiError::apply_conflict(text, &causes)
-        }
-        _ => ApiError::bad_request(text),
     }
 }
 

@@ -3,11 +3,12 @@
 mod eviction;
 mod scale;
 
-use crate::codec;
+use crate::authn::{Grant, MAX_SECONDS, MIN_SECONDS};
+use crate::endpoints::Endpoints;
 use crate::engine::{Call, Part, text};
-use crate::http::{Incoming, Reply, Server};
+use crate::exchange::{Incoming, Reply};
+use crate::serialization::codec;
 use crate::status::{ApiError, ApiResult};
-use crate::tokens::{Grant, MAX_SECONDS, MIN_SECONDS};
 use causeway_registry::{FieldErrors, Path};
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -15,7 +16,7 @@ use std::sync::Arc;
 
 /// Serves one of them.
 pub async fn serve(
-    server: &Arc<Server>,
+    server: &Arc<Endpoints>,
     mut call: Call,
     name: &str,
     subresource: &str,
@@ -53,7 +54,7 @@ pub async fn serve(
 }
 
 /// Assigns a pod to a node.
-pub async fn bind(server: &Arc<Server>, call: &mut Call, name: &str, binding: &Value) -> ApiResult<Reply> {
+pub async fn bind(server: &Arc<Endpoints>, call: &mut Call, name: &str, binding: &Value) -> ApiResult<Reply> {
     let node = text(binding, "/target/name").to_owned();
     let kind = text(binding, "/target/kind");
     if node.is_empty() || !(kind.is_empty() || kind == "Node") {
@@ -123,7 +124,7 @@ fn set_scheduled(pod: &mut Value) {
 }
 
 /// Issues a token.
-async fn token(server: &Arc<Server>, call: Call, name: &str, incoming: Incoming) -> ApiResult<Reply> {
+async fn token(server: &Arc<Endpoints>, call: Call, name: &str, incoming: Incoming) -> ApiResult<Reply> {
     let body = incoming.body().await?;
     let (mut request, _) = codec::decode(&incoming.content_type, &body)?;
     let account = server.engine.get(&call.served, &call.namespace, name, None).await?.value();
@@ -173,7 +174,7 @@ async fn token(server: &Arc<Server>, call: Call, name: &str, incoming: Incoming)
 
 /// The object a token is bound to must exist (and, a pod, use the account).
 async fn bound_object(
-    server: &Arc<Server>,
+    server: &Arc<Endpoints>,
     call: &Call,
     reference: &Value,
     account: &str,
@@ -239,9 +240,9 @@ fn encode(segment: &str) -> String {
 }
 
 /// The log of a container.
-async fn log(server: &Arc<Server>, call: &Call, name: &str, incoming: &Incoming) -> ApiResult<Reply> {
+async fn log(server: &Arc<Endpoints>, call: &Call, name: &str, incoming: &Incoming) -> ApiResult<Reply> {
     let pod = server.engine.get(&call.served, &call.namespace, name, None).await?.value();
-    let container = container_of(&pod, incoming.query.get("container"))?;
+    let container = container_of(&pod, incoming.info.query.get("container"))?;
     if text(&pod, "/spec/nodeName").is_empty() {
         return Ok(Reply::text(StatusCode::OK, ""));
     }
@@ -251,7 +252,7 @@ async fn log(server: &Arc<Server>, call: &Call, name: &str, incoming: &Incoming)
 }
 
 /// exec and attach.
-async fn stream(server: &Arc<Server>, call: &Call, name: &str, kind: &str, incoming: &Incoming) -> ApiResult<Reply> {
+async fn stream(server: &Arc<Endpoints>, call: &Call, name: &str, kind: &str, incoming: &Incoming) -> ApiResult<Reply> {
     let pod = server.engine.get(&call.served, &call.namespace, name, None).await?.value();
     if matches!(text(&pod, "/status/phase"), "Succeeded" | "Failed") {
         let phase = text(&pod, "/status/phase");
@@ -265,16 +266,16 @@ async fn stream(server: &Arc<Server>, call: &Call, name: &str, kind: &str, incom
 fn log_query(incoming: &Incoming) -> ApiResult<String> {
     let mut query = form_urlencoded::Serializer::new(String::new());
     for key in ["follow", "previous", "timestamps"] {
-        if incoming.query.flag(key) {
+        if incoming.info.query.flag(key) {
             query.append_pair(key, "true");
         }
     }
     for key in ["tailLines", "sinceSeconds", "limitBytes"] {
-        if let Some(number) = incoming.query.number(key)? {
+        if let Some(number) = incoming.info.query.number(key)? {
             query.append_pair(key, &number.to_string());
         }
     }
-    if let Some(time) = incoming.query.get("sinceTime") {
+    if let Some(time) = incoming.info.query.get("sinceTime") {
         query.append_pair("sinceTime", time);
     }
     Ok(query.finish())
@@ -282,14 +283,14 @@ fn log_query(incoming: &Incoming) -> ApiResult<String> {
 
 fn stream_path(call: &Call, pod: &Value, name: &str, kind: &str, incoming: &Incoming) -> ApiResult<String> {
     let mut query = form_urlencoded::Serializer::new(String::new());
-    for command in incoming.query.all("command") {
+    for command in incoming.info.query.all("command") {
         query.append_pair("command", command);
     }
     for (ours, theirs) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")] {
-        if incoming.query.flag(ours) {
+        if incoming.info.query.flag(ours) {
             query.append_pair(theirs, "1");
         }
     }
-    let container = container_of(pod, incoming.query.get("container"))?;
+    let container = container_of(pod, incoming.info.query.get("container"))?;
     Ok(format!("/{kind}/{}/{name}/{}?{}", call.namespace, encode(&container), query.finish()))
 }

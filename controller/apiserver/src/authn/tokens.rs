@@ -3,8 +3,8 @@
 //! ES256 JWTs with Kubernetes' claims. A token is good while its signature, times and audience are, and while the
 //! service account (and the pod it is bound to) still exists with the same uid.
 
+use crate::authn::jwt;
 use crate::engine::{Engine, text};
-use crate::jwt;
 use crate::status::{ApiError, ApiResult};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

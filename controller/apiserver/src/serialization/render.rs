@@ -6,8 +6,10 @@ use crate::catalog::Served;
 use crate::engine::{Engine, Event, Page};
 use crate::object::Object;
 use crate::status::{ApiError, ApiResult};
+use axum::body::Body;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
+use std::sync::Arc;
 
 /// What is shown of each object of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,8 +160,12 @@ pub fn object(served: &Served, form: Form, object: &Object) -> Bytes {
     }
 }
 
-/// A list.
-pub fn list(served: &Served, form: Form, page: &Page) -> Bytes {
+/// Bytes of a list that are made and sent at a time.
+const CHUNK: usize = 256 * 1024;
+
+/// A list. A long one is made while it is sent: no more than [`CHUNK`] of it (or one object) is in memory beside the
+/// objects, which the cache has anyway.
+pub fn list(served: &Arc<Served>, form: Form, page: Page) -> Body {
     let mut metadata = Map::new();
     metadata.insert("resourceVersion".to_owned(), page.revision.to_string().into());
     if !page.continue_token.is_empty() {
@@ -169,38 +175,83 @@ pub fn list(served: &Served, form: Form, page: &Page) -> Bytes {
         metadata.insert("remainingItemCount".to_owned(), remaining.into());
     }
     let metadata = Value::Object(metadata);
-    let values = || page.objects.iter().map(|o| Engine::show_value(served, o));
-    let frame = |kind: &str, version: &str, items: Vec<Value>| json!({ "kind": kind, "apiVersion": version, "metadata": metadata, "items": items });
-    match form {
-        Form::Json => {
-            // Every object is encoded already.
-            let size = page.objects.iter().map(|o| o.json.len() + 1).sum::<usize>() + 256;
-            let mut body = Vec::with_capacity(size);
-            let kind = Value::from(served.resource.list_kind.as_str());
-            let head = format!(
-                "{{\"kind\":{kind},\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
-                served.api_version
-            );
-            body.extend_from_slice(head.as_bytes());
-            for (i, object) in page.objects.iter().enumerate() {
-                if i > 0 {
-                    body.push(b',');
-                }
-                body.extend_from_slice(&Engine::show(served, object));
-            }
-            body.extend_from_slice(b"]}\n");
-            body.into()
-        }
-        Form::Yaml => encode(form, &frame(&served.resource.list_kind, &served.api_version, values().collect())),
+    if form == Form::Yaml {
+        let items: Vec<Value> = page.objects.iter().map(|o| Engine::show_value(served, o)).collect();
+        let r = &served.resource;
+        let list =
+            json!({ "kind": r.list_kind, "apiVersion": served.api_version, "metadata": metadata, "items": items });
+        return Body::from(encode(form, &list));
+    }
+    let (head, served) = (list_head(served, form, metadata), served.clone());
+    let mut chunks = Chunks { served, form, objects: page.objects.into_iter(), now: now(), open: Some(head) };
+    let first = chunks.next().unwrap_or_default();
+    if chunks.open.is_none() {
+        return Body::from(first);
+    }
+    let all = std::iter::once(first).chain(chunks).map(Ok::<_, std::convert::Infallible>);
+    Body::from_stream(futures::stream::iter(all))
+}
+
+/// A list up to its first item.
+fn list_head(served: &Served, form: Form, metadata: Value) -> Vec<u8> {
+    let (mut frame, items) = match form {
+        Form::Table(_) => (table(served, true, metadata, Vec::new()), "rows"),
         Form::Partial => {
-            let items = values().map(|v| partial(&v)).collect();
-            encode(form, &frame("PartialObjectMetadataList", "meta.k8s.io/v1", items))
+            let (kind, version) = ("PartialObjectMetadataList", "meta.k8s.io/v1");
+            (json!({ "kind": kind, "apiVersion": version, "metadata": metadata }), "items")
         }
-        Form::Table(include) => {
-            let now = now();
-            let rows = values().map(|v| row(served, v, include, now)).collect();
-            encode(form, &table(served, true, metadata, rows))
+        Form::Json | Form::Yaml => {
+            let (kind, version) = (&served.resource.list_kind, &served.api_version);
+            (json!({ "kind": kind, "apiVersion": version, "metadata": metadata }), "items")
         }
+    };
+    if let Some(frame) = frame.as_object_mut() {
+        frame.shift_remove(items);
+    }
+    let mut head = serde_json::to_vec(&frame).unwrap_or_default();
+    head.pop();
+    head.extend_from_slice(format!(",\"{items}\":[").as_bytes());
+    head
+}
+
+/// A list in pieces.
+struct Chunks {
+    served: Arc<Served>,
+    form: Form,
+    objects: std::vec::IntoIter<Arc<Object>>,
+    now: i64,
+    /// What the next piece begins with; `None` when the list is closed.
+    open: Option<Vec<u8>>,
+}
+
+impl Iterator for Chunks {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        let mut out = self.open.take()?;
+        while let Some(object) = self.objects.next() {
+            match self.form {
+                // Every object is encoded already.
+                Form::Json | Form::Yaml => out.extend_from_slice(&Engine::show(&self.served, &object)),
+                Form::Partial => {
+                    out.extend_from_slice(&encode(self.form, &partial(&Engine::show_value(&self.served, &object))));
+                }
+                Form::Table(include) => {
+                    let value = Engine::show_value(&self.served, &object);
+                    out.extend_from_slice(&encode(self.form, &row(&self.served, value, include, self.now)));
+                }
+            }
+            if self.objects.as_slice().is_empty() {
+                break;
+            }
+            out.push(b',');
+            if out.len() >= CHUNK {
+                self.open = Some(Vec::new());
+                return Some(out.into());
+            }
+        }
+        out.extend_from_slice(b"]}\n");
+        Some(out.into())
     }
 }
 

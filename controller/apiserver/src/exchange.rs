@@ -1,0 +1,157 @@
+//! A request on its way through the server, and its response: what every endpoint takes and gives.
+//!
+//! In: an HTTP request whose caller is known. Out: a response in one of the forms clients ask for.
+
+use crate::authz::Authorizer;
+use crate::catalog::Served;
+use crate::request::RequestInfo;
+use crate::serialization::render::{self, Form};
+use crate::status::{ApiError, ApiResult};
+use axum::body::Body;
+use bytes::Bytes;
+use causeway_api::identity::UserInfo;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde_json::Value;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The largest request body, in bytes.
+pub const BODY_LIMIT: usize = causeway_schema::bounds::MAX_SIZE;
+/// A body must have come within this time: who sends a byte now and then holds a request and its memory.
+const BODY_TIME: Duration = Duration::from_secs(60);
+/// `Warning` headers of one response.
+const MAX_WARNINGS: usize = 32;
+
+/// A request that may go on to its endpoint.
+pub struct Incoming {
+    /// What is asked for.
+    pub info: Arc<RequestInfo>,
+    /// Who asks.
+    pub user: UserInfo,
+    /// Answers whether the caller may do what the request turns out to do.
+    pub authorizer: Arc<dyn Authorizer>,
+    /// Headers.
+    pub headers: HeaderMap,
+    /// `Content-Type`, or nothing.
+    pub content_type: String,
+    /// `User-Agent`, or nothing.
+    pub user_agent: String,
+    body: tokio::sync::Mutex<Option<Body>>,
+    /// The connection after an upgrade.
+    pub upgrade: parking_lot::Mutex<Option<hyper::upgrade::OnUpgrade>>,
+}
+
+impl Incoming {
+    /// From the request itself.
+    pub fn new(
+        request: Request<Body>,
+        info: Arc<RequestInfo>,
+        user: UserInfo,
+        authorizer: Arc<dyn Authorizer>,
+    ) -> Self {
+        let (mut parts, body) = request.into_parts();
+        let header =
+            |name| parts.headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok()).unwrap_or("").to_owned();
+        Self {
+            info,
+            user,
+            authorizer,
+            content_type: header(CONTENT_TYPE),
+            user_agent: header(http::header::USER_AGENT),
+            body: tokio::sync::Mutex::new(Some(body)),
+            upgrade: parking_lot::Mutex::new(parts.extensions.remove::<hyper::upgrade::OnUpgrade>()),
+            headers: parts.headers,
+        }
+    }
+
+    /// A header as text; empty when it is not there.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("")
+    }
+
+    /// The whole body, bounded in size and time. Can be taken once.
+    pub async fn body(&self) -> ApiResult<Bytes> {
+        let Some(body) = self.body.lock().await.take() else { return Ok(Bytes::new()) };
+        match tokio::time::timeout(BODY_TIME, Limited::new(body, BODY_LIMIT).collect()).await {
+            Ok(Ok(all)) => Ok(all.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::too_large(BODY_LIMIT)),
+            Ok(Err(error)) => Err(ApiError::bad_request(format!("the request's body could not be read: {error}"))),
+            Err(_) => {
+                let why = format!("the request's body did not come within {} seconds", BODY_TIME.as_secs());
+                Err(ApiError::new(408, "Timeout", why))
+            }
+        }
+    }
+
+    /// The form of the answer.
+    pub fn form(&self) -> ApiResult<Form> {
+        Form::negotiate(self.header("accept"), self.info.query.get("includeObject"))
+    }
+}
+
+/// A response being built.
+pub struct Reply(pub Response<Body>);
+
+impl Reply {
+    /// With a body in a form.
+    pub fn new(code: StatusCode, form: Form, body: Bytes) -> Self {
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = code;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(form.content_type()));
+        Self(response)
+    }
+
+    /// With an object.
+    pub fn value(served: &Served, code: StatusCode, form: Form, object: Value) -> Self {
+        Self::new(code, form, render::value(served, form, object))
+    }
+
+    /// With any JSON.
+    pub fn json(code: StatusCode, value: &Value) -> Self {
+        Self::new(code, Form::Json, serde_json::to_vec(value).unwrap_or_default().into())
+    }
+
+    /// With plain text.
+    pub fn text(code: StatusCode, text: impl Into<String>) -> Self {
+        let mut response = Response::new(Body::from(text.into()));
+        *response.status_mut() = code;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        Self(response)
+    }
+
+    /// A stream of events.
+    pub fn stream(form: Form, body: Body) -> Self {
+        let mut response = Response::new(body);
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(form.content_type()));
+        Self(response)
+    }
+
+    /// Adds `Warning` headers.
+    #[must_use]
+    pub fn warn(mut self, warnings: Vec<String>) -> Self {
+        let mut seen: Vec<String> = Vec::new();
+        for warning in warnings {
+            if seen.contains(&warning) || seen.len() > MAX_WARNINGS {
+                continue;
+            }
+            let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"");
+            if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+                self.0.headers_mut().append(http::header::WARNING, value);
+            }
+            seen.push(warning);
+        }
+        self
+    }
+
+    /// With a failure.
+    pub fn error(error: &ApiError) -> Self {
+        let code = StatusCode::from_u16(error.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut reply = Self::json(code, &error.status());
+        if let Some(seconds) = error.failure().retry_after {
+            reply.0.headers_mut().insert(http::header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        reply
+    }
+}
