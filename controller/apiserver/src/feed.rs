@@ -154,9 +154,6 @@ pub trait Observer: Send + Sync {
     /// Whether objects below a storage prefix matter to it.
     fn concerns(&self, prefix: &str) -> bool;
 
-    /// All objects of a prefix, after which only these are there.
-    fn reset(&self, prefix: &str, objects: &BTreeMap<String, Arc<Object>>);
-
     /// A new object, or a new state of one.
     fn put(&self, prefix: &str, object: &Object, prev: Option<&Object>);
 
@@ -263,10 +260,13 @@ impl Feed {
             grouped.entry(prefix).or_default();
         }
         for (prefix, objects) in grouped {
+            let cache = self.cache(&prefix);
             for observer in self.observers(&prefix) {
-                observer.reset(&prefix, &objects);
+                let before = cache.list(&prefix).0;
+                before.iter().filter(|o| !objects.contains_key(&o.key)).for_each(|o| observer.removed(&prefix, o));
+                objects.values().for_each(|o| observer.put(&prefix, o, None));
             }
-            self.cache(&prefix).reset(objects, revision);
+            cache.reset(objects, revision);
         }
         self.revision.send_replace(revision);
         Ok(revision)

@@ -1,82 +1,89 @@
-//! A node may write what is its own: its Node, its lease, the pods that are bound to it, the slice of its DNS. What kinds
-//! it may write at all is authorisation's; which objects of them, can be told only with the object at hand.
+//! What a node may write, told with the object at hand: the rules are in [`causeway_authz::node`], here is what they look
+//! things up in.
 
+use crate::authz::{Attributes, Decision, Rules};
 use crate::engine::{Call, Engine, text};
 use crate::status::{ApiError, ApiResult};
-use causeway_api::certificates::NODE_USER_PREFIX;
-use causeway_api::identity::{GROUP_NODES, UserInfo};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use causeway_authz::Subject;
+use causeway_authz::node::{self, Lookup, Operation, Write};
+use causeway_api::certificates;
 use serde_json::Value;
 
-/// Labels that say something about a node's trustworthiness; it must not give them to itself.
-const RESTRICTED_LABELS: &str = "node-restriction.kubernetes.io/";
-
-/// The node that asks, if it is one.
-fn node_of(user: &UserInfo) -> Option<&str> {
-    let member = user.groups.iter().any(|g| g == GROUP_NODES);
-    user.username.strip_prefix(NODE_USER_PREFIX).filter(|_| member)
+/// The server's own copies.
+struct Cached<'a> {
+    engine: &'a Engine,
+    rules: &'a Rules,
+    call: &'a Call,
 }
 
-/// Whether a node may create `new` (without `old`), or change or delete `old`.
-pub fn restrict(call: &Call, old: Option<&Value>, new: &Value) -> ApiResult<()> {
-    let Some(node) = node_of(&call.user) else { return Ok(()) };
-    let name = text(old.unwrap_or(new), "/metadata/name");
+impl Lookup for Cached<'_> {
+    fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Value> {
+        let served = self.engine.served(group, "v1", resource).ok()?;
+        Some(self.engine.feed.cache(&served.prefix).get(&served.key(namespace, name))?.value())
+    }
+
+    fn common_name(&self, request: &str) -> Result<String, String> {
+        let pem = STANDARD.decode(request).map_err(|e| e.to_string())?;
+        Ok(certificates::parse(&pem)?.common_name)
+    }
+
+    fn may_request_audience(&self, namespace: &str, account: &str, audience: &str) -> bool {
+        let asked = Attributes {
+            verb: "request-serviceaccounts-token-audience".to_owned(),
+            resource: audience.to_owned(),
+            namespace: namespace.to_owned(),
+            name: account.to_owned(),
+            ..Attributes::default()
+        };
+        matches!(self.rules.decide(&self.call.user, &asked), Decision::Allow(_))
+    }
+
+    fn now(&self) -> i64 {
+        jiff::Timestamp::now().as_second()
+    }
+}
+
+/// A write, as it is asked about.
+pub struct Asked<'a> {
+    /// What is done.
+    pub operation: Operation,
+    /// Subresource; empty for the object itself.
+    pub subresource: &'a str,
+    /// The object's name.
+    pub name: &'a str,
+    /// What is to be stored, or the body of a subresource.
+    pub new: Option<&'a Value>,
+    /// What is there.
+    pub old: Option<&'a Value>,
+}
+
+/// Refuses what a node may not write. Nothing happens for other callers.
+pub async fn restrict(engine: &Engine, rules: &Rules, call: &Call, asked: Asked<'_>) -> ApiResult<()> {
+    let subject = Subject { user: &call.user.username, groups: &call.user.groups };
+    let Some(node) = node::node_of(&subject) else { return Ok(()) };
+    // What is looked up must not be older than what the node has seen.
+    engine.feed.catch_up().await?;
     let resource = &call.served.resource;
-    let refuse = |why: String| Err(ApiError::forbidden(&resource.group, &resource.plural, name, &why));
-    match (resource.group.as_str(), resource.plural.as_str()) {
-        ("", "nodes") if name != node => refuse(format!("node {node:?} is not allowed to modify node {name:?}")),
-        ("", "nodes") => match restricted_label(old, new) {
-            Some(label) => refuse(format!("is not allowed to modify labels: {label}")),
-            None => Ok(()),
-        },
-        ("", "pods")
-            if old.is_none() && new["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_none() =>
-        {
-            refuse(format!("node {node:?} can only create mirror pods"))
-        }
-        ("", "pods") if text(old.unwrap_or(new), "/spec/nodeName") != node => {
-            refuse(format!("node {node:?} can only write pods with spec.nodeName set to itself"))
-        }
-        ("coordination.k8s.io", "leases") if !is_own_lease(&call.namespace, name, node) => {
-            refuse(format!("node {node:?} can only write its own leases"))
-        }
-        ("discovery.k8s.io", "endpointslices") if call.namespace != "kube-system" || !is_dns_slice(name, node) => {
-            refuse(format!("node {node:?} can only write the slice of its own DNS"))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// A node's lease, that of its announcer, and those by which announcers agree who has a load balancer's address.
-fn is_own_lease(namespace: &str, name: &str, node: &str) -> bool {
-    match namespace {
-        "kube-node-lease" => name == node,
-        "kube-system" => name.strip_prefix("announce-") == Some(node) || name.starts_with("load-balancer-"),
-        _ => false,
-    }
-}
-
-fn is_dns_slice(name: &str, node: &str) -> bool {
-    name.strip_prefix("kube-dns-").is_some_and(|n| n == node || n.strip_suffix("-v6") == Some(node))
-}
-
-fn restricted_label(old: Option<&Value>, new: &Value) -> Option<String> {
-    let labels = |o: &Value| o["metadata"]["labels"].as_object().cloned().unwrap_or_default();
-    let (old, new) = (old.map(labels).unwrap_or_default(), labels(new));
-    let changed = new.keys().chain(old.keys()).find(|k| k.starts_with(RESTRICTED_LABELS) && old.get(*k) != new.get(*k));
-    changed.cloned()
-}
-
-/// A node gets tokens for the pods that run on it, and for no others.
-pub async fn restrict_token(engine: &Engine, call: &Call, bound: Option<&(String, String, String)>) -> ApiResult<()> {
-    let Some(node) = node_of(&call.user) else { return Ok(()) };
-    let refuse = |why: &str| Err(ApiError::forbidden("", "serviceaccounts/token", "", why));
-    let Some((_, pod, _)) = bound.filter(|(kind, ..)| kind == "Pod") else {
-        return refuse("node requested token not bound to a pod");
+    let name = if asked.name.is_empty() { asked.new.map_or("", |new| text(new, "/metadata/name")) } else { asked.name };
+    let write = Write {
+        operation: asked.operation,
+        group: &resource.group,
+        resource: &resource.plural,
+        subresource: asked.subresource,
+        namespace: &call.namespace,
+        name,
+        object: asked.new,
+        old: asked.old,
     };
-    let pods = engine.served("", "v1", "pods")?;
-    let pod = engine.get(&pods, &call.namespace, pod, None).await?.value();
-    if text(&pod, "/spec/nodeName") != node {
-        return refuse("node requested token bound to a pod scheduled on a different node");
-    }
-    Ok(())
+    let lookup = Cached { engine, rules, call };
+    node::restrict(node, &write, &lookup).map_err(|why| {
+        let plural = if asked.subresource.is_empty() {
+            resource.plural.clone()
+        } else {
+            format!("{}/{}", resource.plural, asked.subresource)
+        };
+        ApiError::forbidden(&resource.group, &plural, name, &why)
+    })
 }

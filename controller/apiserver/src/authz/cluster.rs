@@ -1,0 +1,139 @@
+//! The cluster's own authorisation: administrators, nodes by what their pods refer to, everybody else by roles.
+//!
+//! In: changes of roles, bindings, pods and volumes, as the watch cache takes them over. Out: decisions. Both indexes are
+//! as new as the cache, so that who has created a binding can rely on it as on anything else that was acknowledged.
+
+use super::{Attributes, Authorizer, Decision};
+use crate::catalog::prefix;
+use crate::feed::Observer;
+use crate::object::Object;
+use async_trait::async_trait;
+use causeway_api::identity::{self, UserInfo};
+use causeway_authz::node::Graph;
+use causeway_authz::rbac::{Index, RulesFor};
+use causeway_authz::Subject;
+use parking_lot::RwLock;
+
+/// Kinds that the role index is made of.
+const ROLES: [&str; 4] = ["roles", "clusterroles", "rolebindings", "clusterrolebindings"];
+/// Kinds that say what a node may reach.
+const GRAPH: [&str; 2] = ["pods", "persistentvolumes"];
+
+/// The cluster's rules, kept up to date by the cache.
+#[derive(Default)]
+pub struct Rules {
+    roles: RwLock<Index>,
+    graph: RwLock<Graph>,
+}
+
+fn subject(user: &UserInfo) -> Subject<'_> {
+    Subject { user: &user.username, groups: &user.groups }
+}
+
+/// Member of the group that may do everything.
+pub fn is_master(user: &UserInfo) -> bool {
+    user.groups.iter().any(|g| g == identity::GROUP_MASTERS)
+}
+
+impl Rules {
+    /// The roles as they are now. Cheap; does not change any more.
+    pub fn roles(&self) -> Index {
+        self.roles.read().clone()
+    }
+
+    /// Whether `user` may do it, without asking anybody outside.
+    pub fn decide(&self, user: &UserInfo, a: &Attributes) -> Decision {
+        if is_master(user) {
+            return Decision::Allow("member of system:masters".to_owned());
+        }
+        let node = self.graph.read().authorize(&subject(user), a);
+        if matches!(node, Decision::Allow(_)) || by_name(user, a) {
+            return Decision::Allow(String::new());
+        }
+        match (self.roles.read().authorize(subject(user), a), node) {
+            (Decision::NoOpinion(why), Decision::NoOpinion(of_node)) => {
+                let all: Vec<String> = [of_node, why].into_iter().filter(|w| !w.is_empty()).collect();
+                Decision::NoOpinion(all.join(", "))
+            }
+            (decision, _) => decision,
+        }
+    }
+
+    /// What a user may do in a namespace, as far as roles say it.
+    pub fn rules_for(&self, user: &UserInfo, namespace: &str) -> RulesFor {
+        self.roles.read().rules_for(subject(user), namespace)
+    }
+}
+
+/// Certificates, password files and authorities are the ingress' to read, each by its name: what nobody refers to is not.
+/// A role cannot say "any one name".
+fn by_name(user: &UserInfo, a: &Attributes) -> bool {
+    user.username == identity::USER_INGRESS
+        && !a.name.is_empty()
+        && !a.namespace.is_empty()
+        && a.group.is_empty()
+        && a.subresource.is_empty()
+        && matches!(a.resource.as_str(), "secrets" | "configmaps")
+        && matches!(a.verb.as_str(), "get" | "list" | "watch")
+}
+
+#[async_trait]
+impl Authorizer for Rules {
+    async fn authorize(&self, user: &UserInfo, a: &Attributes) -> Decision {
+        self.decide(user, a)
+    }
+
+    fn rules_for(&self, user: &UserInfo, namespace: &str) -> RulesFor {
+        if is_master(user) {
+            let everything = || serde_json::json!({ "verbs": ["*"] });
+            let (mut resource, mut path) = (everything(), everything());
+            resource["apiGroups"] = serde_json::json!(["*"]);
+            resource["resources"] = serde_json::json!(["*"]);
+            path["nonResourceURLs"] = serde_json::json!(["*"]);
+            return RulesFor { resource: vec![resource], non_resource: vec![path], error: String::new() };
+        }
+        Rules::rules_for(self, user, namespace)
+    }
+}
+
+/// The kind of a storage prefix, if it is one of these indexes'.
+fn kind_of(storage_prefix: &str) -> Option<&'static str> {
+    let role = ROLES.iter().find(|kind| prefix("rbac.authorization.k8s.io", kind) == storage_prefix);
+    role.or_else(|| GRAPH.iter().find(|kind| prefix("", kind) == storage_prefix)).copied()
+}
+
+/// What a pod refers to is fixed when it gets a node; what comes later is its status, and ephemeral containers.
+fn refers_as_before(object: &Object, prev: &Object) -> bool {
+    object.field("spec.nodeName") == prev.field("spec.nodeName")
+        && !object.json.windows(EPHEMERAL.len()).any(|w| w == EPHEMERAL)
+}
+
+const EPHEMERAL: &[u8] = b"\"ephemeralContainers\"";
+
+impl Observer for Rules {
+    fn concerns(&self, prefix: &str) -> bool {
+        kind_of(prefix).is_some()
+    }
+
+    fn put(&self, prefix: &str, object: &Object, prev: Option<&Object>) {
+        let Some(kind) = kind_of(prefix) else { return };
+        if kind == "pods" && prev.is_some_and(|prev| refers_as_before(object, prev)) {
+            return;
+        }
+        if GRAPH.contains(&kind) {
+            self.graph.write().upsert(kind, &object.value());
+        } else {
+            self.roles.write().upsert(kind, &object.value());
+        }
+    }
+
+    fn removed(&self, prefix: &str, object: &Object) {
+        let Some(kind) = kind_of(prefix) else { return };
+        let (namespace, name) = object.names();
+        if GRAPH.contains(&kind) {
+            self.graph.write().remove(kind, namespace, name);
+        } else {
+            self.roles.write().remove(kind, namespace, name);
+        }
+    }
+}
