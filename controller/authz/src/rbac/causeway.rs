@@ -1,0 +1,2 @@
+//! Roles.
+pub(super) const TABLE: &str = "";
