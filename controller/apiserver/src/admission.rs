@@ -4,29 +4,39 @@
 //! refusal.
 
 mod certificates;
+mod classes;
 mod definitions;
 mod nodes;
 mod pods;
+mod roles;
 
 pub use definitions::FINALIZER;
-pub use nodes::restrict_token;
 
+use crate::authz::Rules;
 use crate::engine::{Admission, Call, Engine, Part, text};
 use crate::status::{ApiError, ApiResult};
 use async_trait::async_trait;
+use causeway_authz::node::Operation;
+use nodes::Asked;
 use serde_json::Value;
+use std::sync::Arc;
 
 /// Namespaces that stay.
 const PROTECTED: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 
 /// The admission chain.
-pub struct Chain;
+pub struct Chain {
+    /// Roles and what nodes may reach.
+    pub rules: Arc<Rules>,
+}
 
 #[async_trait]
 impl Admission for Chain {
     async fn create(&self, engine: &Engine, call: &mut Call, object: &mut Value) -> ApiResult<()> {
         namespace_lifecycle(engine, call, object).await?;
-        nodes::restrict(call, None, object)?;
+        let asked = Asked { operation: Operation::Create, subresource: "", name: "", new: Some(object), old: None };
+        nodes::restrict(engine, &self.rules, call, asked).await?;
+        roles::admit(&self.rules, call, object, None).await?;
         if call.served.is("certificates.k8s.io", "certificatesigningrequests") {
             certificates::admit(call, object)?;
         }
@@ -37,10 +47,10 @@ impl Admission for Chain {
             pods::admit(engine, call, object).await?;
         }
         if call.served.is("", "persistentvolumeclaims") {
-            default_storage_class(engine, object).await?;
+            classes::default_storage_class(engine, object).await?;
         }
         if call.served.is("networking.k8s.io", "ingresses") {
-            default_ingress_class(engine, object).await?;
+            classes::default_ingress_class(engine, object).await?;
         }
         if call.served.is("apiextensions.k8s.io", "customresourcedefinitions") {
             definitions::protect(object);
@@ -48,16 +58,47 @@ impl Admission for Chain {
         Ok(())
     }
 
-    async fn update(&self, _: &Engine, call: &mut Call, part: Part, new: &mut Value, old: &Value) -> ApiResult<()> {
-        nodes::restrict(call, Some(old), new)?;
+    async fn update(
+        &self,
+        engine: &Engine,
+        call: &mut Call,
+        part: Part,
+        new: &mut Value,
+        old: &Value,
+    ) -> ApiResult<()> {
+        let asked = Asked {
+            operation: Operation::Update,
+            subresource: part.subresource(),
+            name: text(old, "/metadata/name"),
+            new: Some(new),
+            old: Some(old),
+        };
+        nodes::restrict(engine, &self.rules, call, asked).await?;
+        roles::admit(&self.rules, call, new, Some(old)).await?;
+        if call.served.is("certificates.k8s.io", "certificatesigningrequests") {
+            certificates::admit_update(call, part, new, old).await?;
+        }
         if part == Part::Main && call.served.is("", "services") {
             crate::services::carry_over(new, old);
         }
         Ok(())
     }
 
+    async fn subresource(
+        &self,
+        engine: &Engine,
+        call: &Call,
+        name: &str,
+        subresource: &str,
+        body: &Value,
+    ) -> ApiResult<()> {
+        let asked = Asked { operation: Operation::Create, subresource, name, new: Some(body), old: None };
+        nodes::restrict(engine, &self.rules, call, asked).await
+    }
+
     async fn delete(&self, engine: &Engine, call: &mut Call, name: &str, object: &Value) -> ApiResult<()> {
-        nodes::restrict(call, Some(object), object)?;
+        let asked = Asked { operation: Operation::Delete, subresource: "", name, new: None, old: Some(object) };
+        nodes::restrict(engine, &self.rules, call, asked).await?;
         if call.served.is("", "namespaces") && PROTECTED.contains(&name) {
             return Err(ApiError::forbidden("", "namespaces", name, "this namespace may not be deleted"));
         }
@@ -103,47 +144,6 @@ async fn namespace_lifecycle(engine: &Engine, call: &Call, object: &Value) -> Ap
     if going {
         let name = text(object, "/metadata/name");
         return Err(ApiError::namespace_terminating(&call.served.resource, name, &call.namespace));
-    }
-    Ok(())
-}
-
-/// Marks the object of a kind as the cluster's default; the newest wins when there are several.
-async fn default_of(engine: &Engine, group: &str, plural: &str, annotation: &str) -> ApiResult<Option<String>> {
-    let served = engine.served(group, "v1", plural)?;
-    let (objects, _) = engine.feed.cache(&served.prefix).list(&served.prefix);
-    let mut defaults: Vec<(String, String)> = objects
-        .iter()
-        .map(|o| o.value())
-        .filter(|v| v["metadata"]["annotations"][annotation] == "true")
-        .map(|v| (text(&v, "/metadata/creationTimestamp").to_owned(), text(&v, "/metadata/name").to_owned()))
-        .collect();
-    // Newest first, then by name, as upstream decides.
-    defaults.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
-    Ok(defaults.into_iter().next().map(|(_, name)| name))
-}
-
-async fn default_storage_class(engine: &Engine, claim: &mut Value) -> ApiResult<()> {
-    let given = claim.pointer("/spec/storageClassName").is_some_and(|c| !c.is_null())
-        || claim["metadata"]["annotations"].get("volume.beta.kubernetes.io/storage-class").is_some();
-    if given || !claim["spec"].is_object() {
-        return Ok(());
-    }
-    let annotation = "storageclass.kubernetes.io/is-default-class";
-    if let Some(class) = default_of(engine, "storage.k8s.io", "storageclasses", annotation).await? {
-        claim["spec"]["storageClassName"] = class.into();
-    }
-    Ok(())
-}
-
-async fn default_ingress_class(engine: &Engine, ingress: &mut Value) -> ApiResult<()> {
-    let given = ingress.pointer("/spec/ingressClassName").is_some_and(|c| !c.is_null())
-        || ingress["metadata"]["annotations"].get("kubernetes.io/ingress.class").is_some();
-    if given || !ingress["spec"].is_object() {
-        return Ok(());
-    }
-    let annotation = "ingressclass.kubernetes.io/is-default-class";
-    if let Some(class) = default_of(engine, "networking.k8s.io", "ingressclasses", annotation).await? {
-        ingress["spec"]["ingressClassName"] = class.into();
     }
     Ok(())
 }

@@ -3,20 +3,24 @@
 //!
 //! In: who asks ([`UserInfo`]) and what for ([`Attributes`]). Out: a [`Decision`], or a 403 in Kubernetes' words.
 
-mod interim;
+mod cluster;
 
 pub use causeway_authz::{Attributes, Decision};
-pub use interim::Interim;
+pub use cluster::{Rules, is_master};
 
 use crate::status::{ApiError, ApiResult, qualified};
 use async_trait::async_trait;
 use causeway_api::identity::UserInfo;
+use causeway_authz::rbac::RulesFor;
 
 /// Decides on requests.
 #[async_trait]
 pub trait Authorizer: Send + Sync {
     /// Whether `user` may do it.
     async fn authorize(&self, user: &UserInfo, attributes: &Attributes) -> Decision;
+
+    /// What a user may do in a namespace, as far as it can be listed.
+    fn rules_for(&self, user: &UserInfo, namespace: &str) -> RulesFor;
 }
 
 /// Nothing, or the 403 for what the user may not do.

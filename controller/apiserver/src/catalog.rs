@@ -4,6 +4,7 @@
 //! swaps the whole table.
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use causeway_registry::{Resource, Scope};
 use causeway_schema::Schema;
 use serde_json::Value;
@@ -113,10 +114,19 @@ pub fn prefix(group: &str, plural: &str) -> String {
     format!("/registry/{group}/{plural}/")
 }
 
+/// A document that is made of a table.
+pub struct Document {
+    /// Changes whenever the document may change.
+    pub hash: String,
+    /// Its JSON.
+    pub body: Bytes,
+}
+
 /// One state of the table.
 #[derive(Default)]
 pub struct Table {
     by_path: HashMap<(String, String, String), Arc<Served>>,
+    documents: parking_lot::Mutex<HashMap<String, Arc<Document>>>,
     /// In order of registration, built-in first.
     pub all: Vec<Arc<Served>>,
 }
@@ -127,7 +137,20 @@ impl Table {
             .iter()
             .map(|s| ((s.resource.group.clone(), s.resource.version.clone(), s.resource.plural.clone()), s.clone()))
             .collect();
-        Self { by_path, all }
+        Self { by_path, documents: parking_lot::Mutex::default(), all }
+    }
+
+    /// A document about what is served, made when it is asked for the first time. Failures are not kept: there is no
+    /// bound on what may be asked for that is not there.
+    pub fn document<E>(&self, name: &str, make: impl FnOnce() -> Result<Document, E>) -> Result<Arc<Document>, E> {
+        // Held while one is made: many who ask at once wait for it instead of making many.
+        let mut documents = self.documents.lock();
+        if let Some(made) = documents.get(name) {
+            return Ok(made.clone());
+        }
+        let made = Arc::new(make()?);
+        documents.insert(name.to_owned(), made.clone());
+        Ok(made)
     }
 
     /// The resource at group, version and plural.

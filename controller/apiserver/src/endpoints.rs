@@ -5,6 +5,7 @@
 
 mod discovery;
 mod health;
+mod openapi;
 pub mod relay;
 mod resources;
 mod reviews;
@@ -78,6 +79,7 @@ fn call_of(served: Arc<Served>, namespace: &str, incoming: &Incoming) -> ApiResu
         namespace: namespace.to_owned(),
         user: incoming.user.clone(),
         authority: Authority::Caller(incoming.authorizer.clone()),
+        peer: incoming.peer,
         options: WriteOptions::parse(&incoming.info.query, &incoming.user_agent)?,
         warnings: Vec::new(),
         tracked: false,

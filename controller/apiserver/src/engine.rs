@@ -29,6 +29,7 @@ use causeway_api::identity::UserInfo;
 use causeway_schema::bounds::{MAX_DEPTH, is_deeper, too_deep};
 use causeway_store::{KeyValue, MAX_KEY, MAX_REQUEST, Store};
 use serde_json::Value;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// An object as it is stored is at most this long: what the store takes, as etcd does.
@@ -69,6 +70,8 @@ pub struct Call {
     pub user: UserInfo,
     /// Whether the user may do what is in the end done.
     pub authority: Authority,
+    /// The address that the request came from, where there is one.
+    pub peer: Option<IpAddr>,
     /// Write options.
     pub options: WriteOptions,
     /// For `Warning` headers.
@@ -85,6 +88,7 @@ impl Call {
             namespace: namespace.to_owned(),
             user: UserInfo::component(causeway_api::identity::USER_APISERVER, &[]),
             authority: Authority::Server,
+            peer: None,
             options: WriteOptions {
                 dry_run: false,
                 field_manager: "causeway-apiserver".to_owned(),
@@ -103,6 +107,7 @@ impl Call {
             namespace: namespace.to_owned(),
             user: self.user.clone(),
             authority: self.authority.clone(),
+            peer: self.peer,
             options: self.options.clone(),
             warnings: Vec::new(),
             tracked: false,
@@ -124,7 +129,7 @@ impl Call {
             subresource: subresource.to_owned(),
             namespace: self.namespace.clone(),
             name: name.to_owned(),
-            path: String::new(),
+            ..Attributes::default()
         })
         .await
     }

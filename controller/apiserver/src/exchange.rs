@@ -14,6 +14,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::Value;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,12 +25,18 @@ const BODY_TIME: Duration = Duration::from_secs(60);
 /// `Warning` headers of one response.
 const MAX_WARNINGS: usize = 32;
 
+/// The other end of a request's connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub SocketAddr);
+
 /// A request that may go on to its endpoint.
 pub struct Incoming {
     /// What is asked for.
     pub info: Arc<RequestInfo>,
     /// Who asks.
     pub user: UserInfo,
+    /// The address it came from; none for clients of the same process.
+    pub peer: Option<IpAddr>,
     /// Answers whether the caller may do what the request turns out to do.
     pub authorizer: Arc<dyn Authorizer>,
     /// Headers.
@@ -57,6 +64,7 @@ impl Incoming {
         Self {
             info,
             user,
+            peer: parts.extensions.get::<Peer>().map(|peer| peer.0.ip()),
             authorizer,
             content_type: header(CONTENT_TYPE),
             user_agent: header(http::header::USER_AGENT),

@@ -4,6 +4,7 @@
 //! where the transport knows one. Out: responses; every failure is a `Status`, also a panic. [`Front::handle`] and
 //! [`Front::filter`] show the order: panic, authentication, impersonation, authorisation, route.
 
+mod connections;
 pub mod memory;
 pub mod tls;
 

@@ -34,7 +34,7 @@ use crate::engine::Engine;
 use crate::feed::Feed;
 use crate::front::{Front, memory::InMemory, tls};
 use crate::services::Allocator;
-use crate::upkeep::{bootstrap, cluster_info, custom, signing};
+use crate::upkeep::{bootstrap, cluster_info, custom, roles, signing};
 use anyhow::Context;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -79,19 +79,20 @@ impl ApiServer {
         let guard = stop.clone().drop_guard();
         let pki = Arc::new(Pki::open_or_create(&config.pki_dir)?);
         let catalog = Arc::new(Catalog::new(causeway_registry::builtin()));
-        let feed = Feed::start(store.clone(), Vec::new(), stop.clone()).await.context("reading the store")?;
+        let rules = Arc::new(authz::Rules::default());
+        let feed = Feed::start(store.clone(), vec![rules.clone()], stop.clone()).await.context("reading the store")?;
         let engine = Arc::new(Engine {
             store,
             feed,
             catalog,
             allocation: Arc::new(Allocator::new(&config.cluster)),
-            admission: Arc::new(admission::Chain),
+            admission: Arc::new(admission::Chain { rules: rules.clone() }),
             cluster: config.cluster.clone(),
         });
-        let user = UserInfo::component(identity::USER_APISERVER, &[identity::GROUP_MASTERS]);
+        let user = UserInfo::component(identity::USER_APISERVER, &[]);
         let to_kubelets = pki.issue_client(&user)?;
         let tokens = Arc::new(ServiceAccountTokens::new(pki.service_account_key_pem(), &config.cluster.domain)?);
-        let authorizer: Arc<dyn authz::Authorizer> = Arc::new(authz::Interim);
+        let authorizer: Arc<dyn authz::Authorizer> = rules;
         let front = Arc::new(Front {
             authenticator: Authenticator { engine: engine.clone(), tokens: tokens.clone() },
             authorizer: authorizer.clone(),
@@ -106,6 +107,7 @@ impl ApiServer {
         });
         let runtime = tokio::runtime::Handle::current();
         bootstrap::ensure(&engine, config.advertise).await.context("creating the system objects")?;
+        roles::ensure(&engine).await.context("creating the default roles")?;
         let info = cluster_info::Info { advertise: config.advertise, ca_pem: pki.ca_pem().to_owned() };
         info.ensure(&engine).await.context("creating the cluster's information for machines that join")?;
         custom::sync(&engine, &mut BTreeSet::new()).await;
@@ -113,6 +115,7 @@ impl ApiServer {
         tokio::spawn(info.run(engine.clone(), stop.clone()));
         let signer = InMemory::new(front.clone(), user.clone(), runtime.clone());
         tokio::spawn(signing::run(kube::Client::new(signer, "default"), pki.clone(), stop.clone()));
+        tokio::spawn(roles::run(engine.clone(), stop.clone()));
         tokio::spawn(custom::run(engine.clone(), stop.clone()));
         let client = kube::Client::new(InMemory::new(front.clone(), user, runtime.clone()), "default");
         let events = Recorder::new(client, "ipallocator-repair-controller", None);

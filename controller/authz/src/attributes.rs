@@ -26,6 +26,22 @@ pub struct Attributes {
     pub name: String,
     /// The path, for what is no resource.
     pub path: String,
+    /// What the field selector of a list, watch or deletecollection demands (KEP-4601).
+    pub fields: Vec<Requirement>,
+    /// What its label selector demands.
+    pub labels: Vec<Requirement>,
+}
+
+/// One demand of a selector: a value is, or is not, this one. Demands that cannot be said so are left out, which makes a
+/// question wider, never narrower.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Requirement {
+    /// Field (`spec.nodeName`) or label.
+    pub key: String,
+    /// `=` (or a set of one value), not `!=`.
+    pub equal: bool,
+    /// The value.
+    pub value: String,
 }
 
 impl Attributes {

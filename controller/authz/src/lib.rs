@@ -8,4 +8,4 @@ mod attributes;
 pub mod node;
 pub mod rbac;
 
-pub use attributes::{Attributes, Decision, Subject};
+pub use attributes::{Attributes, Decision, Requirement, Subject};

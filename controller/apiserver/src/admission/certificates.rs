@@ -59,13 +59,15 @@ pub async fn admit_update(call: &Call, part: Part, new: &mut Value, old: &Value)
     let peer = old.pointer("/metadata/annotations").and_then(|a| a.get(PEER_ANNOTATION)).cloned();
     set_peer(new, peer);
     let signer = text(old, "/spec/signerName");
-    let decided = |object: &Value| decisions(object);
     let certificate = |object: &Value| text(object, "/status/certificate").to_owned();
     match part {
-        Part::Approval if decided(new) != decided(old) => may(call, "approve", signer, new).await,
+        Part::Approval if decisions(new) != decisions(old) => may(call, "approve", signer, new).await,
         Part::Status => {
-            if decided(new) != decided(old) {
-                return Err(forbidden(new, "conditions Approved and Denied are changed through the subresource approval"));
+            if decisions(new) != decisions(old) {
+                return Err(forbidden(
+                    new,
+                    "conditions Approved and Denied are changed through the subresource approval",
+                ));
             }
             if certificate(new) != certificate(old) || failed(new) != failed(old) {
                 return may(call, "sign", signer, new).await;

@@ -6,9 +6,9 @@ use crate::engine::{Call, Engine, text};
 use crate::status::{ApiError, ApiResult};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use causeway_api::certificates;
 use causeway_authz::Subject;
 use causeway_authz::node::{self, Lookup, Operation, Write};
-use causeway_api::certificates;
 use serde_json::Value;
 
 /// The server's own copies.

@@ -4,7 +4,7 @@ use crate::authz::{self, Rules};
 use crate::engine::{Authority, Call, text};
 use crate::status::{ApiError, ApiResult};
 use causeway_authz::Subject;
-use causeway_authz::rbac::{Refusal, Verdict, Write, check};
+use causeway_authz::rbac::escalation::{Refusal, Verdict, Write, check};
 use serde_json::Value;
 
 /// For a role or binding that is written by a caller. What the server keeps in place itself is not asked about.

@@ -9,9 +9,9 @@ use crate::feed::Observer;
 use crate::object::Object;
 use async_trait::async_trait;
 use causeway_api::identity::{self, UserInfo};
-use causeway_authz::node::Graph;
+use causeway_authz::node::{Graph, Selectors, Term};
 use causeway_authz::rbac::{Index, RulesFor};
-use causeway_authz::Subject;
+use causeway_authz::{Requirement, Subject};
 use parking_lot::RwLock;
 
 /// Kinds that the role index is made of.
@@ -30,6 +30,10 @@ fn subject(user: &UserInfo) -> Subject<'_> {
     Subject { user: &user.username, groups: &user.groups }
 }
 
+fn terms(requirements: &[Requirement]) -> Vec<Term<'_>> {
+    requirements.iter().map(|r| Term { key: &r.key, equal: r.equal, value: &r.value }).collect()
+}
+
 /// Member of the group that may do everything.
 pub fn is_master(user: &UserInfo) -> bool {
     user.groups.iter().any(|g| g == identity::GROUP_MASTERS)
@@ -46,7 +50,9 @@ impl Rules {
         if is_master(user) {
             return Decision::Allow("member of system:masters".to_owned());
         }
-        let node = self.graph.read().authorize(&subject(user), a);
+        let (fields, labels) = (terms(&a.fields), terms(&a.labels));
+        let selectors = Selectors { fields: &fields, labels: &labels };
+        let node = self.graph.read().authorize(&subject(user), a, &selectors);
         if matches!(node, Decision::Allow(_)) || by_name(user, a) {
             return Decision::Allow(String::new());
         }

@@ -1,22 +1,21 @@
-//! What is served, as clients discover it: groups, resources, aggregated documents and OpenAPI v3.
+//! What is served, as clients discover it: groups, resources, aggregated documents.
 
 use crate::catalog::{Served, Table, api_version};
 use crate::endpoints::Endpoints;
 use crate::exchange::{Incoming, Reply};
 use crate::serialization::render::accept_clauses;
 use crate::status::{ApiError, ApiResult};
-use causeway_schema::openapi::ServedResource;
 use http::{HeaderValue, StatusCode};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 /// A subresource or a resource without objects, as discovery lists it.
-struct Entry {
-    name: &'static str,
+pub(super) struct Entry {
+    pub(super) name: &'static str,
     group: &'static str,
     version: &'static str,
-    kind: &'static str,
-    namespaced: bool,
+    pub(super) kind: &'static str,
+    pub(super) namespaced: bool,
     verbs: &'static [&'static str],
 }
 
@@ -53,7 +52,7 @@ const SUBRESOURCES: &[(&str, &str, Entry)] = &[
 ];
 
 /// Resources that are only asked, never stored: their group, version and entry.
-const VIRTUAL: &[(&str, &str, Entry)] = &[
+pub(super) const VIRTUAL: &[(&str, &str, Entry)] = &[
     ("", "v1", entry("bindings", ("", "v1", "Binding"), true, &["create"])),
     (
         "authentication.k8s.io",
@@ -97,7 +96,7 @@ const VIRTUAL: &[(&str, &str, Entry)] = &[
     ),
 ];
 
-fn groups(table: &Table) -> Vec<(String, Vec<String>)> {
+pub(super) fn groups(table: &Table) -> Vec<(String, Vec<String>)> {
     let mut groups = table.groups();
     for (group, version, _) in VIRTUAL {
         match groups.iter_mut().find(|(g, _)| g == group) {
@@ -164,7 +163,7 @@ fn resource_list(table: &Table, group: &str, version: &str) -> Value {
     json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version(group, version), "resources": resources })
 }
 
-fn singular(kind: &str) -> String {
+pub(super) fn singular(kind: &str) -> String {
     kind.to_ascii_lowercase()
 }
 
@@ -251,26 +250,8 @@ fn aggregated(version: &str, items: Vec<Value>) -> Reply {
     reply
 }
 
-/// OpenAPI v2 without content: kubectl asks for it when v3 does not know a kind, and then looks the kind up.
-fn openapi_v2(incoming: &Incoming) -> ApiResult<Reply> {
-    let protobuf = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
-    if !accept_clauses(incoming.header("accept")).iter().any(|(media, _)| media == protobuf) {
-        let info = json!({ "title": "Kubernetes", "version": causeway_api::version::GIT_VERSION });
-        return Ok(Reply::json(StatusCode::OK, &json!({ "swagger": "2.0", "info": info, "paths": {} })));
-    }
-    // Document { swagger = 1, info = 2 { title = 1, version = 2 }, paths = 8 {} }
-    let field = |number: u8, bytes: &[u8]| [&[number << 3 | 2, bytes.len() as u8], bytes].concat();
-    let info = [field(1, b"Kubernetes"), field(2, causeway_api::version::GIT_VERSION.as_bytes())].concat();
-    let body = [field(1, b"2.0"), field(2, &info), field(8, b"")].concat();
-    let mut response = http::Response::new(axum::body::Body::from(body));
-    // What is asked for with "@" is no valid media type: the answer has a dot there, as upstream's.
-    let kind = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
-    response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    Ok(Reply(response))
-}
-
 impl Endpoints {
-    /// Discovery and OpenAPI paths; everything else is 404.
+    /// Discovery paths, and OpenAPI's; everything else is 404.
     pub(crate) fn discovery(&self, parts: &[&str], incoming: &Incoming) -> ApiResult<Reply> {
         let table = self.engine.catalog.table();
         let asked = aggregated_version(incoming.header("accept"));
@@ -316,89 +297,8 @@ impl Endpoints {
                 }
                 ok(resource_list(&table, group, version))
             }
-            (["openapi", "v2"], _) => openapi_v2(incoming),
-            (["openapi", "v3"], _) => ok(self.openapi_index(&table)),
-            (["openapi", "v3", "api", version], _) => self.openapi_document(&table, "", version, incoming),
-            (["openapi", "v3", "apis", group, version], _) => self.openapi_document(&table, group, version, incoming),
+            (["openapi", ..], _) => super::openapi::serve(&table, parts, incoming),
             _ => Err(ApiError::no_such_path()),
         }
-    }
-
-    fn openapi_index(&self, table: &Table) -> Value {
-        let mut paths = Map::new();
-        for (group, versions) in groups(table) {
-            for version in versions {
-                let path = if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") };
-                let hash = self.openapi_hash(table, &group, &version);
-                paths.insert(path.clone(), json!({ "serverRelativeURL": format!("/openapi/v3/{path}?hash={hash}") }));
-            }
-        }
-        json!({ "paths": paths })
-    }
-
-    /// Changes whenever the document may change.
-    fn openapi_hash(&self, table: &Table, group: &str, version: &str) -> String {
-        let mut hash = Sha256::new();
-        hash.update(causeway_api::version::GIT_VERSION);
-        for served in table.in_version(group, version) {
-            let r = &served.resource;
-            hash.update(format!("{}/{}/{}/{:?}", r.plural, r.kind, r.status, r.scale));
-            if let Some(custom) = &served.custom {
-                hash.update(custom.openapi.to_string());
-            }
-        }
-        hash.finalize().iter().map(|b| format!("{b:02X}")).collect()
-    }
-
-    fn openapi_document(&self, table: &Table, group: &str, version: &str, incoming: &Incoming) -> ApiResult<Reply> {
-        let mut resources: Vec<ServedResource> = table
-            .in_version(group, version)
-            .map(|served| {
-                let r = &served.resource;
-                ServedResource {
-                    group: r.group.clone(),
-                    version: r.version.clone(),
-                    kind: r.kind.clone(),
-                    plural: r.plural.clone(),
-                    singular: r.singular.clone(),
-                    namespaced: served.namespaced(),
-                    verbs: r.verbs.clone(),
-                    status: r.status,
-                    scale: r.scale.is_some(),
-                    schema: served.custom.as_ref().map(|c| c.openapi.clone()),
-                }
-            })
-            .collect();
-        for (g, v, e) in VIRTUAL.iter().filter(|(g, v, _)| *g == group && *v == version) {
-            resources.push(ServedResource {
-                group: (*g).to_owned(),
-                version: (*v).to_owned(),
-                kind: e.kind.to_owned(),
-                plural: e.name.to_owned(),
-                singular: singular(e.kind),
-                namespaced: e.namespaced,
-                verbs: vec!["create".to_owned()],
-                status: false,
-                scale: false,
-                schema: None,
-            });
-        }
-        if resources.is_empty() {
-            return Err(ApiError::no_such_path());
-        }
-        let hash = self.openapi_hash(table, group, version);
-        let etag = format!("\"{hash}\"");
-        if incoming.header("if-none-match") == etag {
-            return Ok(Reply::text(StatusCode::NOT_MODIFIED, ""));
-        }
-        let document = causeway_schema::openapi::v3_document(group, version, &resources);
-        let mut reply = Reply::json(StatusCode::OK, &document);
-        if let Ok(value) = HeaderValue::from_str(&etag) {
-            reply.0.headers_mut().insert(http::header::ETAG, value);
-        }
-        if incoming.info.query.get("hash") == Some(hash.as_str()) {
-            reply.0.headers_mut().insert(http::header::CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
-        }
-        Ok(reply)
     }
 }

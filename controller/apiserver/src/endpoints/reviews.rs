@@ -8,7 +8,8 @@ use crate::exchange::{Incoming, Reply};
 use crate::request::Target;
 use crate::serialization::codec;
 use crate::status::{ApiError, ApiResult};
-use causeway_api::identity::{GROUP_AUTHENTICATED, UserInfo};
+use causeway_api::identity::{GROUP_AUTHENTICATED, GROUP_NODES, UserInfo};
+use causeway_authz::Requirement;
 use http::StatusCode;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -49,7 +50,7 @@ impl Endpoints {
             "bindings" => return self.old_binding(target, &incoming, &review).await,
             "selfsubjectreviews" => review["status"] = json!({ "userInfo": user_json(&incoming.user) }),
             "tokenreviews" => self.review_token(&mut review).await?,
-            "selfsubjectrulesreviews" => self.review_rules(&mut review, &incoming.user).await,
+            "selfsubjectrulesreviews" => self.review_rules(&mut review, &incoming.user)?,
             "selfsubjectaccessreviews" => self.review_access(&mut review, &incoming.user).await,
             "localsubjectaccessreviews" => {
                 let namespace = target.namespace.unwrap_or_default();
@@ -115,7 +116,9 @@ impl Endpoints {
                 subresource: of_resource("subresource"),
                 namespace: of_resource("namespace"),
                 name: of_resource("name"),
-                path: String::new(),
+                fields: requirements(review, "/spec/resourceAttributes/fieldSelector/requirements"),
+                labels: requirements(review, "/spec/resourceAttributes/labelSelector/requirements"),
+                ..Attributes::default()
             }
         } else {
             Attributes {
@@ -132,15 +135,40 @@ impl Endpoints {
         };
     }
 
-    /// Rules cannot be listed out of a decision function; the answer says that it is incomplete.
-    async fn review_rules(&self, review: &mut Value, user: &UserInfo) {
-        let anything =
-            Attributes { verb: "*".into(), group: "*".into(), resource: "*".into(), ..Attributes::default() };
-        let all = matches!(self.authorizer.authorize(user, &anything).await, Decision::Allow(_));
-        let rules = if all { json!([{ "verbs": ["*"], "apiGroups": ["*"], "resources": ["*"] }]) } else { json!([]) };
-        let paths = if all { json!([{ "verbs": ["*"], "nonResourceURLs": ["*"] }]) } else { json!([]) };
-        review["status"] = json!({ "resourceRules": rules, "nonResourceRules": paths, "incomplete": !all });
+    fn review_rules(&self, review: &mut Value, user: &UserInfo) -> ApiResult<()> {
+        let namespace = text(review, "/spec/namespace");
+        if namespace.is_empty() {
+            return Err(ApiError::bad_request("no namespace on request"));
+        }
+        let rules = self.authorizer.rules_for(user, namespace);
+        // Nodes' reach is not in roles.
+        let of_node = user.groups.iter().any(|g| g == GROUP_NODES);
+        let mut status = json!({
+            "resourceRules": rules.resource, "nonResourceRules": rules.non_resource,
+            "incomplete": of_node || !rules.error.is_empty(),
+        });
+        if of_node || !rules.error.is_empty() {
+            let error = if of_node { "node authorizer does not support user rule resolution" } else { &rules.error };
+            status["evaluationError"] = error.into();
+        }
+        review["status"] = status;
+        Ok(())
     }
+}
+
+/// Selectors as a review gives them. What is more than one value compared is left out, as in requests.
+fn requirements(review: &Value, pointer: &str) -> Vec<Requirement> {
+    let all = review.pointer(pointer).and_then(Value::as_array);
+    let one = |r: &Value| {
+        let equal = match text(r, "/operator") {
+            "In" => true,
+            "NotIn" => false,
+            _ => return None,
+        };
+        let [value] = r["values"].as_array()?.as_slice() else { return None };
+        Some(Requirement { key: text(r, "/key").to_owned(), equal, value: value.as_str()?.to_owned() })
+    };
+    all.into_iter().flatten().filter_map(one).collect()
 }
 
 fn user_json(user: &UserInfo) -> Value {

@@ -62,6 +62,7 @@ pub async fn bind(server: &Arc<Endpoints>, call: &mut Call, name: &str, binding:
         errors.required(&Path::new("target").child("name"), "");
         return Err(ApiError::invalid_kind("", "Binding", name, &errors));
     }
+    server.engine.admission.subresource(&server.engine, call, name, "binding", binding).await?;
     let uid = text(binding, "/metadata/uid").to_owned();
     let annotations = binding.pointer("/metadata/annotations").cloned();
     let resource = call.served.resource.clone();
@@ -127,6 +128,7 @@ fn set_scheduled(pod: &mut Value) {
 async fn token(server: &Arc<Endpoints>, call: Call, name: &str, incoming: Incoming) -> ApiResult<Reply> {
     let body = incoming.body().await?;
     let (mut request, _) = codec::decode(&incoming.content_type, &body)?;
+    server.engine.admission.subresource(&server.engine, &call, name, "token", &request).await?;
     let account = server.engine.get(&call.served, &call.namespace, name, None).await?.value();
     let mut errors = FieldErrors::default();
     let seconds = request.pointer("/spec/expirationSeconds").and_then(Value::as_i64).unwrap_or(3600);
@@ -145,7 +147,6 @@ async fn token(server: &Arc<Endpoints>, call: Call, name: &str, incoming: Incomi
         None => None,
         Some(reference) => Some(bound_object(server, &call, reference, name).await?),
     };
-    crate::admission::restrict_token(&server.engine, &call, bound.as_ref()).await?;
     let audiences: Vec<String> = request
         .pointer("/spec/audiences")
         .and_then(Value::as_array)

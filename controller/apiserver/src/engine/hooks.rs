@@ -18,6 +18,16 @@ pub trait Admission: Send + Sync {
     async fn update(&self, engine: &Engine, call: &mut Call, part: Part, new: &mut Value, old: &Value)
     -> ApiResult<()>;
 
+    /// The body of a subresource that is created (`eviction`, `token`, `binding`), before anything is done or spent for it.
+    async fn subresource(
+        &self,
+        engine: &Engine,
+        call: &Call,
+        name: &str,
+        subresource: &str,
+        body: &Value,
+    ) -> ApiResult<()>;
+
     /// An object that shall go.
     async fn delete(&self, engine: &Engine, call: &mut Call, name: &str, object: &Value) -> ApiResult<()>;
 }

@@ -32,7 +32,8 @@ pub enum Part {
 }
 
 impl Part {
-    pub(super) fn subresource(self) -> &'static str {
+    /// Its name in paths and roles; empty for the object itself.
+    pub fn subresource(self) -> &'static str {
         match self {
             Self::Main => "",
             Self::Status => "status",

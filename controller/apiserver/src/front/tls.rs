@@ -1,7 +1,9 @@
 //! The transport of everybody else: HTTPS, HTTP/1.1 and HTTP/2.
 
 use super::Front;
+use super::connections::{Connections, Place};
 use crate::authn::Identity;
+use crate::exchange::Peer;
 use crate::pki::{CertKey, Pki, user_of_certificate};
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -82,11 +84,17 @@ pub async fn serve(
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let acceptor = TlsAcceptor::from(Arc::new(tls));
     let graceful = Arc::new(GracefulShutdown::new());
+    let connections = Connections::default();
     let mut tasks = tokio::task::JoinSet::new();
     for listener in listeners {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let front = Listener { server: server.clone(), acceptor: acceptor.clone(), graceful: graceful.clone() };
+        let front = Listener {
+            server: server.clone(),
+            acceptor: acceptor.clone(),
+            graceful: graceful.clone(),
+            connections: connections.clone(),
+        };
         tasks.spawn(front.accept(listener, shutdown.clone()));
     }
     tasks.spawn(async move {
@@ -115,6 +123,7 @@ struct Listener {
     server: Arc<Front>,
     acceptor: TlsAcceptor,
     graceful: Arc<GracefulShutdown>,
+    connections: Connections,
 }
 
 impl Listener {
@@ -125,7 +134,10 @@ impl Listener {
                 () = shutdown.cancelled() => return,
             };
             match accepted {
-                Ok((stream, _)) => self.connection(stream),
+                Ok((stream, peer)) => match self.connections.enter(peer.ip()) {
+                    Some(place) => self.connection(stream, Peer(peer), place),
+                    None => tracing::debug!(%peer, "connection refused: there are enough from there, or in all"),
+                },
                 Err(error) => {
                     // Out of file descriptors, most likely: give others time to close theirs.
                     tracing::warn!(%error, "connection not accepted");
@@ -135,10 +147,11 @@ impl Listener {
         }
     }
 
-    fn connection(&self, stream: tokio::net::TcpStream) {
+    fn connection(&self, stream: tokio::net::TcpStream, peer: Peer, place: Place) {
         let (server, acceptor) = (self.server.clone(), self.acceptor.clone());
         let watcher = self.graceful.watcher();
         tokio::spawn(async move {
+            let _place = place;
             let _ = stream.set_nodelay(true);
             let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => stream,
@@ -151,6 +164,7 @@ impl Listener {
                 let (server, user) = (server.clone(), user.clone());
                 async move {
                     let mut request = request.map(Body::new);
+                    request.extensions_mut().insert(peer);
                     if let Some(user) = user {
                         request.extensions_mut().insert(Identity(user));
                     }

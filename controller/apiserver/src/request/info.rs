@@ -1,8 +1,9 @@
 //! [`RequestInfo`]: what an HTTP request asks for, parsed once. Authorisation, audit, priorities, metrics and routing
 //! read the same answer, so that none of them can be told another story than the others. Pure.
 
-use super::{Query, parse_field_selector};
-use causeway_authz::Attributes;
+use super::{FieldTerm, Query, parse_field_selector};
+use causeway_api::selector::{self, Operator, Selector};
+use causeway_authz::{Attributes, Requirement};
 use http::{HeaderMap, Method, Uri, header};
 
 /// A resource path.
@@ -116,6 +117,21 @@ fn method_word(method: &Method) -> String {
     }
 }
 
+/// A set of one value is a demand, all others are not.
+fn of_label(r: selector::Requirement) -> Option<Requirement> {
+    let equal = match r.operator {
+        Operator::In => true,
+        Operator::NotIn => false,
+        _ => return None,
+    };
+    let [value] = <[String; 1]>::try_from(r.values).ok()?;
+    Some(Requirement { key: r.key, equal, value })
+}
+
+fn requirement(term: FieldTerm) -> Requirement {
+    Requirement { key: term.field, equal: term.equal, value: term.value }
+}
+
 impl RequestInfo {
     /// Of method, address and headers.
     pub fn new(method: &Method, uri: &Uri, headers: &HeaderMap) -> Self {
@@ -141,7 +157,22 @@ impl RequestInfo {
             namespace: target.namespace.clone().unwrap_or_default(),
             name: target.name.clone().or_else(|| self.selected("metadata.name")).unwrap_or_default(),
             path: self.path.clone(),
+            fields: self.fields().into_iter().map(requirement).collect(),
+            labels: self.labels(),
         }
+    }
+
+    fn fields(&self) -> Vec<FieldTerm> {
+        let many = matches!(self.verb.as_str(), "list" | "watch" | "deletecollection");
+        let terms = self.query.get("fieldSelector").filter(|_| many).map(parse_field_selector);
+        terms.and_then(Result::ok).unwrap_or_default()
+    }
+
+    fn labels(&self) -> Vec<Requirement> {
+        let many = matches!(self.verb.as_str(), "list" | "watch" | "deletecollection");
+        let selector = self.query.get("labelSelector").filter(|_| many).map(Selector::parse);
+        let all = selector.and_then(Result::ok).unwrap_or_default().0;
+        all.into_iter().filter_map(of_label).collect()
     }
 
     /// What else is asked for by a GET that opens a stream: the right to create it.
@@ -162,9 +193,7 @@ impl RequestInfo {
 
     /// The one value that the field selector of a request for many objects leaves to a field.
     pub fn selected(&self, field: &str) -> Option<String> {
-        let many = matches!(self.verb.as_str(), "list" | "watch" | "deletecollection");
-        let terms = parse_field_selector(self.query.get("fieldSelector").filter(|_| many)?).ok()?;
-        terms.into_iter().find(|term| term.equal && term.field == field).map(|term| term.value)
+        self.fields().into_iter().find(|term| term.equal && term.field == field).map(|term| term.value)
     }
 
     /// Goes on until somebody ends it: no time limit holds for it.

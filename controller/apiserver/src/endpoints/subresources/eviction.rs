@@ -15,6 +15,7 @@ use std::sync::Arc;
 pub async fn serve(server: &Arc<Endpoints>, mut call: Call, name: &str, incoming: Incoming) -> ApiResult<Reply> {
     let body = incoming.body().await?;
     let (eviction, _) = codec::decode(&incoming.content_type, &body)?;
+    server.engine.admission.subresource(&server.engine, &call, name, "eviction", &eviction).await?;
     let mut options = DeleteOptions::parse(&eviction["deleteOptions"], &incoming.info.query)?;
     options.dry_run |= call.options.dry_run;
     let pod = server.engine.get(&call.served, &call.namespace, name, None).await?.value();
