@@ -222,6 +222,7 @@ async fn serve(
             advertise: addresses.advertise,
             extra_sans: args.tls_sans.clone(),
             kubelet_dialer: Arc::new(DirectDialer),
+            settings: causeway_apiserver::Settings::default(),
         },
         store.clone(),
     )

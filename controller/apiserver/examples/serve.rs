@@ -25,6 +25,7 @@ async fn main() -> anyhow::Result<()> {
         advertise: address,
         extra_sans: Vec::new(),
         kubelet_dialer: Arc::new(DirectDialer),
+        settings: causeway_apiserver::Settings::default(),
     };
     let api = ApiServer::start(config, store).await?;
     let file = dir.join("kubeconfig");

@@ -8,9 +8,9 @@ mod impersonation;
 mod jwt;
 mod tokens;
 
+pub use impersonation::impersonate;
 pub use tokens::{Grant, MAX_SECONDS, MIN_SECONDS, Tokens as ServiceAccountTokens};
 
-use crate::authz::Authorizer;
 use crate::engine::Engine;
 use crate::status::ApiResult;
 use causeway_api::bootstrap_token;
@@ -46,16 +46,6 @@ impl Authenticator {
             }
             (None, None) => Ok(UserInfo::anonymous()),
         }
-    }
-
-    /// Who the request acts as: the caller, or the user that its `Impersonate-*` headers name, if the caller may.
-    pub async fn impersonate(
-        &self,
-        user: UserInfo,
-        headers: &HeaderMap,
-        authorizer: &dyn Authorizer,
-    ) -> ApiResult<UserInfo> {
-        impersonation::impersonate(user, headers, authorizer).await
     }
 }
 

@@ -25,7 +25,12 @@ pub trait Authorizer: Send + Sync {
 
 /// Nothing, or the 403 for what the user may not do.
 pub async fn require(authorizer: &dyn Authorizer, user: &UserInfo, attributes: &Attributes) -> ApiResult<()> {
-    match authorizer.authorize(user, attributes).await {
+    permit(authorizer.authorize(user, attributes).await, user, attributes)
+}
+
+/// What a decision means for the caller.
+pub fn permit(decision: Decision, user: &UserInfo, attributes: &Attributes) -> ApiResult<()> {
+    match decision {
         Decision::Allow(_) => Ok(()),
         Decision::Deny(why) | Decision::NoOpinion(why) => Err(denied(user, attributes, &why)),
     }

@@ -3,6 +3,7 @@
 //! In: registry [`Resource`]s. Out: [`Served`] by path, and snapshots for discovery. Readers never wait: a change
 //! swaps the whole table.
 
+use crate::status::ApiResult;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use causeway_registry::{Resource, Scope};
@@ -142,7 +143,7 @@ impl Table {
 
     /// A document about what is served, made when it is asked for the first time. Failures are not kept: there is no
     /// bound on what may be asked for that is not there.
-    pub fn document<E>(&self, name: &str, make: impl FnOnce() -> Result<Document, E>) -> Result<Arc<Document>, E> {
+    pub fn document(&self, name: &str, make: impl FnOnce() -> ApiResult<Document>) -> ApiResult<Arc<Document>> {
         // Held while one is made: many who ask at once wait for it instead of making many.
         let mut documents = self.documents.lock();
         if let Some(made) = documents.get(name) {

@@ -5,11 +5,13 @@
 use crate::authz::Authorizer;
 use crate::catalog::Served;
 use crate::request::RequestInfo;
+use crate::serialization::codec;
 use crate::serialization::render::{self, Form};
 use crate::status::{ApiError, ApiResult};
 use axum::body::Body;
 use bytes::Bytes;
 use causeway_api::identity::UserInfo;
+use causeway_audit::Record;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -45,6 +47,8 @@ pub struct Incoming {
     pub content_type: String,
     /// `User-Agent`, or nothing.
     pub user_agent: String,
+    /// What is recorded of it, if it is.
+    pub record: Option<Arc<Record>>,
     body: tokio::sync::Mutex<Option<Body>>,
     /// The connection after an upgrade.
     pub upgrade: parking_lot::Mutex<Option<hyper::upgrade::OnUpgrade>>,
@@ -57,6 +61,7 @@ impl Incoming {
         info: Arc<RequestInfo>,
         user: UserInfo,
         authorizer: Arc<dyn Authorizer>,
+        record: Option<Arc<Record>>,
     ) -> Self {
         let (mut parts, body) = request.into_parts();
         let header =
@@ -66,6 +71,7 @@ impl Incoming {
             user,
             peer: parts.extensions.get::<Peer>().map(|peer| peer.0.ip()),
             authorizer,
+            record,
             content_type: header(CONTENT_TYPE),
             user_agent: header(http::header::USER_AGENT),
             body: tokio::sync::Mutex::new(Some(body)),
@@ -90,6 +96,36 @@ impl Incoming {
                 let why = format!("the request's body did not come within {} seconds", BODY_TIME.as_secs());
                 Err(ApiError::new(408, "Timeout", why))
             }
+        }
+    }
+
+    /// The body as an object, and its duplicate fields.
+    pub async fn object(&self) -> ApiResult<(Value, Vec<String>)> {
+        let body = self.body().await?;
+        let (object, problems) = codec::decode(&self.content_type, &body)?;
+        if let Some(record) = &self.record {
+            record.request_object(&object);
+        }
+        Ok((object, problems))
+    }
+
+    /// The body as an object, or null where there is none.
+    pub async fn object_or_nothing(&self) -> ApiResult<Value> {
+        let body = self.body().await?;
+        if body.is_empty() {
+            return Ok(Value::Null);
+        }
+        let object = codec::decode(&self.content_type, &body)?.0;
+        if let Some(record) = &self.record {
+            record.request_object(&object);
+        }
+        Ok(object)
+    }
+
+    /// What the body turned out to be, where it is no object of its resource.
+    pub fn patch_is(&self, patch: &Value) {
+        if let Some(record) = &self.record {
+            record.request_patch(patch);
         }
     }
 

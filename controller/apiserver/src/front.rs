@@ -2,28 +2,34 @@
 //!
 //! In: HTTP requests (TLS sockets: [`tls`], clients of the same process: [`memory`]), with an identity in their extensions
 //! where the transport knows one. Out: responses; every failure is a `Status`, also a panic. [`Front::handle`] and
-//! [`Front::filter`] show the order: panic, authentication, impersonation, authorisation, route.
+//! [`Front::filter`] show the order: panic, authentication, audit, impersonation, authorisation, route.
 
+mod audit;
 mod connections;
 pub mod memory;
 pub mod tls;
 
-use crate::authn::{Authenticator, Identity};
+use crate::authn::{self, Authenticator, Identity};
 use crate::authz::{self, Authorizer};
 use crate::endpoints::Endpoints;
 use crate::exchange::{Incoming, Reply};
 use crate::metrics::Labels;
 use crate::request::RequestInfo;
 use crate::status::{ApiError, ApiResult};
+use audit::Arrival;
 use axum::body::Body;
+use causeway_api::identity::UserInfo;
+use causeway_audit::{Auditor, Record};
 use futures::FutureExt;
 use http::{HeaderValue, Method, Request, Response};
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 /// The filters, and what is behind them.
 pub struct Front {
+    /// What is recorded.
+    pub auditor: Option<Auditor>,
     /// Who a caller is.
     pub authenticator: Authenticator,
     /// Who may do what.
@@ -37,9 +43,11 @@ impl Front {
     pub async fn handle(self: Arc<Self>, request: Request<Body>) -> Response<Body> {
         let started = Instant::now();
         let info = Arc::new(RequestInfo::new(request.method(), request.uri(), request.headers()));
-        let audit_id = request.headers().get("audit-id").cloned();
-        let outcome = AssertUnwindSafe(self.filter(request, info.clone())).catch_unwind().await;
-        let reply = match outcome {
+        let arrival = Arrival::new(&request);
+        let record = OnceLock::new();
+        let outcome = AssertUnwindSafe(self.filter(request, info.clone(), &arrival, &record)).catch_unwind().await;
+        let record: Option<Arc<Record>> = record.into_inner();
+        let mut reply = match outcome {
             Ok(Ok(reply)) => reply,
             Ok(Err(error)) => {
                 if error.code() >= 500 {
@@ -49,15 +57,20 @@ impl Front {
             }
             Err(_) => {
                 tracing::error!("a request handler panicked; the client got a 500");
+                if let Some(record) = &record {
+                    record.panic();
+                }
                 Reply::error(&ApiError::internal(
                     "this request caused apiserver to panic. Look in the logs for details",
                 ))
             }
         };
+        if let Some(record) = record {
+            reply = audit::answered(record, &info, reply).await;
+        }
         let mut response = reply.0;
-        let audit_id = audit_id.or_else(|| HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).ok());
-        if let Some(audit_id) = audit_id {
-            response.headers_mut().insert("audit-id", audit_id);
+        if let Ok(id) = HeaderValue::from_str(&arrival.id) {
+            response.headers_mut().insert("audit-id", id);
         }
         response.headers_mut().insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
         if info.method == Method::HEAD {
@@ -69,14 +82,78 @@ impl Front {
     }
 
     /// What a request passes, in this order.
-    async fn filter(&self, request: Request<Body>, info: Arc<RequestInfo>) -> ApiResult<Reply> {
+    async fn filter(
+        &self,
+        mut request: Request<Body>,
+        info: Arc<RequestInfo>,
+        arrival: &Arrival,
+        record: &OnceLock<Arc<Record>>,
+    ) -> ApiResult<Reply> {
+        let user = self.authenticate(&mut request, &info, arrival).await?;
+        let record = self.record(&info, arrival, &user, record)?;
+        let user = self.impersonate(user, &mut request, record.as_deref()).await?;
+        self.authorize(&user, &info, record.as_deref()).await?;
+        let incoming = Incoming::new(request, info, user, self.authorizer.clone(), record);
+        self.endpoints.route(incoming).await
+    }
+
+    /// Who the caller is.
+    async fn authenticate(
+        &self,
+        request: &mut Request<Body>,
+        info: &RequestInfo,
+        arrival: &Arrival,
+    ) -> ApiResult<UserInfo> {
         let identity = request.extensions().get::<Identity>().cloned();
-        let user = self.authenticator.authenticate(identity, request.headers()).await?;
-        let user = self.authenticator.impersonate(user, request.headers(), &*self.authorizer).await?;
-        if let Some(stream) = info.stream_attributes() {
-            authz::require(&*self.authorizer, &user, &stream).await?;
+        let outcome = self.authenticator.authenticate(identity, request.headers()).await;
+        let credentials = request.headers_mut().remove(http::header::AUTHORIZATION);
+        if let (Err(error), Some(auditor)) = (&outcome, &self.auditor) {
+            arrival.refused(auditor, info, error.code(), credentials.is_some());
         }
-        authz::require(&*self.authorizer, &user, &info.attributes()).await?;
-        self.endpoints.route(Incoming::new(request, info, user, self.authorizer.clone())).await
+        outcome
+    }
+
+    /// The record of the request, where the policy wants one.
+    fn record(
+        &self,
+        info: &RequestInfo,
+        arrival: &Arrival,
+        user: &UserInfo,
+        slot: &OnceLock<Arc<Record>>,
+    ) -> ApiResult<Option<Arc<Record>>> {
+        let Some(auditor) = &self.auditor else { return Ok(None) };
+        let record = arrival.begin(auditor, info, user).map_err(ApiError::internal)?;
+        if let Some(record) = &record {
+            let _ = slot.set(record.clone());
+        }
+        Ok(record)
+    }
+
+    /// As whom the request is served.
+    async fn impersonate(
+        &self,
+        user: UserInfo,
+        request: &mut Request<Body>,
+        record: Option<&Record>,
+    ) -> ApiResult<UserInfo> {
+        let Some(other) = authn::impersonate(&user, request.headers_mut(), &*self.authorizer).await? else {
+            return Ok(user);
+        };
+        if let Some(record) = record {
+            audit::impersonated(record, &other);
+        }
+        Ok(other)
+    }
+
+    /// Whether the user may do it.
+    async fn authorize(&self, user: &UserInfo, info: &RequestInfo, record: Option<&Record>) -> ApiResult<()> {
+        for asked in info.stream_attributes().into_iter().chain([info.attributes()]) {
+            let decision = self.authorizer.authorize(user, &asked).await;
+            if let Some(record) = record {
+                audit::decided(record, &decision);
+            }
+            authz::permit(decision, user, &asked)?;
+        }
+        Ok(())
     }
 }

@@ -61,6 +61,15 @@ pub struct ApiServerConfig {
     pub extra_sans: Vec<String>,
     /// The way into the network of the nodes.
     pub kubelet_dialer: Arc<dyn NodeDialer>,
+    /// What an operator may choose.
+    pub settings: Settings,
+}
+
+/// What an operator may choose of an API server. The default is right for most.
+#[derive(Default)]
+pub struct Settings {
+    /// What is recorded of requests, and where; nothing without it.
+    pub audit: Option<causeway_audit::Config>,
 }
 
 /// A running API server. Its background work ends when it is dropped.
@@ -74,7 +83,7 @@ pub struct ApiServer {
 
 impl ApiServer {
     /// Reads the store, creates what every cluster has, and starts the background work. Listens nowhere yet.
-    pub async fn start(config: ApiServerConfig, store: Arc<dyn Store>) -> anyhow::Result<Self> {
+    pub async fn start(mut config: ApiServerConfig, store: Arc<dyn Store>) -> anyhow::Result<Self> {
         let stop = CancellationToken::new();
         let guard = stop.clone().drop_guard();
         let pki = Arc::new(Pki::open_or_create(&config.pki_dir)?);
@@ -94,6 +103,13 @@ impl ApiServer {
         let tokens = Arc::new(ServiceAccountTokens::new(pki.service_account_key_pem(), &config.cluster.domain)?);
         let authorizer: Arc<dyn authz::Authorizer> = rules;
         let front = Arc::new(Front {
+            auditor: config
+                .settings
+                .audit
+                .take()
+                .map(causeway_audit::Auditor::start)
+                .transpose()
+                .context("starting audit")?,
             authenticator: Authenticator { engine: engine.clone(), tokens: tokens.clone() },
             authorizer: authorizer.clone(),
             endpoints: Arc::new(Endpoints {

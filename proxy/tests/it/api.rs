@@ -97,6 +97,7 @@ pub async fn api_server(folder: &Path) -> ApiServer {
         advertise: "127.0.0.1:6443".parse().unwrap(),
         extra_sans: Vec::new(),
         kubelet_dialer: Arc::new(DirectDialer),
+        settings: causeway_apiserver::Settings::default(),
     };
     ApiServer::start(config, store).await.unwrap()
 }

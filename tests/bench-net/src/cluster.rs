@@ -84,6 +84,7 @@ impl Cluster {
                 advertise: API,
                 extra_sans: Vec::new(),
                 kubelet_dialer: Arc::new(DirectDialer),
+                settings: causeway_apiserver::Settings::default(),
             };
             ApiServer::start(config, store).await
         })?;

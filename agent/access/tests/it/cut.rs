@@ -71,6 +71,7 @@ async fn a_silent_cut_is_noticed_and_a_healed_link_used() {
         advertise: inside,
         extra_sans: Vec::new(),
         kubelet_dialer: Arc::new(DirectDialer),
+        settings: causeway_apiserver::Settings::default(),
     };
     let store = SledStore::open(&dir.path().join("store"), SledOptions::default()).unwrap();
     let api = Arc::new(ApiServer::start(config, Arc::new(store)).await.unwrap());

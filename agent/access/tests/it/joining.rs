@@ -46,6 +46,7 @@ impl Server {
             advertise: SocketAddr::from(([10, 90, 0, 1], 6443)),
             extra_sans: Vec::new(),
             kubelet_dialer: Arc::new(DirectDialer),
+            settings: causeway_apiserver::Settings::default(),
         };
         let api = Arc::new(ApiServer::start(config, Arc::new(store)).await.unwrap());
         let stop = CancellationToken::new();

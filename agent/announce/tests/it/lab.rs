@@ -74,6 +74,7 @@ impl Lab {
             advertise: address,
             extra_sans: Vec::new(),
             kubelet_dialer: Arc::new(DirectDialer),
+            settings: causeway_apiserver::Settings::default(),
         };
         let store = Arc::new(SledStore::open(&dir.path().join("store"), SledOptions::default()).unwrap());
         let api = Arc::new(ApiServer::start(config, store).await.unwrap());

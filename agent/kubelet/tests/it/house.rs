@@ -126,6 +126,7 @@ impl House {
             advertise: "10.90.0.1:6443".parse().unwrap(),
             extra_sans: Vec::new(),
             kubelet_dialer: Arc::new(LanDialer(segment.lan().clone())),
+            settings: causeway_apiserver::Settings::default(),
         };
         let api = Arc::new(ApiServer::start(config, store).await.unwrap());
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

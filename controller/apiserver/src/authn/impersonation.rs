@@ -5,15 +5,19 @@ use crate::status::{ApiError, ApiResult};
 use causeway_api::identity::{GROUP_AUTHENTICATED, GROUP_SERVICE_ACCOUNTS, UserInfo};
 use http::HeaderMap;
 
-/// The user that the headers name; `user` itself where they name none.
-pub async fn impersonate(user: UserInfo, headers: &HeaderMap, authorizer: &dyn Authorizer) -> ApiResult<UserInfo> {
+/// The user that the headers name, if they name one and `user` may act as that.
+pub async fn impersonate(
+    user: &UserInfo,
+    headers: &mut HeaderMap,
+    authorizer: &dyn Authorizer,
+) -> ApiResult<Option<UserInfo>> {
     let values = |name: &str| -> Vec<String> {
         headers.get_all(name).iter().filter_map(|v| v.to_str().ok().map(str::to_owned)).collect()
     };
     let groups = values("impersonate-group");
     let Some(name) = values("impersonate-user").into_iter().next() else {
         return if groups.is_empty() {
-            Ok(user)
+            Ok(None)
         } else {
             Err(ApiError::bad_request("requested groups without impersonating a user"))
         };
@@ -22,9 +26,9 @@ pub async fn impersonate(user: UserInfo, headers: &HeaderMap, authorizer: &dyn A
         let (verb, resource, name) = ("impersonate".to_owned(), resource.to_owned(), name.to_owned());
         Attributes { verb, resource, name, ..Attributes::default() }
     };
-    authz::require(authorizer, &user, &question("users", &name)).await?;
+    authz::require(authorizer, user, &question("users", &name)).await?;
     for group in &groups {
-        authz::require(authorizer, &user, &question("groups", group)).await?;
+        authz::require(authorizer, user, &question("groups", group)).await?;
     }
     let mut other = UserInfo { username: name, groups, ..UserInfo::default() };
     if let Some((namespace, _)) =
@@ -36,5 +40,5 @@ pub async fn impersonate(user: UserInfo, headers: &HeaderMap, authorizer: &dyn A
     if !other.groups.iter().any(|g| g == GROUP_AUTHENTICATED) {
         other.groups.push(GROUP_AUTHENTICATED.to_owned());
     }
-    Ok(other)
+    Ok(Some(other))
 }

@@ -6,7 +6,7 @@ use crate::exchange::{Incoming, Reply};
 use crate::serialization::render::accept_clauses;
 use crate::status::{ApiError, ApiResult};
 use http::{HeaderValue, StatusCode};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 /// A subresource or a resource without objects, as discovery lists it.

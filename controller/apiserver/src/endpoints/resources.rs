@@ -111,8 +111,7 @@ impl Endpoints {
     }
 
     async fn create(self: &Arc<Self>, mut call: Call, incoming: Incoming) -> ApiResult<Reply> {
-        let body = incoming.body().await?;
-        let (mut object, problems) = codec::decode(&incoming.content_type, &body)?;
+        let (mut object, problems) = incoming.object().await?;
         call.warnings = codec::conform(&call.served, &mut object, problems, call.options.validation)?;
         let stored = self.engine.create(&mut call, object).await?;
         Ok(Reply::value(&call.served, StatusCode::CREATED, incoming.form()?, stored).warn(call.warnings))
@@ -134,8 +133,7 @@ impl Endpoints {
                 Ok(Reply::new(StatusCode::OK, form, render::object(&call.served, form, &object)))
             }
             "update" => {
-                let body = incoming.body().await?;
-                let (mut object, problems) = codec::decode(&incoming.content_type, &body)?;
+                let (mut object, problems) = incoming.object().await?;
                 call.warnings = codec::conform(&call.served, &mut object, problems, call.options.validation)?;
                 let (stored, created) = self.engine.update(&mut call, name, part, object).await?;
                 let code = if created { StatusCode::CREATED } else { StatusCode::OK };
@@ -162,6 +160,7 @@ impl Endpoints {
                 ));
             }
             let mut applied = codec::decode_yaml(&body)?;
+            incoming.patch_is(&applied);
             let problems = codec::conform_applied(&call.served, &mut applied, Vec::new(), call.options.validation)?;
             call.warnings = problems;
             return self.engine.apply(call, name, part, &applied).await;
@@ -169,6 +168,7 @@ impl Endpoints {
         let served = call.served.clone();
         let validation = call.options.validation;
         let patch = PatchBody::parse(&media, &body, served.custom.is_some())?;
+        incoming.patch_is(patch.value());
         let mut warnings = Vec::new();
         let outcome = self
             .engine
@@ -183,8 +183,7 @@ impl Endpoints {
     }
 
     async fn delete_options(&self, incoming: &Incoming) -> ApiResult<DeleteOptions> {
-        let body = incoming.body().await?;
-        let value = if body.is_empty() { Value::Null } else { codec::decode(&incoming.content_type, &body)?.0 };
+        let value = incoming.object_or_nothing().await?;
         DeleteOptions::parse(&value, &incoming.info.query)
     }
 
@@ -258,6 +257,12 @@ impl PatchBody {
             STRATEGIC_PATCH if !custom => Ok(Self::Strategic(value()?)),
             _ if custom => Err(ApiError::unsupported_media_type(&[JSON_PATCH, MERGE_PATCH, APPLY_PATCH])),
             _ => Err(ApiError::unsupported_media_type(&[JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, APPLY_PATCH])),
+        }
+    }
+
+    fn value(&self) -> &Value {
+        match self {
+            Self::Json(patch) | Self::Merge(patch) | Self::Strategic(patch) => patch,
         }
     }
 

@@ -6,7 +6,6 @@ use crate::endpoints::subresources;
 use crate::engine::text;
 use crate::exchange::{Incoming, Reply};
 use crate::request::Target;
-use crate::serialization::codec;
 use crate::status::{ApiError, ApiResult};
 use causeway_api::identity::{GROUP_AUTHENTICATED, GROUP_NODES, UserInfo};
 use causeway_authz::Requirement;
@@ -41,8 +40,7 @@ impl Endpoints {
         if verb != "create" {
             return Err(ApiError::method_not_allowed());
         }
-        let body = incoming.body().await?;
-        let (mut review, _) = codec::decode(&incoming.content_type, &body)?;
+        let (mut review, _) = incoming.object().await?;
         if !review.is_object() {
             return Err(ApiError::bad_request("the body must be an object"));
         }

@@ -7,7 +7,6 @@ use crate::authn::{Grant, MAX_SECONDS, MIN_SECONDS};
 use crate::endpoints::Endpoints;
 use crate::engine::{Call, Part, text};
 use crate::exchange::{Incoming, Reply};
-use crate::serialization::codec;
 use crate::status::{ApiError, ApiResult};
 use causeway_registry::{FieldErrors, Path};
 use http::StatusCode;
@@ -27,8 +26,7 @@ pub async fn serve(
     match (subresource, verb) {
         ("scale", _) if call.served.resource.scale.is_some() => scale::serve(server, call, name, verb, incoming).await,
         ("binding", "create") if pods => {
-            let body = incoming.body().await?;
-            let (binding, _) = codec::decode(&incoming.content_type, &body)?;
+            let (binding, _) = incoming.object().await?;
             bind(server, &mut call, name, &binding).await
         }
         ("eviction", "create") if pods => eviction::serve(server, call, name, incoming).await,
@@ -126,8 +124,7 @@ fn set_scheduled(pod: &mut Value) {
 
 /// Issues a token.
 async fn token(server: &Arc<Endpoints>, call: Call, name: &str, incoming: Incoming) -> ApiResult<Reply> {
-    let body = incoming.body().await?;
-    let (mut request, _) = codec::decode(&incoming.content_type, &body)?;
+    let (mut request, _) = incoming.object().await?;
     server.engine.admission.subresource(&server.engine, &call, name, "token", &request).await?;
     let account = server.engine.get(&call.served, &call.namespace, name, None).await?.value();
     let mut errors = FieldErrors::default();

@@ -45,6 +45,7 @@ async fn server(dir: &Path, address: SocketAddr) -> (ApiServer, Arc<SledStore>) 
         advertise: address,
         extra_sans: Vec::new(),
         kubelet_dialer: Arc::new(DirectDialer),
+        settings: causeway_apiserver::Settings::default(),
     };
     (ApiServer::start(config, store.clone()).await.unwrap(), store)
 }

@@ -50,6 +50,7 @@ pub async fn start_as(dir: TempDir, store: Arc<dyn Store>, cluster: ClusterConfi
         advertise: SocketAddr::from(([10, 90, 0, 1], 6443)),
         extra_sans: Vec::new(),
         kubelet_dialer: Arc::new(DirectDialer),
+        settings: causeway_apiserver::Settings::default(),
     };
     let api = Arc::new(ApiServer::start(config, store.clone()).await.unwrap());
     let shutdown = CancellationToken::new();

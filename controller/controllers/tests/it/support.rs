@@ -50,6 +50,7 @@ impl Cluster {
             advertise: SocketAddr::from(([10, 90, 0, 1], 6443)),
             extra_sans: Vec::new(),
             kubelet_dialer: Arc::new(DirectDialer),
+            settings: causeway_apiserver::Settings::default(),
         };
         let api = ApiServer::start(config, store).await.unwrap();
         let client = api.client(UserInfo::admin());

@@ -3,7 +3,6 @@
 use crate::endpoints::Endpoints;
 use crate::engine::{Call, DeleteOptions, text};
 use crate::exchange::{Incoming, Reply};
-use crate::serialization::codec;
 use crate::status::{ApiError, ApiResult};
 use causeway_api::selector::Selector;
 use http::StatusCode;
@@ -13,8 +12,7 @@ use std::sync::Arc;
 
 /// Evicts a pod.
 pub async fn serve(server: &Arc<Endpoints>, mut call: Call, name: &str, incoming: Incoming) -> ApiResult<Reply> {
-    let body = incoming.body().await?;
-    let (eviction, _) = codec::decode(&incoming.content_type, &body)?;
+    let (eviction, _) = incoming.object().await?;
     server.engine.admission.subresource(&server.engine, &call, name, "eviction", &eviction).await?;
     let mut options = DeleteOptions::parse(&eviction["deleteOptions"], &incoming.info.query)?;
     options.dry_run |= call.options.dry_run;

@@ -36,14 +36,17 @@ pub async fn serve(
     let change: Change = match (verb, media.as_str()) {
         ("update", _) => {
             let (scale, _) = codec::decode(&incoming.content_type, &body)?;
+            incoming.patch_is(&scale);
             Box::new(move |_| Ok(scale.clone()))
         }
         ("patch", "application/json-patch+json") => {
             let patch = codec::decode_yaml(&body)?;
+            incoming.patch_is(&patch);
             Box::new(move |old| causeway_schema::patch::json(old, &patch).map_err(refused))
         }
         ("patch", _) => {
             let patch = codec::decode_yaml(&body)?;
+            incoming.patch_is(&patch);
             Box::new(move |old| Ok(causeway_schema::patch::merge(old, &patch)))
         }
         _ => return Err(ApiError::method_not_allowed()),
