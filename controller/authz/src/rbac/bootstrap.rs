@@ -44,4 +44,4 @@ fn expand(tables: &[&str]) -> Vec<(&'static str, Value)> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
