@@ -12,6 +12,7 @@ mod deployment;
 mod endpoint_slice;
 mod endpoints;
 pub(crate) mod event;
+mod flow_schema;
 mod ingress;
 mod ingress_class;
 mod ip_address;
@@ -26,6 +27,7 @@ mod pod;
 mod pod_disruption_budget;
 mod pod_status;
 mod priority_class;
+mod priority_level_configuration;
 mod rbac;
 mod replica_set;
 mod secret;
@@ -61,6 +63,8 @@ pub fn builtin() -> Vec<Resource> {
         lease::resource(),
         endpoint_slice::resource(),
         event::events(),
+        flow_schema::resource(),
+        priority_level_configuration::resource(),
         ingress::resource(),
         ingress_class::resource(),
         ip_address::resource(),

@@ -187,6 +187,8 @@ mod tests {
             ("authorization.k8s.io", "v1", "SelfSubjectAccessReview"),
             ("apiextensions.k8s.io", "v1", "CustomResourceDefinition"),
             ("rbac.authorization.k8s.io", "v1", "Role"),
+            ("flowcontrol.apiserver.k8s.io", "v1", "FlowSchema"),
+            ("flowcontrol.apiserver.k8s.io", "v1", "PriorityLevelConfiguration"),
         ] {
             let schema = builtin(group, version, kind);
             assert!(schema.is_some_and(|s| s.field("kind").is_some()), "{group}/{version} {kind}");
