@@ -16,6 +16,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::Value;
+use std::any::Any;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +51,8 @@ pub struct Incoming {
     /// What is recorded of it, if it is.
     pub record: Option<Arc<Record>>,
     body: tokio::sync::Mutex<Option<Body>>,
+    /// What is to be held as long as an upgraded connection lasts.
+    pub lasting: parking_lot::Mutex<Option<Box<dyn Any + Send + Sync>>>,
     /// The connection after an upgrade.
     pub upgrade: parking_lot::Mutex<Option<hyper::upgrade::OnUpgrade>>,
 }
@@ -74,6 +77,7 @@ impl Incoming {
             record,
             content_type: header(CONTENT_TYPE),
             user_agent: header(http::header::USER_AGENT),
+            lasting: parking_lot::Mutex::default(),
             body: tokio::sync::Mutex::new(Some(body)),
             upgrade: parking_lot::Mutex::new(parts.extensions.remove::<hyper::upgrade::OnUpgrade>()),
             headers: parts.headers,

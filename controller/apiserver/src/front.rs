@@ -2,10 +2,11 @@
 //!
 //! In: HTTP requests (TLS sockets: [`tls`], clients of the same process: [`memory`]), with an identity in their extensions
 //! where the transport knows one. Out: responses; every failure is a `Status`, also a panic. [`Front::handle`] and
-//! [`Front::filter`] show the order: panic, authentication, audit, impersonation, authorisation, route.
+//! [`Front::filter`] show the order: panic, authentication, audit, impersonation,
+//! priority and fairness, authorisation, route.
 
 mod audit;
-mod connections;
+mod flow;
 pub mod memory;
 pub mod tls;
 
@@ -16,12 +17,15 @@ use crate::exchange::{Incoming, Reply};
 use crate::metrics::Labels;
 use crate::request::RequestInfo;
 use crate::status::{ApiError, ApiResult};
+pub use flow::FlowControl;
+
 use audit::Arrival;
 use axum::body::Body;
 use causeway_api::identity::UserInfo;
 use causeway_audit::{Auditor, Record};
 use futures::FutureExt;
 use http::{HeaderValue, Method, Request, Response};
+use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -32,6 +36,8 @@ pub struct Front {
     pub auditor: Option<Auditor>,
     /// Who a caller is.
     pub authenticator: Authenticator,
+    /// Who runs, who waits.
+    pub flow: FlowControl,
     /// Who may do what.
     pub authorizer: Arc<dyn Authorizer>,
     /// Where requests end.
@@ -92,9 +98,16 @@ impl Front {
         let user = self.authenticate(&mut request, &info, arrival).await?;
         let record = self.record(&info, arrival, &user, record)?;
         let user = self.impersonate(user, &mut request, record.as_deref()).await?;
+        let engine = &self.endpoints.engine;
+        let mut passage = self.flow.enter(&user, &info, &engine.catalog.table(), &engine.feed).await?;
         self.authorize(&user, &info, record.as_deref()).await?;
-        let incoming = Incoming::new(request, info, user, self.authorizer.clone(), record);
-        self.endpoints.route(incoming).await
+        let mut incoming = Incoming::new(request, info, user, self.authorizer.clone(), record);
+        if incoming.info.upgrade {
+            incoming.lasting =
+                passage.take_lasting().map(|budget| Box::new(budget) as Box<dyn Any + Send + Sync>).into();
+        }
+        let reply = self.endpoints.route(incoming).await?;
+        Ok(passage.answered(reply))
     }
 
     /// Who the caller is.

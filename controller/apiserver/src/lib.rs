@@ -32,15 +32,16 @@ use crate::endpoints::Endpoints;
 use crate::endpoints::relay::NodeRelay;
 use crate::engine::Engine;
 use crate::feed::Feed;
-use crate::front::{Front, memory::InMemory, tls};
+use crate::front::{FlowControl, Front, memory::InMemory, tls};
 use crate::services::Allocator;
-use crate::upkeep::{bootstrap, cluster_info, custom, roles, signing};
+use crate::upkeep::{bootstrap, cluster_info, custom, flow, roles, signing};
 use anyhow::Context;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use causeway_api::config::ClusterConfig;
 use causeway_api::events::Recorder;
 use causeway_api::identity::{self, UserInfo};
+use causeway_flowcontrol::{Budgets, Dispatcher, Limits};
 use causeway_store::{Revision, Store};
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -102,7 +103,10 @@ impl ApiServer {
         let to_kubelets = pki.issue_client(&user)?;
         let tokens = Arc::new(ServiceAccountTokens::new(pki.service_account_key_pem(), &config.cluster.domain)?);
         let authorizer: Arc<dyn authz::Authorizer> = rules;
+        let flow = FlowControl { dispatcher: Dispatcher::new(flow::SEATS), budgets: Budgets::new(Limits::default()) };
+        let dispatcher = flow.dispatcher.clone();
         let front = Arc::new(Front {
+            flow,
             auditor: config
                 .settings
                 .audit
@@ -124,6 +128,7 @@ impl ApiServer {
         let runtime = tokio::runtime::Handle::current();
         bootstrap::ensure(&engine, config.advertise).await.context("creating the system objects")?;
         roles::ensure(&engine).await.context("creating the default roles")?;
+        flow::ensure(&engine).await.context("creating the default flow schemas and priority levels")?;
         let info = cluster_info::Info { advertise: config.advertise, ca_pem: pki.ca_pem().to_owned() };
         info.ensure(&engine).await.context("creating the cluster's information for machines that join")?;
         custom::sync(&engine, &mut BTreeSet::new()).await;
@@ -131,6 +136,7 @@ impl ApiServer {
         tokio::spawn(info.run(engine.clone(), stop.clone()));
         let signer = InMemory::new(front.clone(), user.clone(), runtime.clone());
         tokio::spawn(signing::run(kube::Client::new(signer, "default"), pki.clone(), stop.clone()));
+        tokio::spawn(flow::run(engine.clone(), dispatcher, stop.clone()));
         tokio::spawn(roles::run(engine.clone(), stop.clone()));
         tokio::spawn(custom::run(engine.clone(), stop.clone()));
         let client = kube::Client::new(InMemory::new(front.clone(), user, runtime.clone()), "default");

@@ -146,7 +146,9 @@ impl NodeRelay {
             return relay_plain(response).await;
         }
         let kubelet = hyper::upgrade::on(&mut response);
+        let lasting = incoming.lasting.lock().take();
         tokio::spawn(async move {
+            let _lasting = lasting;
             let (Ok(client), Ok(kubelet)) = tokio::join!(client, kubelet) else { return };
             let (mut client, mut kubelet) = (TokioIo::new(client), TokioIo::new(kubelet));
             if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut kubelet).await {

@@ -1,13 +1,13 @@
 //! The transport of everybody else: HTTPS, HTTP/1.1 and HTTP/2.
 
 use super::Front;
-use super::connections::{Connections, Place};
 use crate::authn::Identity;
 use crate::exchange::Peer;
 use crate::pki::{CertKey, Pki, user_of_certificate};
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use axum::body::Body;
+use causeway_flowcontrol::Budget;
 use http::Request;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -84,17 +84,11 @@ pub async fn serve(
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let acceptor = TlsAcceptor::from(Arc::new(tls));
     let graceful = Arc::new(GracefulShutdown::new());
-    let connections = Connections::default();
     let mut tasks = tokio::task::JoinSet::new();
     for listener in listeners {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let front = Listener {
-            server: server.clone(),
-            acceptor: acceptor.clone(),
-            graceful: graceful.clone(),
-            connections: connections.clone(),
-        };
+        let front = Listener { server: server.clone(), acceptor: acceptor.clone(), graceful: graceful.clone() };
         tasks.spawn(front.accept(listener, shutdown.clone()));
     }
     tasks.spawn(async move {
@@ -123,7 +117,6 @@ struct Listener {
     server: Arc<Front>,
     acceptor: TlsAcceptor,
     graceful: Arc<GracefulShutdown>,
-    connections: Connections,
 }
 
 impl Listener {
@@ -134,9 +127,9 @@ impl Listener {
                 () = shutdown.cancelled() => return,
             };
             match accepted {
-                Ok((stream, peer)) => match self.connections.enter(peer.ip()) {
-                    Some(place) => self.connection(stream, Peer(peer), place),
-                    None => tracing::debug!(%peer, "connection refused: there are enough from there, or in all"),
+                Ok((stream, peer)) => match self.server.flow.budgets.connection(peer.ip()) {
+                    Ok(budget) => self.connection(stream, Peer(peer), budget),
+                    Err(why) => tracing::debug!(%peer, %why, "connection closed"),
                 },
                 Err(error) => {
                     // Out of file descriptors, most likely: give others time to close theirs.
@@ -147,11 +140,11 @@ impl Listener {
         }
     }
 
-    fn connection(&self, stream: tokio::net::TcpStream, peer: Peer, place: Place) {
+    fn connection(&self, stream: tokio::net::TcpStream, peer: Peer, budget: Budget) {
         let (server, acceptor) = (self.server.clone(), self.acceptor.clone());
         let watcher = self.graceful.watcher();
         tokio::spawn(async move {
-            let _place = place;
+            let _budget = budget;
             let _ = stream.set_nodelay(true);
             let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => stream,
