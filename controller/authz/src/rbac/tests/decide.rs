@@ -115,6 +115,13 @@ fn subjects_are_who_they_say() {
             &[],
             false,
         ),
+        (
+            "",
+            json!({ "kind": "ServiceAccount", "name": "bot", "namespace": "ns:b" }),
+            "system:serviceaccount:ns:b:bot",
+            &[],
+            false,
+        ),
         ("", json!({ "kind": "Robot", "name": "u" }), "u", &[], false),
         ("", json!({ "kind": "User", "name": "" }), "", &[], false),
         ("", json!({ "name": "u" }), "u", &["u"], false),

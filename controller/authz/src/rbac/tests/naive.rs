@@ -127,7 +127,7 @@ const CALLERS: &[(&str, &str)] = &[
 fn decisions_are_those_of_the_rules_read_one_by_one() {
     let mut dice = Dice(1);
     let (mut yes, mut no) = (0, 0);
-    for round in 0..400 {
+    for round in 0..120 {
         let objects = dice.objects();
         let index = index(&objects);
         for (user, group) in CALLERS {
@@ -194,7 +194,7 @@ fn singles(rule: &Value) -> Vec<Value> {
 fn what_is_missing_is_what_no_rule_covers() {
     let mut dice = Dice(2);
     let (mut all, mut part) = (0, 0);
-    for round in 0..4000 {
+    for round in 0..1500 {
         let (own, wanted) = (dice.rules(3), dice.rules(2));
         let index = index(&[
             ("clusterroles", super::role("", "r", &own)),
