@@ -1,8 +1,11 @@
 //! Certificate signing requests of nodes: approved where they are what a node may have, and old ones cleaned away.
 //!
-//! In: requests, nodes. Out: conditions `Approved`; deletes. What is no node's, or not as it should be, waits for a
-//! person (`kubectl certificate approve`). A machine that uses a bootstrap token gets the name of a node that is not
-//! there yet: a stolen token must not become somebody else's node.
+//! In: requests, nodes. Out: conditions `Approved`; the addresses of a node's serving certificate, written down in an
+//! annotation of the Node; deletes. What is no node's, or not as it should be, waits for a person
+//! (`kubectl certificate approve`). A machine that uses a bootstrap token gets the name of a node that is not there yet: a
+//! stolen token must not become somebody else's node. A kubelet's serving certificate is for addresses that the cluster
+//! knows to be its own ([`causeway_authz::node::serving`]), whatever the node says of itself: it is approved once they are
+//! written down, and no other node has one of them.
 
 use crate::cache::key_of;
 use crate::context::Context;
@@ -11,14 +14,15 @@ use crate::meta::{created, name};
 use crate::queue::{Key, Queue};
 use causeway_api::bootstrap_token;
 use causeway_api::certificates::{self, NODE_USER_PREFIX, SIGNER_KUBELET_CLIENT, SIGNER_KUBELET_SERVING};
-use k8s_openapi::api::certificates::v1::{
-    CertificateSigningRequest, CertificateSigningRequestCondition, CertificateSigningRequestSpec,
-};
+use causeway_authz::node::{SERVING_ANNOTATION, serving};
+use ipnet::IpNet;
+use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,11 +45,11 @@ pub fn queue(context: &Arc<Context>) -> Arc<Queue<Key>> {
             sink.add(key_of(&**request));
         }
     });
-    // A serving certificate waits until its node has the address it is for.
+    // A serving certificate waits until its addresses are written down.
     let (sink, requests) = (queue.clone(), context.caches.requests.clone());
     context.caches.nodes.on_change(move |old, new| {
-        let addresses = |n: Option<&Arc<Node>>| n.and_then(|n| n.status.as_ref()?.addresses.clone());
-        if addresses(old) != addresses(new) {
+        let written = |n: Option<&Arc<Node>>| n.map(|n| annotation(n).map(str::to_owned));
+        if written(old) != written(new) {
             for request in requests.all() {
                 if request.spec.signer_name == SIGNER_KUBELET_SERVING && !is_decided(&request) {
                     sink.add(key_of(&*request));
@@ -74,16 +78,50 @@ impl Requests {
             return Ok(None);
         }
         if !is_decided(&request) {
-            match verdict(&request.spec, &self.context.caches.nodes.all()) {
+            match verdict(&request, &self.context.caches.nodes.all(), &self.known()) {
                 Verdict::Approve(why) => self.approve(&request, why).await?,
-                // Is looked at again as soon as the node says its addresses.
-                Verdict::Leave(why) if request.spec.signer_name == SIGNER_KUBELET_SERVING => {
-                    tracing::debug!(request = key.name, why, "certificate request waits")
-                }
+                // Is looked at again as soon as the Node's annotation is seen.
+                Verdict::Record(node, addresses) => self.record(&node, &addresses).await?,
+                Verdict::Wait(why) => tracing::debug!(request = key.name, why, "certificate request waits"),
                 Verdict::Leave(why) => tracing::info!(request = key.name, why, "certificate request left to a person"),
             }
         }
         Ok(Some(Duration::from_secs(u64::try_from(life - age).unwrap_or(1).clamp(1, 3600))))
+    }
+
+    /// What is known of the cluster's addresses now.
+    fn known(&self) -> Known {
+        let (caches, config) = (&self.context.caches, &self.context.config);
+        let mut known = Known {
+            services: config.cluster.service_cidrs.clone(),
+            pods: config.cluster.pod_cidrs.clone(),
+            domain: config.cluster.domain.clone(),
+            api: Vec::new(),
+            names: Vec::new(),
+        };
+        for object in caches.cidrs.all() {
+            let ranges = object.spec.iter().flat_map(|s| s.cidrs.iter().flatten());
+            known.services.extend(ranges.filter_map(|r| r.parse::<IpNet>().ok()));
+        }
+        for host in &config.api_hosts {
+            match host.parse::<IpAddr>() {
+                Ok(ip) => known.api.push(ip),
+                Err(_) => known.names.push(host.clone()),
+            }
+        }
+        if let Some(endpoints) = caches.endpoints.get(&Key::new("default", "kubernetes")) {
+            let all = endpoints.subsets.iter().flatten().flat_map(|s| s.addresses.iter().flatten());
+            known.api.extend(all.filter_map(|a| a.ip.parse::<IpAddr>().ok()));
+        }
+        known
+    }
+
+    /// Writes down which addresses are a node's.
+    async fn record(&self, node: &str, addresses: &[IpAddr]) -> Result<()> {
+        let patch = json!({ "metadata": { "annotations": { SERVING_ANNOTATION: serving::write(addresses) } } });
+        let api = self.context.cluster::<Node>();
+        let written = api.patch(node, &PatchParams::default(), &Patch::Merge(&patch)).await;
+        ignore_not_found(written.doing(|| format!("write down the addresses of node {node}"))).map(drop)
     }
 
     async fn approve(&self, request: &CertificateSigningRequest, why: &str) -> Result<()> {
@@ -111,24 +149,36 @@ fn is_decided(request: &CertificateSigningRequest) -> bool {
     conditions.iter().any(|c| matches!(c.type_.as_str(), "Approved" | "Denied"))
 }
 
+/// What is known of the cluster's addresses.
+#[derive(Debug, Default)]
+struct Known {
+    services: Vec<IpNet>,
+    pods: Vec<IpNet>,
+    domain: String,
+    api: Vec<IpAddr>,
+    names: Vec<String>,
+}
+
 /// What to do with a request.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Verdict {
+enum Verdict {
     /// Approve it, with this message.
     Approve(&'static str),
+    /// Write down that a node has these addresses, then look again.
+    Record(String, Vec<IpAddr>),
+    /// It is too early: why.
+    Wait(String),
     /// A person has to look at it: why.
     Leave(String),
 }
 
 /// Decides on a request. Pure.
-pub fn verdict(spec: &CertificateSigningRequestSpec, nodes: &[Arc<Node>]) -> Verdict {
-    match decide(spec, nodes) {
-        Ok(message) => Verdict::Approve(message),
-        Err(why) => Verdict::Leave(why),
-    }
+fn verdict(request: &CertificateSigningRequest, nodes: &[Arc<Node>], known: &Known) -> Verdict {
+    decide(request, nodes, known).unwrap_or_else(Verdict::Leave)
 }
 
-fn decide(spec: &CertificateSigningRequestSpec, nodes: &[Arc<Node>]) -> Result<&'static str, String> {
+fn decide(request: &CertificateSigningRequest, nodes: &[Arc<Node>], known: &Known) -> Result<Verdict, String> {
+    let spec = &request.spec;
     let wish = certificates::parse(&spec.request.0)?;
     let usages = spec.usages.as_deref().unwrap_or_default();
     let user = spec.username.as_deref().unwrap_or_default();
@@ -137,14 +187,18 @@ fn decide(spec: &CertificateSigningRequestSpec, nodes: &[Arc<Node>]) -> Result<&
         SIGNER_KUBELET_CLIENT => {
             let node = wish.kubelet_client(usages)?;
             if user.strip_prefix(NODE_USER_PREFIX) == Some(node) {
-                return Ok("Auto approving self kubelet client certificate after SubjectAccessReview.");
+                let why = "Auto approving self kubelet client certificate after SubjectAccessReview.";
+                return Ok(Verdict::Approve(why));
             }
             if !spec.groups.iter().flatten().any(|g| g == bootstrap_token::GROUP) {
                 return Err(format!("{user} is neither node {node} nor uses a bootstrap token"));
             }
             match find(node) {
                 Some(_) => Err(format!("node {node} exists already; approve it, or delete the node first")),
-                None => Ok("Auto approving kubelet client certificate after SubjectAccessReview."),
+                None => {
+                    let why = "Auto approving kubelet client certificate after SubjectAccessReview.";
+                    Ok(Verdict::Approve(why))
+                }
             }
         }
         SIGNER_KUBELET_SERVING => {
@@ -152,77 +206,44 @@ fn decide(spec: &CertificateSigningRequestSpec, nodes: &[Arc<Node>]) -> Result<&
             if user.strip_prefix(NODE_USER_PREFIX) != Some(node) {
                 return Err(format!("{user} is not node {node}"));
             }
-            let object = find(node).ok_or_else(|| format!("node {node} has not registered yet"))?;
-            let addresses: Vec<&str> =
-                object.status.iter().flat_map(|s| s.addresses.iter().flatten()).map(|a| a.address.as_str()).collect();
-            let beyond = wish.dns_names.iter().find(|n| *n != node && !addresses.contains(&n.as_str())).cloned();
-            let beyond = beyond
-                .or_else(|| wish.ips.iter().map(ToString::to_string).find(|ip| !addresses.contains(&ip.as_str())));
-            match beyond {
-                Some(name) => Err(format!("{name} is none of the addresses of node {node}")),
-                None => Ok("Auto approving kubelet serving certificate for the node's own addresses."),
+            let Some(object) = find(node) else {
+                return Ok(Verdict::Wait(format!("node {node} has not registered yet")));
+            };
+            let own = written(object);
+            let asked = serving::Request {
+                node,
+                dns_names: &wish.dns_names,
+                ips: &wish.ips,
+                peer: request.metadata.annotations.iter().find_map(|a| a.get(serving::PEER_ANNOTATION)?.parse().ok()),
+            };
+            let cluster = serving::Cluster {
+                services: &known.services,
+                pods: &known.pods,
+                domain: &known.domain,
+                api: &known.api,
+                api_names: &known.names,
+                own: &own,
+                others: &nodes.iter().filter(|n| name(&n.metadata) != node).flat_map(|n| written(n)).collect(),
+            };
+            let addresses = serving::decide(&asked, &cluster)?;
+            // Before it is approved: two that ask for one address at a time both see it, and neither gets it.
+            if !addresses.iter().all(|ip| own.contains(ip)) {
+                return Ok(Verdict::Record(node.to_owned(), addresses));
             }
+            Ok(Verdict::Approve("Auto approving kubelet serving certificate for the node's own addresses."))
         }
         other => Err(format!("requests to {other} are a person's to decide")),
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use k8s_openapi::ByteString;
-
-    fn request(cn: &str, org: &str, sans: &[&str]) -> ByteString {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let names: Vec<String> = sans.iter().map(|s| (*s).to_owned()).collect();
-        let mut params = rcgen::CertificateParams::new(names).unwrap();
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(rcgen::DnType::OrganizationName, org);
-        params.distinguished_name.push(rcgen::DnType::CommonName, cn);
-        ByteString(params.serialize_request(&key).unwrap().pem().unwrap().into_bytes())
-    }
-
-    fn spec(signer: &str, user: &str, group: &str, request: ByteString) -> CertificateSigningRequestSpec {
-        let usage = if signer == SIGNER_KUBELET_SERVING { "server auth" } else { "client auth" };
-        CertificateSigningRequestSpec {
-            request,
-            signer_name: signer.to_owned(),
-            usages: Some(vec!["digital signature".to_owned(), usage.to_owned()]),
-            username: Some(user.to_owned()),
-            groups: Some(vec![group.to_owned()]),
-            ..CertificateSigningRequestSpec::default()
-        }
-    }
-
-    fn node(name: &str, ip: &str) -> Arc<Node> {
-        let node = json!({"metadata": {"name": name}, "status": {"addresses": [
-            {"type": "InternalIP", "address": ip}, {"type": "Hostname", "address": name}]}});
-        Arc::new(serde_json::from_value(node).unwrap())
-    }
-
-    #[test]
-    fn nodes_get_what_is_theirs() {
-        let nodes = [node("n1", "10.0.0.1"), node("n2", "10.0.0.2")];
-        let ok = |s: &CertificateSigningRequestSpec| matches!(verdict(s, &nodes), Verdict::Approve(_));
-        let client = |user: &str, group: &str, cn: &str| {
-            ok(&spec(SIGNER_KUBELET_CLIENT, user, group, request(cn, "system:nodes", &[])))
-        };
-        let bootstrap = "system:bootstrap:abcdef";
-        assert!(client(bootstrap, bootstrap_token::GROUP, "system:node:n3"), "a new node");
-        assert!(client("system:node:n1", "system:nodes", "system:node:n1"), "a renewal");
-        assert!(!client("system:node:n1", "system:nodes", "system:node:n2"), "another node's");
-        assert!(!client(bootstrap, bootstrap_token::GROUP, "system:node:n1"), "a node that is there");
-        assert!(!client("jane", "devs", "system:node:n3"));
-        assert!(!client(bootstrap, bootstrap_token::GROUP, "admin"));
-        let serving = |user: &str, cn: &str, sans: &[&str]| {
-            ok(&spec(SIGNER_KUBELET_SERVING, user, "system:nodes", request(cn, "system:nodes", sans)))
-        };
-        assert!(serving("system:node:n1", "system:node:n1", &["n1", "10.0.0.1"]));
-        assert!(!serving("system:node:n1", "system:node:n1", &["n1", "10.0.0.2"]), "another's address");
-        assert!(!serving("system:node:n1", "system:node:n1", &["kubernetes"]), "another's name");
-        assert!(!serving("system:node:n1", "system:node:n2", &["n2"]));
-        assert!(!serving("system:node:n3", "system:node:n3", &["n3"]), "not registered yet");
-        let admin = spec(certificates::SIGNER_CLIENT, "jane", "devs", request("jane", "devs", &[]));
-        assert!(!ok(&admin), "people are a person's to decide");
-    }
+fn annotation(node: &Node) -> Option<&str> {
+    node.metadata.annotations.as_ref()?.get(SERVING_ANNOTATION).map(String::as_str)
 }
+
+/// The addresses that are written down for a node.
+fn written(node: &Node) -> Vec<IpAddr> {
+    annotation(node).map(serving::read).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

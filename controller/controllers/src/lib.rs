@@ -62,13 +62,15 @@ pub struct ControllersConfig {
     pub node_grace: Duration,
     /// Finished pods that are kept. Default 12,500.
     pub finished_pods: usize,
+    /// Names and addresses by which the API is reached, as in its own certificate: no node gets one for them.
+    pub api_hosts: Vec<String>,
 }
 
 impl ControllersConfig {
     /// Defaults for all but what has none.
     pub fn new(cluster: ClusterConfig, ca_pem: String, volume_directory: PathBuf) -> Self {
         let node_grace = Duration::from_secs(cluster.node_monitor_grace_period_seconds.into());
-        Self { cluster, ca_pem, volume_directory, node_grace, finished_pods: 12_500 }
+        Self { cluster, ca_pem, volume_directory, node_grace, finished_pods: 12_500, api_hosts: Vec::new() }
     }
 }
 
@@ -243,7 +245,7 @@ fn start_cluster(context: &Arc<Context>, starter: &Starter) {
         "csr",
         1,
         csr::queue(context),
-        synced!(context, requests, nodes),
+        synced!(context, requests, nodes, cidrs, endpoints),
         reconcile!(csr::Requests::new(context.clone())),
     );
     starter.tasks.spawn(bootstrap::run(context.clone(), starter.shutdown.clone()));

@@ -25,6 +25,9 @@ async fn a_token_is_good_while_its_pod_is() {
     let token = accounts.create_token_request("default", &PostParams::default(), &request).await.unwrap();
     let token = token.status.unwrap().token;
 
+    running
+        .kubectl(&["create", "rolebinding", "v", "--clusterrole=view", "--serviceaccount=default:default"])
+        .await;
     let client = running.with_token(&token);
     let mine: Api<Pod> = Api::namespaced(client.clone(), "default");
     assert_eq!(mine.list(&ListParams::default()).await.unwrap().items.len(), 1);
@@ -56,7 +59,7 @@ async fn access_can_be_asked_about() {
     };
     let node: Api<SelfSubjectAccessReview> = Api::all(running.over_tls(&UserInfo::node("n1")).await);
     let allowed = |review: SelfSubjectAccessReview| review.status.unwrap().allowed;
-    assert!(allowed(node.create(&PostParams::default(), &ask("get", "pods")).await.unwrap()));
+    assert!(allowed(node.create(&PostParams::default(), &ask("get", "services")).await.unwrap()));
     assert!(!allowed(node.create(&PostParams::default(), &ask("delete", "secrets")).await.unwrap()));
     let as_other = running.kubectl(&["auth", "whoami", "--as", "jane", "--as-group", "devs", "-o", "json"]).await;
     let who: Value = serde_json::from_str(&as_other).unwrap();
@@ -73,6 +76,9 @@ async fn a_service_account_gets_no_stream_into_a_pod() {
         object(json!({ "metadata": { "name": "p" }, "spec": { "containers": [{ "name": "c", "image": "i" }] } }));
     pods.create(&PostParams::default(), &pod).await.unwrap();
     let client = running.as_service_account().await;
+    running
+        .kubectl(&["create", "clusterrolebinding", "v", "--clusterrole=view", "--serviceaccount=default:robot"])
+        .await;
     let theirs: Api<Pod> = Api::namespaced(client.clone(), "kube-system");
     assert_eq!(theirs.get("p").await.unwrap().metadata.name.as_deref(), Some("p"));
 
