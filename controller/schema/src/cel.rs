@@ -9,12 +9,12 @@ mod functions;
 mod guard;
 mod value;
 
-pub use guard::{Budget, EXPRESSION_COST, MAX_EXPRESSION, TOTAL_COST, TOTAL_TIME, on_a_big_stack};
+pub use guard::{Budget, EXPRESSION_COST, MAX_EXPRESSION, STACK, TOTAL_COST, TOTAL_TIME, on_a_big_stack};
 pub use kube_cel::cel::Value as CelValue;
 pub use kube_cel::cel::objects::{Opaque, OptionalValue};
 pub use value::{from_json, text_of};
 
-use kube_cel::cel::common::ast::{CallExpr, EntryExpr, Expr, IdedEntryExpr, IdedExpr};
+use kube_cel::cel::common::ast::{CallExpr, EntryExpr, Expr, IdedEntryExpr, IdedExpr, SelectExpr};
 use kube_cel::cel::parser::Parser;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -67,7 +67,13 @@ pub trait Scope: Sync {
     }
 
     /// Calls one of [`Names::methods`]; `None` when the target is not of a type that has it.
-    fn method(&self, _target: &CelValue, _name: &str, _args: &[CelValue]) -> Option<Result<CelValue, CelError>> {
+    fn method(
+        &self,
+        _target: &CelValue,
+        _name: &str,
+        _args: &[CelValue],
+        _budget: &mut Budget,
+    ) -> Option<Result<CelValue, CelError>> {
         None
     }
 }
@@ -78,6 +84,38 @@ pub struct Expression {
     text: String,
     tree: IdedExpr,
     methods: Vec<String>,
+}
+
+/// The methods of `authorizer` in admission's expressions; selectors are not supported.
+const AUTHORIZER: [&str; 12] = [
+    "path",
+    "serviceAccount",
+    "group",
+    "resource",
+    "subresource",
+    "namespace",
+    "name",
+    "check",
+    "allowed",
+    "reason",
+    "errored",
+    "error",
+];
+
+/// What the expressions of webhooks' match conditions and of admission policies may name: always `object`, `oldObject`,
+/// `request` and `namespaceObject`; `params` and `authorizer` where these exist; the `composed` fields of `variables`.
+pub fn admission_names(params: bool, authorizer: bool, composed: &[String]) -> Names<'_> {
+    let variables: &[&str] = match (params, authorizer) {
+        (true, true) => {
+            &["object", "oldObject", "request", "namespaceObject", "params", "authorizer", "authorizer.requestResource"]
+        }
+        (false, true) => {
+            &["object", "oldObject", "request", "namespaceObject", "authorizer", "authorizer.requestResource"]
+        }
+        (true, false) => &["object", "oldObject", "request", "namespaceObject", "params"],
+        (false, false) => &["object", "oldObject", "request", "namespaceObject"],
+    };
+    Names { variables, composed, methods: if authorizer { &AUTHORIZER } else { &[] } }
 }
 
 impl Expression {
@@ -179,6 +217,15 @@ fn mentions(tree: &IdedExpr, variable: &str) -> bool {
         || parts(tree).into_iter().any(|part| mentions(part, variable))
 }
 
+/// Variables whose names have a dot, and so look like a field.
+const DOTTED: [&str; 1] = ["authorizer.requestResource"];
+
+/// The dotted variable that a selection stands for.
+fn qualified(select: &SelectExpr) -> Option<&'static str> {
+    let Expr::Ident(base) = &select.operand.expr else { return None };
+    DOTTED.into_iter().find(|name| name.split_once('.') == Some((base.as_str(), select.field.as_str())))
+}
+
 /// Finds what an expression names that does not exist, before it is ever evaluated.
 struct Checker<'a> {
     names: &'a Names<'a>,
@@ -195,6 +242,9 @@ impl Checker<'_> {
         match &tree.expr {
             Expr::Ident(name) if self.is_variable(name) || functions::is_type(name) => Ok(()),
             Expr::Ident(name) => Err(format!("undeclared reference to '{name}' (in container '')")),
+            Expr::Select(select) if qualified(select).is_some_and(|name| self.names.variables.contains(&name)) => {
+                Ok(())
+            }
             Expr::Select(select) => match &select.operand.expr {
                 Expr::Ident(base) if base == "variables" && !self.is_variable(base) => {
                     let known = self.names.composed.contains(&select.field);

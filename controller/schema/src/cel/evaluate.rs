@@ -84,6 +84,9 @@ impl<'a> Evaluation<'a> {
     }
 
     fn select(&mut self, select: &'a SelectExpr) -> Result {
+        if let Some(value) = super::qualified(select).and_then(|name| self.scope.variable(name)) {
+            return Ok(if select.test { Value::Bool(true) } else { value });
+        }
         if let Expr::Ident(base) = &select.operand.expr
             && base == "variables"
             && self.local(base).is_none()
@@ -346,7 +349,7 @@ impl<'a> Evaluation<'a> {
         let target = self.value(target)?;
         let args = self.values(args)?;
         if self.methods.iter().any(|m| m == name)
-            && let Some(answer) = self.scope.method(&target, name, &args)
+            && let Some(answer) = self.scope.method(&target, name, &args, self.budget)
         {
             return answer;
         }
