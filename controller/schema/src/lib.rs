@@ -8,6 +8,7 @@
 pub mod apply;
 pub mod bounds;
 mod builtin;
+pub mod cel;
 pub mod crd;
 mod model;
 pub mod openapi;

@@ -25,9 +25,7 @@ async fn a_token_is_good_while_its_pod_is() {
     let token = accounts.create_token_request("default", &PostParams::default(), &request).await.unwrap();
     let token = token.status.unwrap().token;
 
-    running
-        .kubectl(&["create", "rolebinding", "v", "--clusterrole=view", "--serviceaccount=default:default"])
-        .await;
+    running.kubectl(&["create", "rolebinding", "v", "--clusterrole=view", "--serviceaccount=default:default"]).await;
     let client = running.with_token(&token);
     let mine: Api<Pod> = Api::namespaced(client.clone(), "default");
     assert_eq!(mine.list(&ListParams::default()).await.unwrap().items.len(), 1);

@@ -173,7 +173,8 @@ async fn a_node_writes_what_is_its_own() {
     assert_eq!(code(nodes.patch("n1", &patch, &merge(label)).await), 403);
 
     let leases = |namespace: &str| Api::<Lease>::namespaced(n1.clone(), namespace);
-    let lease = |name: &str| -> Lease { object(json!({ "metadata": { "name": name }, "spec": { "holderIdentity": "n1" } })) };
+    let lease =
+        |name: &str| -> Lease { object(json!({ "metadata": { "name": name }, "spec": { "holderIdentity": "n1" } })) };
     leases("kube-node-lease").create(&post, &lease("n1")).await.unwrap();
     assert_eq!(code(leases("kube-node-lease").create(&post, &lease("n2")).await), 403);
     assert_eq!(code(leases("kube-system").create(&post, &lease("n1")).await), 403);
