@@ -5,7 +5,7 @@
 //! and operator, so they run on stacks of their own, and expressions are bounded before.
 
 use kube_cel::KubeCelExt;
-use kube_cel::cel::common::ast::{EntryExpr, Expr, IdedExpr, LiteralValue, operators};
+use kube_cel::cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators};
 use kube_cel::cel::parser::Parser;
 use kube_cel::cel::{Context, Value as CelValue};
 use serde_json::Value;
@@ -32,6 +32,8 @@ pub(crate) struct Program {
     selects: Vec<String>,
 }
 
+/// What functions such as `sets.contains` are called on.
+const NAMESPACES: [&str; 6] = ["sets", "math", "base64", "format", "jsonpatch", "optional"];
 /// Fields that `user` has.
 const USER_FIELDS: [&str; 4] = ["username", "uid", "groups", "extra"];
 
@@ -43,9 +45,9 @@ impl Program {
         }
         on_a_stack(PARSER_STACK, || {
             let parser = Parser::new().max_recursion_depth(MAX_NESTING).enable_optional_syntax(true);
-            let expression = parser.parse(source).map_err(|errors| format!("compilation failed: {errors}"))?;
+            let mut expression = parser.parse(source).map_err(|errors| format!("compilation failed: {errors}"))?;
             let mut look = Look { variable, scope: Vec::new(), selects: Vec::new() };
-            look.walk(&expression, 0).map_err(|problem| format!("compilation failed: {problem}"))?;
+            look.walk(&mut expression, 0).map_err(|problem| format!("compilation failed: {problem}"))?;
             if condition && !may_be_bool(&expression) {
                 return Err("must evaluate to bool".to_owned());
             }
@@ -127,7 +129,9 @@ fn may_be_bool(expression: &IdedExpr) -> bool {
             | operators::DIVIDE
             | operators::MODULO
             | operators::NEGATE
-            | operators::INDEX => false,
+            | operators::INDEX
+            | operators::OPT_INDEX
+            | operators::OPT_SELECT => false,
             "size" | "string" | "int" | "uint" | "double" => false,
             _ => true,
         },
@@ -143,47 +147,30 @@ struct Look {
 }
 
 impl Look {
-    fn walk(&mut self, node: &IdedExpr, depth: usize) -> Result<(), String> {
+    fn walk(&mut self, node: &mut IdedExpr, depth: usize) -> Result<(), String> {
         let depth = depth + 1;
         if depth > MAX_DEPTH {
             return Err(format!("more than {MAX_DEPTH} operators that hang on each other"));
         }
-        match &node.expr {
+        match &mut node.expr {
             Expr::Unspecified | Expr::Literal(_) => Ok(()),
             Expr::Ident(name) if name == self.variable || self.scope.contains(name) => Ok(()),
             Expr::Ident(name) => Err(format!("undeclared reference to '{name}' (in container '')")),
             Expr::Select(select) => {
                 self.select(&select.operand, &select.field)?;
-                self.walk(&select.operand, depth)
+                self.walk(&mut select.operand, depth)
             }
-            Expr::Call(call) => {
-                if call.func_name == operators::OPT_SELECT
-                    && let [operand, field] = call.args.as_slice()
-                    && let Expr::Literal(LiteralValue::String(field)) = &field.expr
-                {
-                    self.select(operand, field.inner())?;
-                }
-                // `sets.contains` and the like: the target is a name space.
-                let is_namespace = |target: &IdedExpr| match &target.expr {
-                    Expr::Ident(name) => ["sets", "math", "base64", "format", "jsonpatch", "optional", "cel", "strings", "lists"]
-                        .contains(&name.as_str()),
-                    _ => false,
-                };
-                if let Some(target) = call.target.as_ref().filter(|target| !is_namespace(target)) {
-                    self.walk(target, depth)?;
-                }
-                call.args.iter().try_for_each(|argument| self.walk(argument, depth))
-            }
-            Expr::List(list) => list.elements.iter().try_for_each(|element| self.walk(element, depth)),
-            Expr::Map(map) => map.entries.iter().try_for_each(|entry| self.entry(&entry.expr, depth)),
+            Expr::Call(call) => self.call(call, depth),
+            Expr::List(list) => list.elements.iter_mut().try_for_each(|element| self.walk(element, depth)),
+            Expr::Map(map) => map.entries.iter_mut().try_for_each(|entry| self.entry(&mut entry.expr, depth)),
             Expr::Struct(s) => Err(format!("undeclared reference to '{}' (in container '')", s.type_name)),
             Expr::Comprehension(all) => {
-                self.walk(&all.iter_range, depth)?;
-                self.walk(&all.accu_init, depth)?;
+                self.walk(&mut all.iter_range, depth)?;
+                self.walk(&mut all.accu_init, depth)?;
                 let outer = self.scope.len();
                 self.scope.extend([all.iter_var.clone(), all.accu_var.clone()]);
                 self.scope.extend(all.iter_var2.clone());
-                for inner in [&all.loop_cond, &all.loop_step, &all.result] {
+                for inner in [&mut all.loop_cond, &mut all.loop_step, &mut all.result] {
                     self.walk(inner, depth)?;
                 }
                 self.scope.truncate(outer);
@@ -192,12 +179,29 @@ impl Look {
         }
     }
 
-    fn entry(&mut self, entry: &EntryExpr, depth: usize) -> Result<(), String> {
+    fn call(&mut self, call: &mut CallExpr, depth: usize) -> Result<(), String> {
+        if call.func_name == operators::OPT_SELECT {
+            if let [operand, field] = call.args.as_slice()
+                && let Expr::Literal(LiteralValue::String(field)) = &field.expr
+            {
+                self.select(operand, field.inner())?;
+            }
+            // The interpreter answers `a.?b` with an error when `a` has no `b`, and `a[?'b']` as it should.
+            operators::OPT_INDEX.clone_into(&mut call.func_name);
+        }
+        let is_namespace = |target: &IdedExpr| matches!(&target.expr, Expr::Ident(name) if NAMESPACES.contains(&name.as_str()));
+        if let Some(target) = call.target.as_mut().filter(|target| !is_namespace(target)) {
+            self.walk(target, depth)?;
+        }
+        call.args.iter_mut().try_for_each(|argument| self.walk(argument, depth))
+    }
+
+    fn entry(&mut self, entry: &mut EntryExpr, depth: usize) -> Result<(), String> {
         match entry {
-            EntryExpr::StructField(field) => self.walk(&field.value, depth),
+            EntryExpr::StructField(field) => self.walk(&mut field.value, depth),
             EntryExpr::MapEntry(entry) => {
-                self.walk(&entry.key, depth)?;
-                self.walk(&entry.value, depth)
+                self.walk(&mut entry.key, depth)?;
+                self.walk(&mut entry.value, depth)
             }
         }
     }
@@ -237,6 +241,9 @@ mod tests {
             ("has(claims.none) ? 'y' : 'n'", text("n")),
             ("claims.deep.k", CelValue::Bool(true)),
             ("claims.?none.orValue('d')", text("d")),
+            ("claims.?deep.?k.orValue(false)", CelValue::Bool(true)),
+            ("claims.?deep.?none.orValue(false)", CelValue::Bool(false)),
+            ("claims.?none.?k.orValue(5)", CelValue::Int(5)),
             ("claims.roleText.split(',')[1]", text("y")),
             ("claims['sub']", text("ann")),
             ("sets.contains(claims.roles, ['a'])", CelValue::Bool(true)),
