@@ -153,6 +153,9 @@ impl<'a> Token<'a> {
 }
 
 #[cfg(test)]
+mod vectors;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::jwks;
@@ -186,6 +189,19 @@ mod tests {
         assert!(!Token::parse(&forged).unwrap().signed_by(&ec()));
     }
 
+    #[test]
+    fn all_algorithms_of_rsa() {
+        let own = key(&serde_json::json!({ "kty": "RSA", "n": vectors::N, "e": "AQAB" }));
+        for text in vectors::TOKENS {
+            let token = Token::parse(text).unwrap();
+            assert!(token.signed_by(&own) && !token.signed_by(&rsa()), "{:?}", token.algorithm);
+            // Under the name of another algorithm the same signature is none.
+            let (_, rest) = text.split_once('.').unwrap();
+            let other = format!("{}.{rest}", URL_SAFE_NO_PAD.encode(r#"{"alg":"RS256"}"#));
+            assert!(!Token::parse(&other).unwrap().signed_by(&own));
+        }
+    }
+
     fn with_header(header: &str) -> Result<(), String> {
         let token = format!("{}.{}.AAAA", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode("{}"));
         Token::parse(&token).map(drop).map_err(|e| e.to_string())
@@ -198,7 +214,14 @@ mod tests {
             let error = with_header(&format!(r#"{{"alg":"{alg}"}}"#)).unwrap_err();
             assert_eq!(error, format!("oidc: id token signed with unsupported algorithm {alg:?}"));
         }
-        for header in [r#"{"kid":"x"}"#, r#"{"alg":5}"#, r#"{"alg":"RS256","kid":5}"#, r#"{"alg":"RS256","crit":["b64"]}"#, "[]", ""] {
+        for header in [
+            r#"{"kid":"x"}"#,
+            r#"{"alg":5}"#,
+            r#"{"alg":"RS256","kid":5}"#,
+            r#"{"alg":"RS256","crit":["b64"]}"#,
+            "[]",
+            "",
+        ] {
             assert!(with_header(header).is_err(), "{header}");
         }
         let long = format!(r#"{{"alg":"RS256","kid":"{}"}}"#, "x".repeat(MAX_KID + 1));
