@@ -89,9 +89,7 @@ pub(crate) fn value(json: &Value) -> CelValue {
     match json {
         Value::Null => CelValue::Null,
         Value::Bool(b) => CelValue::Bool(*b),
-        Value::Number(n) => {
-            n.as_i64().map_or_else(|| CelValue::Float(n.as_f64().unwrap_or(f64::NAN)), CelValue::Int)
-        }
+        Value::Number(n) => n.as_i64().map_or_else(|| CelValue::Float(n.as_f64().unwrap_or(f64::NAN)), CelValue::Int),
         Value::String(s) => CelValue::String(Arc::new(s.clone())),
         Value::Array(items) => CelValue::List(Arc::new(items.iter().map(value).collect())),
         Value::Object(map) => {
@@ -189,7 +187,8 @@ impl Look {
             // The interpreter answers `a.?b` with an error when `a` has no `b`, and `a[?'b']` as it should.
             operators::OPT_INDEX.clone_into(&mut call.func_name);
         }
-        let is_namespace = |target: &IdedExpr| matches!(&target.expr, Expr::Ident(name) if NAMESPACES.contains(&name.as_str()));
+        let is_namespace =
+            |target: &IdedExpr| matches!(&target.expr, Expr::Ident(name) if NAMESPACES.contains(&name.as_str()));
         if let Some(target) = call.target.as_mut().filter(|target| !is_namespace(target)) {
             self.walk(target, depth)?;
         }
@@ -230,7 +229,8 @@ mod tests {
 
     #[test]
     fn expressions_of_the_documentation_evaluate() {
-        let claims = json!({ "sub": "ann", "exp": 10, "nbf": 4, "roles": ["a", "b"], "roleText": "x,y", "deep": { "k": true } });
+        let claims =
+            json!({ "sub": "ann", "exp": 10, "nbf": 4, "roles": ["a", "b"], "roleText": "x,y", "deep": { "k": true } });
         let text = |s: &str| CelValue::String(Arc::new(s.to_owned()));
         let table = [
             ("claims.sub + ':x'", text("ann:x")),
@@ -265,7 +265,9 @@ mod tests {
         for source in ["claims.x", "'text'", "claims.a + claims.b", "[true]", "claims", "true ? claims.a : false"] {
             assert_eq!(words(source, "claims", true), "must evaluate to bool", "{source}");
         }
-        for source in ["claims.x == 1", "has(claims.x)", "true", "!claims.x", "'a' in claims.b", "claims.a.exists(x, x == 'b')"] {
+        for source in
+            ["claims.x == 1", "has(claims.x)", "true", "!claims.x", "'a' in claims.b", "claims.a.exists(x, x == 'b')"]
+        {
             assert!(Program::compile(source, "claims", true).is_ok(), "{source}");
         }
     }
@@ -284,7 +286,14 @@ mod tests {
     #[test]
     fn selections_are_known() {
         let selects = |source: &str, field| Program::compile(source, "claims", false).unwrap().selects(field);
-        for source in ["claims.email", "'a' + claims.email", "claims.?email.orValue('')", "[claims.email]", "{'k': claims.email}", "has(claims.email)"] {
+        for source in [
+            "claims.email",
+            "'a' + claims.email",
+            "claims.?email.orValue('')",
+            "[claims.email]",
+            "{'k': claims.email}",
+            "has(claims.email)",
+        ] {
             assert!(selects(source, "email"), "{source}");
         }
         assert!(!selects("claims.sub", "email") && !selects("claims.a.email", "email"));

@@ -196,10 +196,12 @@ mod tests {
 
     #[test]
     fn credentials() {
-        let header = |user| loaded("{ server: 'https://hook/path' }", user).unwrap().credential.map(|c| match c {
-            Credential::Fixed(value) => value.to_str().unwrap().to_owned(),
-            Credential::TokenFile(_) => "file".to_owned(),
-        });
+        let header = |user| {
+            loaded("{ server: 'https://hook/path' }", user).unwrap().credential.map(|c| match c {
+                Credential::Fixed(value) => value.to_str().unwrap().to_owned(),
+                Credential::TokenFile(_) => "file".to_owned(),
+            })
+        };
         assert_eq!(header("{}"), None);
         assert_eq!(header("{ token: abc }").as_deref(), Some("Bearer abc"));
         assert_eq!(header("{ token: abc, tokenFile: token }").as_deref(), Some("file"));

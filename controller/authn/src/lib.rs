@@ -12,11 +12,12 @@ mod field;
 pub mod front_proxy;
 mod headers;
 pub mod impersonation;
-mod jws;
 mod jwks;
+mod jws;
 mod kubeconfig;
 pub mod oidc;
 mod remote;
+pub mod service_account;
 mod user;
 pub mod webhook;
 

@@ -56,9 +56,7 @@ pub(crate) struct Identity {
 pub(crate) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match found {
-        Ok(found) if found.is_empty() => {
-            Err("data does not contain any valid RSA or ECDSA certificates".to_owned())
-        }
+        Ok(found) if found.is_empty() => Err("data does not contain any valid RSA or ECDSA certificates".to_owned()),
         Ok(found) => Ok(found),
         Err(e) => Err(format!("error parsing certificates: {e}")),
     }
@@ -110,7 +108,8 @@ impl Client {
 
     async fn exchange(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Bytes>, RemoteError> {
         let Address { host, port, secure, authority, path } = Address::of(request.uri())?;
-        let authority = authority.parse().map_err(|_| RemoteError::Address("the host is no header value".to_owned()))?;
+        let authority =
+            authority.parse().map_err(|_| RemoteError::Address("the host is no header value".to_owned()))?;
         request.headers_mut().insert(http::header::HOST, authority);
         *request.uri_mut() = path;
         let connect = |e: std::io::Error| RemoteError::Connect(e.to_string());

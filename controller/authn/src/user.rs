@@ -27,11 +27,7 @@ pub struct User {
 impl User {
     /// The user of a request without a credential.
     pub fn anonymous() -> Self {
-        Self {
-            username: ANONYMOUS.to_owned(),
-            groups: vec![GROUP_UNAUTHENTICATED.to_owned()],
-            ..Self::default()
-        }
+        Self { username: ANONYMOUS.to_owned(), groups: vec![GROUP_UNAUTHENTICATED.to_owned()], ..Self::default() }
     }
 
     /// Adds `system:authenticated`, as every successful authentication does: not for `system:anonymous`, and not to

@@ -90,7 +90,11 @@ fn issuers_are_checked() {
     let url = "url: https://a.example";
     let table = [
         (url, "url: ''", "jwt[0].issuer.url: Required value"),
-        (url, "url: http://a.example", r#"jwt[0].issuer.url: Invalid value: "http://a.example": URL scheme must be https"#),
+        (
+            url,
+            "url: http://a.example",
+            r#"jwt[0].issuer.url: Invalid value: "http://a.example": URL scheme must be https"#,
+        ),
         (
             url,
             "url: https://u:p@a.example",
@@ -117,7 +121,11 @@ fn issuers_are_checked() {
             "discoveryURL: https://b.example/realm/",
             r#"jwt[1].issuer.discoveryURL: Invalid value: "https://b.example/realm/": discoveryURL must be different from URL"#,
         ),
-        ("audiences: [x]", "audiences: []", "jwt[0].issuer.audiences: Required value: at least one jwt[0].issuer.audiences is required"),
+        (
+            "audiences: [x]",
+            "audiences: []",
+            "jwt[0].issuer.audiences: Required value: at least one jwt[0].issuer.audiences is required",
+        ),
         ("audiences: [x]", "audiences: ['']", "jwt[0].issuer.audiences[0]: Required value"),
         ("audiences: [x, y]", "audiences: [x, x]", r#"jwt[1].issuer.audiences[1]: Duplicate value: "x""#),
         (
@@ -155,24 +163,88 @@ fn issuers_are_checked() {
 fn rules_and_mappings_are_checked() {
     let user = "username: { claim: sub, prefix: \"\" }";
     let table = [
-        ("- claim: hd", "- claim: hd\n    expression: 'true'", r#"jwt[0].claimValidationRules[0]: Invalid value: "hd": claim and expression can't both be set"#),
-        ("- claim: hd", "- claim: hd\n    message: m", r#"jwt[0].claimValidationRules[0].message: Invalid value: "m": may not be specified when claim is set"#),
-        ("- claim: hd\n    requiredValue: example.com", "- message: m", "jwt[0].claimValidationRules[0]: Required value: claim or expression is required"),
-        ("- expression: 'claims.exp - claims.nbf <= 86400'\n    message: total token lifetime must not exceed 24 hours", "- claim: hd", r#"jwt[0].claimValidationRules[1].claim: Duplicate value: "hd""#),
-        ("    message: total token", "    requiredValue: v\n    message: total token", r#"jwt[0].claimValidationRules[1].requiredValue: Invalid value: "v": may not be specified when expression is set"#),
-        ("claims.exp - claims.nbf <= 86400", "claims.exp", r#"jwt[0].claimValidationRules[1].expression: Invalid value: "claims.exp": must evaluate to bool"#),
+        (
+            "- claim: hd",
+            "- claim: hd\n    expression: 'true'",
+            r#"jwt[0].claimValidationRules[0]: Invalid value: "hd": claim and expression can't both be set"#,
+        ),
+        (
+            "- claim: hd",
+            "- claim: hd\n    message: m",
+            r#"jwt[0].claimValidationRules[0].message: Invalid value: "m": may not be specified when claim is set"#,
+        ),
+        (
+            "- claim: hd\n    requiredValue: example.com",
+            "- message: m",
+            "jwt[0].claimValidationRules[0]: Required value: claim or expression is required",
+        ),
+        (
+            "- expression: 'claims.exp - claims.nbf <= 86400'\n    message: total token lifetime must not exceed 24 hours",
+            "- claim: hd",
+            r#"jwt[0].claimValidationRules[1].claim: Duplicate value: "hd""#,
+        ),
+        (
+            "    message: total token",
+            "    requiredValue: v\n    message: total token",
+            r#"jwt[0].claimValidationRules[1].requiredValue: Invalid value: "v": may not be specified when expression is set"#,
+        ),
+        (
+            "claims.exp - claims.nbf <= 86400",
+            "claims.exp",
+            r#"jwt[0].claimValidationRules[1].expression: Invalid value: "claims.exp": must evaluate to bool"#,
+        ),
         (user, "username: {}", "jwt[1].claimMappings.username: Required value: claim or expression is required"),
-        (user, "username: { claim: sub }", "jwt[1].claimMappings.username.prefix: Required value: prefix is required when claim is set. It can be set to an empty string to disable prefixing"),
-        (user, "username: { claim: sub, expression: claims.sub }", r#"jwt[1].claimMappings.username: Invalid value: "": claim and expression can't both be set"#),
-        (user, "username: { prefix: p, expression: claims.sub }", r#"jwt[1].claimMappings.username.prefix: Invalid value: "p": may not be specified when expression is set"#),
-        (user, "username: { expression: user.sub }", r#"jwt[1].claimMappings.username.expression: Invalid value: "user.sub": compilation failed: undeclared reference to 'user' (in container '')"#),
-        ("uid: { claim: sub }", "uid: { claim: sub, expression: claims.sub }", r#"jwt[0].claimMappings.uid: Invalid value: "": claim and expression can't both be set"#),
-        ("key: example.com/tenant", "key: tenant", r#"jwt[0].claimMappings.extra[0].key: Invalid value: "tenant": must be a domain-prefixed path (such as "acme.io/foo")"#),
-        ("key: example.com/tenant", "key: example.com/Tenant", r#"jwt[0].claimMappings.extra[0].key: Invalid value: "example.com/Tenant": must be lowercase"#),
-        ("key: example.com/tenant", "key: a.k8s.io/t", r#"jwt[0].claimMappings.extra[0].key: Invalid value: "a.k8s.io/t": k8s.io, kubernetes.io and their subdomains are reserved for Kubernetes use"#),
-        ("valueExpression: claims.tenant", "valueExpression: ''", "jwt[0].claimMappings.extra[0].valueExpression: Required value"),
+        (
+            user,
+            "username: { claim: sub }",
+            "jwt[1].claimMappings.username.prefix: Required value: prefix is required when claim is set. It can be set to an empty string to disable prefixing",
+        ),
+        (
+            user,
+            "username: { claim: sub, expression: claims.sub }",
+            r#"jwt[1].claimMappings.username: Invalid value: "": claim and expression can't both be set"#,
+        ),
+        (
+            user,
+            "username: { prefix: p, expression: claims.sub }",
+            r#"jwt[1].claimMappings.username.prefix: Invalid value: "p": may not be specified when expression is set"#,
+        ),
+        (
+            user,
+            "username: { expression: user.sub }",
+            r#"jwt[1].claimMappings.username.expression: Invalid value: "user.sub": compilation failed: undeclared reference to 'user' (in container '')"#,
+        ),
+        (
+            "uid: { claim: sub }",
+            "uid: { claim: sub, expression: claims.sub }",
+            r#"jwt[0].claimMappings.uid: Invalid value: "": claim and expression can't both be set"#,
+        ),
+        (
+            "key: example.com/tenant",
+            "key: tenant",
+            r#"jwt[0].claimMappings.extra[0].key: Invalid value: "tenant": must be a domain-prefixed path (such as "acme.io/foo")"#,
+        ),
+        (
+            "key: example.com/tenant",
+            "key: example.com/Tenant",
+            r#"jwt[0].claimMappings.extra[0].key: Invalid value: "example.com/Tenant": must be lowercase"#,
+        ),
+        (
+            "key: example.com/tenant",
+            "key: a.k8s.io/t",
+            r#"jwt[0].claimMappings.extra[0].key: Invalid value: "a.k8s.io/t": k8s.io, kubernetes.io and their subdomains are reserved for Kubernetes use"#,
+        ),
+        (
+            "valueExpression: claims.tenant",
+            "valueExpression: ''",
+            "jwt[0].claimMappings.extra[0].valueExpression: Required value",
+        ),
         ("!user.username.startsWith('system:')", "", "jwt[0].userValidationRules[0].expression: Required value"),
-        ("!user.username.startsWith('system:')", "user.name == ''", r#"jwt[0].userValidationRules[0].expression: Invalid value: "user.name == ''": compilation failed: undefined field 'name'"#),
+        (
+            "!user.username.startsWith('system:')",
+            "user.name == ''",
+            r#"jwt[0].userValidationRules[0].expression: Invalid value: "user.name == ''": compilation failed: undefined field 'name'"#,
+        ),
     ];
     for (from, to, want) in table {
         assert_eq!(problems(from, to), want);
@@ -184,7 +256,9 @@ fn an_email_must_be_verified() {
     let user = "username: { claim: sub, prefix: \"\" }";
     let email = "username: { expression: claims.email }";
     assert!(problems(user, email).contains("claims.email_verified must be used in"));
-    let verified = format!("{email}\n  claimValidationRules: [{{ expression: \"claims.?email_verified.orValue(true) == true\" }}]");
+    let verified = format!(
+        "{email}\n  claimValidationRules: [{{ expression: \"claims.?email_verified.orValue(true) == true\" }}]"
+    );
     assert!(AuthenticationConfiguration::parse(&GOOD.replacen(user, &verified, 1), &[]).is_ok());
 }
 

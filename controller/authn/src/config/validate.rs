@@ -1,7 +1,9 @@
 //! What a configuration must be, with Kubernetes' errors; expressions are compiled on the way.
 
 use super::MAX_ISSUERS;
-use super::types::{Anonymous, ClaimMappings, ClaimValidationRule, Issuer, JwtAuthenticator, PrefixedClaimOrExpression};
+use super::types::{
+    Anonymous, ClaimMappings, ClaimValidationRule, Issuer, JwtAuthenticator, PrefixedClaimOrExpression,
+};
 use crate::cel::Program;
 use crate::field::{FieldError, Problems};
 use crate::remote;
@@ -264,9 +266,8 @@ fn domain_prefixed(key: &str, path: &str, problems: &mut Problems) {
         return;
     };
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    let is_part = |part: &str| {
-        !part.is_empty() && part.bytes().all(inner) && !part.starts_with('-') && !part.ends_with('-')
-    };
+    let is_part =
+        |part: &str| !part.is_empty() && part.bytes().all(inner) && !part.starts_with('-') && !part.ends_with('-');
     if domain.len() > 253 || !domain.split('.').all(is_part) {
         problems.invalid(path, domain, "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')");
     }

@@ -37,8 +37,7 @@ struct Mapping<'a> {
 
 impl Mapping<'_> {
     fn user(&self) -> Result<User, String> {
-        let user =
-            User { username: self.username()?, groups: self.groups()?, uid: self.uid()?, extra: self.extra()? };
+        let user = User { username: self.username()?, groups: self.groups()?, uid: self.uid()?, extra: self.extra()? };
         self.check_claims()?;
         self.check_user(&user)?;
         Ok(user)
@@ -132,9 +131,7 @@ impl Mapping<'_> {
             let value = self.string(claim).map_err(|why| format!("oidc: parse claim {claim}: {why}"))?;
             if value != want {
                 let got: String = value.chars().filter(|c| !c.is_control()).take(256).collect();
-                return Err(format!(
-                    "oidc: required claim {claim} value does not match. Got = {got}, want = {want}"
-                ));
+                return Err(format!("oidc: required claim {claim} value does not match. Got = {got}, want = {want}"));
             }
         }
         for (program, message) in &self.compiled.claim_rules {

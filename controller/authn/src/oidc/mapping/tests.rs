@@ -72,7 +72,8 @@ fn an_email_that_is_not_verified_is_no_name() {
 #[test]
 fn expressions_and_rules() {
     let claims = |change: fn(&mut Value)| {
-        let mut claims = json!({ "sub": "ann", "hd": "acme", "level": 4, "id": "7", "roles": ["a", ""], "tenant": ["t"] });
+        let mut claims =
+            json!({ "sub": "ann", "hd": "acme", "level": 4, "id": "7", "roles": ["a", ""], "tenant": ["t"] });
         change(&mut claims);
         map(RULES, claims)
     };
@@ -82,7 +83,10 @@ fn expressions_and_rules() {
     assert_eq!(user.extra, BTreeMap::from([("acme.io/tenant".to_owned(), vec!["t".to_owned()])]));
     let words = |change| claims(change).unwrap_err();
     assert_eq!(words(|c| c["hd"] = json!("x")), "oidc: required claim hd value does not match. Got = x, want = acme");
-    assert_eq!(words(|c| drop(c.as_object_mut().unwrap().remove("hd"))), "oidc: required claim hd not present in ID token");
+    assert_eq!(
+        words(|c| drop(c.as_object_mut().unwrap().remove("hd"))),
+        "oidc: required claim hd not present in ID token"
+    );
     assert_eq!(words(|c| c["hd"] = json!(5)), "oidc: parse claim hd: claim is no string");
     assert_eq!(
         words(|c| c["level"] = json!(3)),
@@ -95,7 +99,16 @@ fn expressions_and_rules() {
     );
     assert!(words(|c| c["sub"] = json!("a".repeat(30))).contains("user.username.size() < 20"));
     assert!(words(|c| c["sub"] = json!(["ann"])).starts_with("oidc: error evaluating username claim expression: "));
-    assert_eq!(words(|c| c["id"] = json!(5)), "oidc: error evaluating uid claim expression: uid claim expression must return a string");
-    assert_eq!(words(|c| c["tenant"] = json!({ "a": 1 })), "oidc: error evaluating extra claim expression: claims.tenant: expression must return a string or a list of strings");
-    assert_eq!(words(|c| c["roles"] = json!([5])), "oidc: error evaluating group claim expression: expression must return a string or a list of strings");
+    assert_eq!(
+        words(|c| c["id"] = json!(5)),
+        "oidc: error evaluating uid claim expression: uid claim expression must return a string"
+    );
+    assert_eq!(
+        words(|c| c["tenant"] = json!({ "a": 1 })),
+        "oidc: error evaluating extra claim expression: claims.tenant: expression must return a string or a list of strings"
+    );
+    assert_eq!(
+        words(|c| c["roles"] = json!([5])),
+        "oidc: error evaluating group claim expression: expression must return a string or a list of strings"
+    );
 }
