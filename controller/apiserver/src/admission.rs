@@ -6,9 +6,13 @@
 mod certificates;
 mod classes;
 mod definitions;
+pub mod dynamic;
+mod facts;
 mod nodes;
 mod pods;
+mod quota;
 mod roles;
+mod standard;
 
 pub use definitions::FINALIZER;
 
@@ -16,6 +20,9 @@ use crate::authz::Rules;
 use crate::engine::{Admission, Call, Engine, Part, text};
 use crate::status::{ApiError, ApiResult};
 use async_trait::async_trait;
+use causeway_admission::admission_request::{self, Facts};
+use causeway_admission::dynamic::Dynamic;
+use causeway_admission::pod_security::PodSecurity;
 use causeway_authz::node::Operation;
 use nodes::Asked;
 use serde_json::Value;
@@ -24,10 +31,48 @@ use std::sync::Arc;
 /// Namespaces that stay.
 const PROTECTED: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 
-/// The admission chain.
+/// The admission chain. Its order is that of Kubernetes: what exists and whose it is, then changes, and after validation
+/// refusals, of which quotas come last.
 pub struct Chain {
     /// Roles and what nodes may reach.
     pub rules: Arc<Rules>,
+    /// Pod security.
+    pub security: PodSecurity,
+    /// Webhooks and policies.
+    pub dynamic: Arc<Dynamic>,
+}
+
+impl Chain {
+    async fn ask_mutating(
+        &self,
+        engine: &Engine,
+        call: &mut Call,
+        (part, operation): (Part, admission_request::Operation),
+        object: &mut Value,
+        old: &Value,
+    ) -> ApiResult<()> {
+        let facts = facts::full(engine, call, part.subresource(), operation, object, dynamic::name_of(old));
+        if !self.dynamic.concerns(&facts) {
+            return Ok(());
+        }
+        let strategy = call.served.resource.strategy.clone();
+        let mut between = |object: &mut Value| {
+            strategy.default(object);
+            Ok(())
+        };
+        let outcome = dynamic::accept(self.dynamic.mutate(&facts, object, old, &mut between).await)?;
+        dynamic::told(call, outcome);
+        Ok(())
+    }
+
+    async fn ask_validating(&self, call: &mut Call, facts: Facts, object: &Value, old: &Value) -> ApiResult<()> {
+        if !self.dynamic.concerns(&facts) {
+            return Ok(());
+        }
+        let outcome = dynamic::accept(self.dynamic.validate(&Arc::new(facts), object, old).await)?;
+        dynamic::told(call, outcome);
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -43,6 +88,7 @@ impl Admission for Chain {
         if call.served.is("", "services") {
             crate::services::normalize(object, None);
         }
+        standard::mutate(engine, call, Part::Main, object, None)?;
         if call.served.is("", "pods") {
             pods::admit(engine, call, object).await?;
         }
@@ -55,7 +101,8 @@ impl Admission for Chain {
         if call.served.is("apiextensions.k8s.io", "customresourcedefinitions") {
             definitions::protect(object);
         }
-        Ok(())
+        let create = (Part::Main, admission_request::Operation::Create);
+        self.ask_mutating(engine, call, create, object, &Value::Null).await
     }
 
     async fn update(
@@ -81,19 +128,53 @@ impl Admission for Chain {
         if part == Part::Main && call.served.is("", "services") {
             crate::services::carry_over(new, old);
         }
-        Ok(())
+        standard::mutate(engine, call, part, new, Some(old))?;
+        self.ask_mutating(engine, call, (part, admission_request::Operation::Update), new, old).await
+    }
+
+    async fn validate(
+        &self,
+        engine: &Engine,
+        call: &mut Call,
+        part: Part,
+        new: &Value,
+        old: Option<&Value>,
+    ) -> ApiResult<()> {
+        standard::validate(engine, &self.security, call, part, new, old).await?;
+        let operation = match old {
+            Some(_) => admission_request::Operation::Update,
+            None => admission_request::Operation::Create,
+        };
+        let facts = facts::full(engine, call, part.subresource(), operation, new, "");
+        self.ask_validating(call, facts, new, old.unwrap_or(&Value::Null)).await?;
+        quota::admit(engine, call, part, new, old).await
     }
 
     async fn subresource(
         &self,
         engine: &Engine,
-        call: &Call,
+        call: &mut Call,
         name: &str,
         subresource: &str,
-        body: &Value,
+        body: &mut Value,
     ) -> ApiResult<()> {
-        let asked = Asked { operation: Operation::Create, subresource, name, new: Some(body), old: None };
-        nodes::restrict(engine, &self.rules, call, asked).await
+        let connects = matches!(subresource, "exec" | "attach" | "portforward" | "proxy");
+        if !connects {
+            let asked = Asked { operation: Operation::Create, subresource, name, new: Some(body), old: None };
+            nodes::restrict(engine, &self.rules, call, asked).await?;
+        }
+        let operation = match connects {
+            true => admission_request::Operation::Connect,
+            false => admission_request::Operation::Create,
+        };
+        let facts = facts::full(engine, call, subresource, operation, body, name);
+        if !self.dynamic.concerns(&facts) {
+            return Ok(());
+        }
+        let mut between = |_: &mut Value| Ok(());
+        let outcome = dynamic::accept(self.dynamic.mutate(&facts, body, &Value::Null, &mut between).await)?;
+        dynamic::told(call, outcome);
+        self.ask_validating(call, facts, body, &Value::Null).await
     }
 
     async fn delete(&self, engine: &Engine, call: &mut Call, name: &str, object: &Value) -> ApiResult<()> {
@@ -103,9 +184,16 @@ impl Admission for Chain {
             return Err(ApiError::forbidden("", "namespaces", name, "this namespace may not be deleted"));
         }
         if call.served.is("networking.k8s.io", "ipaddresses") {
-            return address_in_use(engine, name, object);
+            address_in_use(engine, name, object)?;
         }
-        Ok(())
+        let facts = facts::full(engine, call, "", admission_request::Operation::Delete, object, name);
+        if !self.dynamic.concerns(&facts) {
+            return Ok(());
+        }
+        let (mut none, mut between) = (Value::Null, |_: &mut Value| Ok(()));
+        let outcome = dynamic::accept(self.dynamic.mutate(&facts, &mut none, object, &mut between).await)?;
+        dynamic::told(call, outcome);
+        self.ask_validating(call, facts, &Value::Null, object).await
     }
 }
 

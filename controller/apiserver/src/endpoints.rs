@@ -81,6 +81,7 @@ fn call_of(served: Arc<Served>, namespace: &str, incoming: &Incoming) -> ApiResu
         authority: Authority::Caller(incoming.authorizer.clone()),
         peer: incoming.peer,
         options: WriteOptions::parse(&incoming.info.query, &incoming.user_agent)?,
+        record: incoming.record.clone(),
         warnings: Vec::new(),
         tracked: false,
     })

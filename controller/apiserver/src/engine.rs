@@ -26,6 +26,7 @@ use crate::status::{ApiError, ApiResult};
 use bytes::Bytes;
 use causeway_api::config::ClusterConfig;
 use causeway_api::identity::UserInfo;
+use causeway_audit::Record;
 use causeway_schema::bounds::{MAX_DEPTH, is_deeper, too_deep};
 use causeway_store::{KeyValue, MAX_KEY, MAX_REQUEST, Store};
 use serde_json::Value;
@@ -74,6 +75,8 @@ pub struct Call {
     pub peer: Option<IpAddr>,
     /// Write options.
     pub options: WriteOptions,
+    /// What is recorded of the request, if it is.
+    pub record: Option<Arc<Record>>,
     /// For `Warning` headers.
     pub warnings: Vec<String>,
     /// Managed fields are already up to date (server-side apply).
@@ -95,6 +98,7 @@ impl Call {
                 validation: FieldValidation::Ignore,
                 force: false,
             },
+            record: None,
             warnings: Vec::new(),
             tracked: false,
         }
@@ -109,8 +113,16 @@ impl Call {
             authority: self.authority.clone(),
             peer: self.peer,
             options: self.options.clone(),
+            record: self.record.clone(),
             warnings: Vec::new(),
             tracked: false,
+        }
+    }
+
+    /// Adds an annotation to the request's audit events.
+    pub fn annotate(&self, key: &str, value: &str) {
+        if let Some(record) = &self.record {
+            record.annotate(key, value);
         }
     }
 

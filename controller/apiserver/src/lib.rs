@@ -9,6 +9,7 @@ mod admission;
 mod authn;
 mod authz;
 mod catalog;
+mod dialer;
 mod endpoints;
 mod engine;
 mod exchange;
@@ -23,7 +24,7 @@ pub mod services;
 mod status;
 mod upkeep;
 
-pub use endpoints::relay::{DirectDialer, NodeDialer};
+pub use dialer::{DirectDialer, NodeDialer};
 pub use pki::{CertKey, Pki, PkiError};
 
 use crate::authn::{Authenticator, ServiceAccountTokens};
@@ -34,10 +35,11 @@ use crate::engine::Engine;
 use crate::feed::Feed;
 use crate::front::{FlowControl, Front, memory::InMemory, tls};
 use crate::services::Allocator;
-use crate::upkeep::{bootstrap, cluster_info, custom, flow, roles, signing};
+use crate::upkeep::{bootstrap, cluster_info, custom, flow, plugins, roles, signing};
 use anyhow::Context;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use causeway_admission::pod_security::PodSecurity;
 use causeway_api::config::ClusterConfig;
 use causeway_api::events::Recorder;
 use causeway_api::identity::{self, UserInfo};
@@ -71,6 +73,8 @@ pub struct ApiServerConfig {
 pub struct Settings {
     /// What is recorded of requests, and where; nothing without it.
     pub audit: Option<causeway_audit::Config>,
+    /// What holds for pods where their namespace says nothing, and who is exempt.
+    pub pod_security: PodSecurity,
 }
 
 /// A running API server. Its background work ends when it is dropped.
@@ -91,14 +95,22 @@ impl ApiServer {
         let catalog = Arc::new(Catalog::new(causeway_registry::builtin()));
         let rules = Arc::new(authz::Rules::default());
         let feed = Feed::start(store.clone(), vec![rules.clone()], stop.clone()).await.context("reading the store")?;
+        rules.follow(&feed);
+        let reach = admission::dynamic::Reach::new(config.kubelet_dialer.clone());
+        let dynamic = Arc::new(admission::dynamic::new(&reach, rules.clone())?);
         let engine = Arc::new(Engine {
             store,
             feed,
             catalog,
             allocation: Arc::new(Allocator::new(&config.cluster)),
-            admission: Arc::new(admission::Chain { rules: rules.clone() }),
+            admission: Arc::new(admission::Chain {
+                rules: rules.clone(),
+                security: std::mem::take(&mut config.settings.pod_security),
+                dynamic: dynamic.clone(),
+            }),
             cluster: config.cluster.clone(),
         });
+        reach.set(&engine);
         let user = UserInfo::component(identity::USER_APISERVER, &[]);
         let to_kubelets = pki.issue_client(&user)?;
         let tokens = Arc::new(ServiceAccountTokens::new(pki.service_account_key_pem(), &config.cluster.domain)?);
@@ -137,6 +149,8 @@ impl ApiServer {
         let signer = InMemory::new(front.clone(), user.clone(), runtime.clone());
         tokio::spawn(signing::run(kube::Client::new(signer, "default"), pki.clone(), stop.clone()));
         tokio::spawn(flow::run(engine.clone(), dispatcher, stop.clone()));
+        plugins::apply(&engine, &dynamic).await.context("putting webhooks and policies in force")?;
+        tokio::spawn(plugins::run(engine.clone(), dynamic, stop.clone()));
         tokio::spawn(roles::run(engine.clone(), stop.clone()));
         tokio::spawn(custom::run(engine.clone(), stop.clone()));
         let client = kube::Client::new(InMemory::new(front.clone(), user, runtime.clone()), "default");

@@ -5,6 +5,7 @@
 use causeway_registry::{FieldErrors, Resource};
 use causeway_store::StoreError;
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 
 /// The result of everything that serves a request.
 pub type ApiResult<T> = Result<T, ApiError>;
@@ -19,7 +20,7 @@ pub struct Failure {
     /// HTTP code.
     pub code: u16,
     /// Machine-readable reason.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     /// For people.
     pub message: String,
     /// `details` of the Status.
@@ -46,7 +47,19 @@ fn details(group: &str, kind: &str, name: &str) -> Value {
 impl ApiError {
     /// A failure without details.
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self(Box::new(Failure { code, reason, message: message.into(), details: None, retry_after: None }))
+        Self(Box::new(Failure {
+            code,
+            reason: reason.into(),
+            message: message.into(),
+            details: None,
+            retry_after: None,
+        }))
+    }
+
+    /// A failure in somebody else's words: an admission webhook's, a policy's.
+    pub fn told(code: u16, reason: String, message: String, details: Value) -> Self {
+        let details = Some(details).filter(|d| !d.is_null());
+        Self(Box::new(Failure { code, reason: reason.into(), message, details, retry_after: None }))
     }
 
     fn with(mut self, details: Value) -> Self {

@@ -5,7 +5,7 @@
 
 use super::{Attributes, Authorizer, Decision};
 use crate::catalog::prefix;
-use crate::feed::Observer;
+use crate::feed::{Feed, Observer};
 use crate::object::Object;
 use async_trait::async_trait;
 use causeway_api::identity::{self, UserInfo};
@@ -13,6 +13,7 @@ use causeway_authz::node::{Graph, Selectors, Term};
 use causeway_authz::rbac::{Index, RulesFor};
 use causeway_authz::{Requirement, Subject};
 use parking_lot::RwLock;
+use std::sync::{Arc, OnceLock, Weak};
 
 /// Kinds that the role index is made of.
 const ROLES: [&str; 4] = ["roles", "clusterroles", "rolebindings", "clusterrolebindings"];
@@ -24,6 +25,8 @@ const GRAPH: [&str; 2] = ["pods", "persistentvolumes"];
 pub struct Rules {
     roles: RwLock<Index>,
     graph: RwLock<Graph>,
+    /// What the indexes are made of; it comes later than they do.
+    feed: OnceLock<Weak<Feed>>,
 }
 
 fn subject(user: &UserInfo) -> Subject<'_> {
@@ -40,6 +43,11 @@ pub fn is_master(user: &UserInfo) -> bool {
 }
 
 impl Rules {
+    /// The cache that keeps the indexes up to date.
+    pub fn follow(&self, feed: &Arc<Feed>) {
+        let _ = self.feed.set(Arc::downgrade(feed));
+    }
+
     /// The roles as they are now. Cheap; does not change any more.
     pub fn roles(&self) -> Index {
         self.roles.read().clone()
@@ -86,7 +94,15 @@ fn by_name(user: &UserInfo, a: &Attributes) -> bool {
 #[async_trait]
 impl Authorizer for Rules {
     async fn authorize(&self, user: &UserInfo, a: &Attributes) -> Decision {
-        self.decide(user, a)
+        let decision = self.decide(user, a);
+        if matches!(decision, Decision::Allow(_)) {
+            return decision;
+        }
+        // What allows it may have been acknowledged a moment ago.
+        match self.feed.get().and_then(Weak::upgrade) {
+            Some(feed) if feed.catch_up().await.is_ok() => self.decide(user, a),
+            _ => decision,
+        }
     }
 
     fn rules_for(&self, user: &UserInfo, namespace: &str) -> RulesFor {

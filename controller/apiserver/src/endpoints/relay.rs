@@ -3,41 +3,22 @@
 //!
 //! In: a request for a pod's subresource. Out: the kubelet's answer. The API server knows nothing of the frames.
 
+use crate::dialer::NodeDialer;
 use crate::engine::{Engine, text};
 use crate::exchange::{Incoming, Reply};
 use crate::status::{ApiError, ApiResult};
-use async_trait::async_trait;
 use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 const CONNECT: Duration = Duration::from_secs(10);
-
-/// Opens TCP connections into the network the nodes are in.
-#[async_trait]
-pub trait NodeDialer: Send + Sync {
-    /// Connects to a kubelet's address.
-    async fn dial(&self, addr: SocketAddr) -> io::Result<TcpStream>;
-}
-
-/// Dials from where the API server runs.
-pub struct DirectDialer;
-
-#[async_trait]
-impl NodeDialer for DirectDialer {
-    async fn dial(&self, addr: SocketAddr) -> io::Result<TcpStream> {
-        TcpStream::connect(addr).await
-    }
-}
 
 /// Talks to kubelets with the API server's client certificate.
 pub struct NodeRelay {

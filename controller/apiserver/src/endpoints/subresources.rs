@@ -41,7 +41,7 @@ pub async fn serve(
         ("ephemeralcontainers", "get" | "update" | "patch") if pods => {
             Err(ApiError::not_implemented("ephemeral containers are not implemented yet"))
         }
-        ("exec" | "attach", "get" | "create") if pods => stream(server, &call, name, subresource, &incoming).await,
+        ("exec" | "attach", "get" | "create") if pods => stream(server, &mut call, name, subresource, &incoming).await,
         ("log" | "exec" | "attach" | "portforward" | "ephemeralcontainers" | "binding" | "eviction" | "token", _)
             if pods =>
         {
@@ -53,15 +53,16 @@ pub async fn serve(
 
 /// Assigns a pod to a node.
 pub async fn bind(server: &Arc<Endpoints>, call: &mut Call, name: &str, binding: &Value) -> ApiResult<Reply> {
-    let node = text(binding, "/target/name").to_owned();
-    let kind = text(binding, "/target/kind");
+    let mut binding = binding.clone();
+    server.engine.admission.subresource(&server.engine, call, name, "binding", &mut binding).await?;
+    let node = text(&binding, "/target/name").to_owned();
+    let kind = text(&binding, "/target/kind");
     if node.is_empty() || !(kind.is_empty() || kind == "Node") {
         let mut errors = FieldErrors::default();
         errors.required(&Path::new("target").child("name"), "");
         return Err(ApiError::invalid_kind("", "Binding", name, &errors));
     }
-    server.engine.admission.subresource(&server.engine, call, name, "binding", binding).await?;
-    let uid = text(binding, "/metadata/uid").to_owned();
+    let uid = text(&binding, "/metadata/uid").to_owned();
     let annotations = binding.pointer("/metadata/annotations").cloned();
     let resource = call.served.resource.clone();
     let conflict = |why: String| ApiError::conflict_because(&resource, name, &why);
@@ -123,9 +124,9 @@ fn set_scheduled(pod: &mut Value) {
 }
 
 /// Issues a token.
-async fn token(server: &Arc<Endpoints>, call: Call, name: &str, incoming: Incoming) -> ApiResult<Reply> {
+async fn token(server: &Arc<Endpoints>, mut call: Call, name: &str, incoming: Incoming) -> ApiResult<Reply> {
     let (mut request, _) = incoming.object().await?;
-    server.engine.admission.subresource(&server.engine, &call, name, "token", &request).await?;
+    server.engine.admission.subresource(&server.engine, &mut call, name, "token", &mut request).await?;
     let account = server.engine.get(&call.served, &call.namespace, name, None).await?.value();
     let mut errors = FieldErrors::default();
     let seconds = request.pointer("/spec/expirationSeconds").and_then(Value::as_i64).unwrap_or(3600);
@@ -250,7 +251,15 @@ async fn log(server: &Arc<Endpoints>, call: &Call, name: &str, incoming: &Incomi
 }
 
 /// exec and attach.
-async fn stream(server: &Arc<Endpoints>, call: &Call, name: &str, kind: &str, incoming: &Incoming) -> ApiResult<Reply> {
+async fn stream(
+    server: &Arc<Endpoints>,
+    call: &mut Call,
+    name: &str,
+    kind: &str,
+    incoming: &Incoming,
+) -> ApiResult<Reply> {
+    let mut options = stream_options(kind, incoming);
+    server.engine.admission.subresource(&server.engine, call, name, kind, &mut options).await?;
     let pod = server.engine.get(&call.served, &call.namespace, name, None).await?.value();
     if matches!(text(&pod, "/status/phase"), "Succeeded" | "Failed") {
         let phase = text(&pod, "/status/phase");
@@ -259,6 +268,25 @@ async fn stream(server: &Arc<Endpoints>, call: &Call, name: &str, kind: &str, in
     }
     let path = stream_path(call, &pod, name, kind, incoming)?;
     server.relay.upgrade(&server.engine, &pod, &path, incoming).await
+}
+
+/// The request as admission sees it: PodExecOptions or PodAttachOptions.
+fn stream_options(kind: &str, incoming: &Incoming) -> Value {
+    let query = &incoming.info.query;
+    let kind = if kind == "exec" { "PodExecOptions" } else { "PodAttachOptions" };
+    let mut options = json!({ "kind": kind, "apiVersion": "v1" });
+    for flag in ["stdin", "stdout", "stderr", "tty"] {
+        if query.flag(flag) {
+            options[flag] = true.into();
+        }
+    }
+    if let Some(container) = query.get("container") {
+        options["container"] = container.into();
+    }
+    if kind == "PodExecOptions" {
+        options["command"] = json!(query.all("command"));
+    }
+    options
 }
 
 fn log_query(incoming: &Incoming) -> ApiResult<String> {

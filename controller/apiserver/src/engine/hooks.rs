@@ -18,7 +18,19 @@ pub trait Admission: Send + Sync {
     async fn update(&self, engine: &Engine, call: &mut Call, part: Part, new: &mut Value, old: &Value)
     -> ApiResult<()>;
 
-    /// The body of a subresource that is created (`eviction`, `token`, `binding`), before anything is done or spent for it.
+    /// An object as it is to be stored, after its validation: nothing changes it any more. The last question before it
+    /// is written.
+    async fn validate(
+        &self,
+        engine: &Engine,
+        call: &mut Call,
+        part: Part,
+        new: &Value,
+        old: Option<&Value>,
+    ) -> ApiResult<()>;
+
+    /// The body of a subresource that is created (`eviction`, `token`, `binding`) or connected to (`exec`), before
+    /// anything is done or spent for it.
     async fn subresource(
         &self,
         engine: &Engine,

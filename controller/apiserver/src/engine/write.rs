@@ -119,6 +119,7 @@ impl Engine {
             return Err(ApiError::invalid(&served.resource, &name, &errors));
         }
         call.warnings.extend(served.resource.strategy.warnings(&object));
+        self.admission.validate(self, call, Part::Main, &object, None).await?;
         if !call.tracked {
             self.track(call, None, &mut object, Part::Main);
         }
@@ -338,7 +339,7 @@ impl Engine {
         if part == Part::Main {
             call.warnings.extend(strategy.warnings(new));
         }
-        Ok(())
+        self.admission.validate(self, call, part, new, Some(old)).await
     }
 }
 

@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 /// Evicts a pod.
 pub async fn serve(server: &Arc<Endpoints>, mut call: Call, name: &str, incoming: Incoming) -> ApiResult<Reply> {
-    let (eviction, _) = incoming.object().await?;
-    server.engine.admission.subresource(&server.engine, &call, name, "eviction", &eviction).await?;
+    let (mut eviction, _) = incoming.object().await?;
+    server.engine.admission.subresource(&server.engine, &mut call, name, "eviction", &mut eviction).await?;
     let mut options = DeleteOptions::parse(&eviction["deleteOptions"], &incoming.info.query)?;
     options.dry_run |= call.options.dry_run;
     let pod = server.engine.get(&call.served, &call.namespace, name, None).await?.value();
