@@ -34,10 +34,10 @@ pub trait Admission: Send + Sync {
     async fn subresource(
         &self,
         engine: &Engine,
-        call: &Call,
+        call: &mut Call,
         name: &str,
         subresource: &str,
-        body: &Value,
+        body: &mut Value,
     ) -> ApiResult<()>;
 
     /// An object that shall go.
