@@ -33,7 +33,7 @@ pub(crate) struct Program {
 }
 
 /// What functions such as `sets.contains` are called on.
-const NAMESPACES: [&str; 6] = ["sets", "math", "base64", "format", "jsonpatch", "optional"];
+const NAMESPACES: [&str; 9] = ["sets", "math", "base64", "format", "jsonpatch", "optional", "ip", "strings", "lists"];
 /// Fields that `user` has.
 const USER_FIELDS: [&str; 4] = ["username", "uid", "groups", "extra"];
 

@@ -82,21 +82,26 @@ impl FrontProxy {
         now: UnixTime,
         map: &HeaderMap,
     ) -> Result<Option<User>, AuthnError> {
-        let Some((own, others)) = chain.split_first() else { return Ok(None) };
+        if self.verify(chain, now)? { self.user(map) } else { Ok(None) }
+    }
+
+    /// Whether the peer of a connection is a front proxy: the same for all its requests until its certificate ends.
+    pub fn verify(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<bool, AuthnError> {
+        let Some((own, others)) = chain.split_first() else { return Ok(false) };
         if self.verifier.verify_client_cert(own, others, now).is_err() {
-            return Ok(None);
+            return Ok(false);
         }
-        let Some(common_name) = common_name(own) else { return Ok(None) };
+        let Some(common_name) = common_name(own) else { return Ok(false) };
         if !self.allowed_names.is_empty() && !self.allowed_names.contains(&common_name) {
             // The name is in a certificate of the authority, and still not ours.
             let shown: String = common_name.chars().filter(|c| !c.is_control()).take(256).collect();
             return Err(AuthnError::Refused(format!("x509: subject with cn={shown} is not in the allowed list")));
         }
-        self.user(map)
+        Ok(true)
     }
 
-    /// The user that the headers name, without asking who sent them.
-    fn user(&self, map: &HeaderMap) -> Result<Option<User>, AuthnError> {
+    /// The user that the headers name, without asking who sent them: only after [`FrontProxy::verify`].
+    pub fn user(&self, map: &HeaderMap) -> Result<Option<User>, AuthnError> {
         let first = |names: &[HeaderName]| -> Result<String, AuthnError> {
             for name in names {
                 if let Some(value) = map.get(name).filter(|value| !value.is_empty()) {

@@ -89,7 +89,7 @@ impl Oidc {
         Ok(())
     }
 
-    /// Fetches the keys of all issuers that has none yet, so that the first token need not wait.
+    /// Fetches the keys of all issuers that have none yet, so that the first token need not wait.
     pub async fn warm(&self) {
         let authorities: Vec<_> = self.authorities.load().values().cloned().collect();
         for authority in authorities {
@@ -100,10 +100,19 @@ impl Oidc {
         }
     }
 
-    /// Who a token speaks for; `None` when it is of no configured issuer. `audiences` are what the caller wants (the
-    /// API server's when empty): Kubernetes takes OIDC tokens for the API server's own audiences only, so the answer
-    /// names none of them, and the caller decides. An error says why the token is refused.
-    pub async fn authenticate(&self, token: &str) -> Result<Option<Authenticated>, AuthnError> {
+    /// Who a token speaks for; `None` when it is of no configured issuer. OIDC tokens are good for the API server only:
+    /// `wanted` audiences (of a TokenReview; empty when none are asked for) must be among `api_audiences`, whatever the
+    /// token's own are. An error says why the token is refused.
+    pub async fn authenticate(
+        &self,
+        token: &str,
+        wanted: &[String],
+        api_audiences: &[String],
+    ) -> Result<Option<Authenticated>, AuthnError> {
+        let audiences: Vec<String> = wanted.iter().filter(|wanted| api_audiences.contains(wanted)).cloned().collect();
+        if audiences.is_empty() && !wanted.is_empty() {
+            return Ok(None);
+        }
         let Some(issuer) = jws::untrusted_issuer(token) else { return Ok(None) };
         let Some(authority) = self.authorities.load().get(&issuer).cloned() else { return Ok(None) };
         let parsed = Token::parse(token).map_err(verifying)?;
@@ -113,7 +122,7 @@ impl Oidc {
         check_audience(&parsed.claims, &authority.compiled.config.issuer.audiences).map_err(verifying)?;
         authority.keys.check(&parsed).await.map_err(verifying)?;
         let user = self.map(&authority.compiled, parsed.claims).await?;
-        Ok(Some(Authenticated { user, audiences: Vec::new() }))
+        Ok(Some(Authenticated { user, audiences }))
     }
 
     /// Claims to a user, on another thread when expressions have to be evaluated.
@@ -180,7 +189,8 @@ fn check_audience(claims: &Map<String, Value>, wanted: &[String]) -> Result<(), 
     if held.iter().any(|held| wanted.iter().any(|wanted| wanted == held)) {
         return Ok(());
     }
-    let held: Vec<&str> = held.into_iter().take(8).collect();
+    // As much as a line of a log can take.
+    let held: Vec<String> = held.into_iter().take(8).map(|held| held.chars().take(64).collect()).collect();
     Err(AuthnError::Refused(format!("oidc: expected audience in {wanted:?} got {held:?}")))
 }
 

@@ -72,7 +72,7 @@ impl Keys {
     }
 
     /// Fetches keys if there are none.
-    pub(super) async fn warm(&self) -> Result<(), AuthnError> {
+    pub(super) async fn warm(self: &Arc<Self>) -> Result<(), AuthnError> {
         if self.fetched.load().is_none() { self.fetch(None).await } else { Ok(()) }
     }
 
@@ -111,7 +111,15 @@ impl Keys {
 
     /// Asks the issuer, unless somebody else has since `seen`, or a moment ago. No error when it was left alone and the
     /// time before had succeeded.
-    async fn fetch(&self, seen: Option<Instant>) -> Result<(), AuthnError> {
+    ///
+    /// On a task of its own: whoever closes the connection while the issuer is asked must not keep others from keys.
+    async fn fetch(self: &Arc<Self>, seen: Option<Instant>) -> Result<(), AuthnError> {
+        let keys = Arc::clone(self);
+        let fetched = tokio::spawn(async move { keys.fetch_here(seen).await }).await;
+        fetched.unwrap_or_else(|_| Err(AuthnError::Unavailable("oidc: fetching keys failed".to_owned())))
+    }
+
+    async fn fetch_here(&self, seen: Option<Instant>) -> Result<(), AuthnError> {
         let mut asked = self.asking.lock().await;
         if self.fetched.load().as_ref().map(|fetched| fetched.at) != seen {
             return Ok(());
@@ -119,7 +127,7 @@ impl Keys {
         if asked.at.is_some_and(|at| at.elapsed() < self.bounds.min_interval) {
             return asked.error.clone().map_or(Ok(()), Err);
         }
-        // Noted before, for the case that the one who asks is dropped on the way.
+        // Noted before, for the case that asking panics.
         asked.at = Some(Instant::now());
         asked.error = Some(AuthnError::Unavailable("oidc: authenticator not initialized".to_owned()));
         let found = self.ask().await;

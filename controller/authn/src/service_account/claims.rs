@@ -177,7 +177,7 @@ pub(super) fn bound(claims: &Map<String, Value>, wanted: &[String], now: i64) ->
         claims.get("aud").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
     let audiences: Vec<String> = wanted.iter().filter(|wanted| held.contains(&wanted.as_str())).cloned().collect();
     if audiences.is_empty() {
-        let held: Vec<&str> = held.into_iter().take(8).collect();
+        let held: Vec<String> = held.into_iter().take(8).map(|held| held.chars().take(64).collect()).collect();
         return Err(refused(&format!("token audiences {held:?} is invalid for the target audiences {wanted:?}")));
     }
     let about = claims.get("kubernetes.io").ok_or_else(|| refused("the token has no claim kubernetes.io"))?;

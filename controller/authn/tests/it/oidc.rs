@@ -107,7 +107,7 @@ fn quick() -> Bounds {
 }
 
 async fn user(oidc: &Oidc, token: &str) -> Result<User, AuthnError> {
-    oidc.authenticate(token).await.map(|found| found.unwrap().user)
+    oidc.authenticate(token, &[], &[]).await.map(|found| found.unwrap().user)
 }
 
 #[tokio::test]
@@ -161,7 +161,7 @@ async fn tokens_that_are_wrong() {
         assert!(error.contains(want), "{want}: {error}");
     }
     for token in [with("iss", json!("https://other")), "opaque".to_owned(), "abcdef.0123456789abcdef".to_owned()] {
-        assert_eq!(oidc.authenticate(&token).await, Ok(None));
+        assert_eq!(oidc.authenticate(&token, &[], &[]).await, Ok(None));
     }
     // An HMAC under the public key, which a careless verifier would take for the secret.
     let message = format!(
@@ -222,7 +222,7 @@ async fn keys_that_nobody_knows_do_not_flood_the_issuer() {
         .map(|n| {
             let token = sign_as(&own, &json!({ "alg": "ES256", "kid": format!("unknown-{n}") }), &issuer.claims());
             let oidc = Arc::clone(&oidc);
-            tokio::spawn(async move { oidc.authenticate(&token).await.is_err() })
+            tokio::spawn(async move { oidc.authenticate(&token, &[], &[]).await.is_err() })
         })
         .collect();
     for task in tasks {
@@ -242,7 +242,7 @@ async fn many_at_once_ask_once_and_failures_are_limited_too() {
     let tasks: Vec<_> = (0..50)
         .map(|_| {
             let (oidc, token) = (Arc::clone(&oidc), token.clone());
-            tokio::spawn(async move { oidc.authenticate(&token).await })
+            tokio::spawn(async move { oidc.authenticate(&token, &[], &[]).await })
         })
         .collect();
     for task in tasks {
@@ -320,7 +320,37 @@ async fn another_configuration_counts_at_once() {
     assert_eq!(issuer.server.count(KEYS), 1);
     let none = "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\n";
     oidc.reconfigure(&AuthenticationConfiguration::parse(none, &[]).unwrap()).unwrap();
-    assert_eq!(oidc.authenticate(&token).await, Ok(None));
+    assert_eq!(oidc.authenticate(&token, &[], &[]).await, Ok(None));
+}
+
+#[tokio::test]
+async fn only_for_audiences_of_the_api_server() {
+    let issuer = Issuer::start().await;
+    let own = key("a", "ES256");
+    issuer.publish(&[&own]);
+    let (oidc, token) = (issuer.oidc(Bounds::default()), sign(&own, &issuer.claims()));
+    let list = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+    let api = list(&["api", "api2"]);
+    let ask =
+        async |wanted: &[&str]| oidc.authenticate(&token, &list(wanted), &api).await.unwrap().map(|a| a.audiences);
+    assert_eq!(ask(&[]).await, Some(Vec::new()));
+    assert_eq!(ask(&["x", "api"]).await, Some(list(&["api"])));
+    // The token's own audience is none of the API server's.
+    assert_eq!(ask(&["cluster"]).await, None);
+}
+
+#[tokio::test]
+async fn who_goes_away_does_not_keep_others_from_keys() {
+    let issuer = Issuer::start().await;
+    let own = key("a", "ES256");
+    issuer.publish(&[&own]);
+    issuer.keys.lock().delay = Duration::from_millis(300);
+    let oidc = issuer.oidc(Bounds { min_interval: Duration::from_secs(600), ..Bounds::default() });
+    let token = sign(&own, &issuer.claims());
+    let first = tokio::time::timeout(Duration::from_millis(100), oidc.authenticate(&token, &[], &[])).await;
+    assert!(first.is_err());
+    assert!(user(&oidc, &token).await.is_ok());
+    assert_eq!(issuer.server.count(KEYS), 1);
 }
 
 #[tokio::test]
