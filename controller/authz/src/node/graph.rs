@@ -8,7 +8,7 @@
 //! In: objects, one change at a time. A change costs what the one object refers to; a question costs a few look-ups in
 //! hash tables, except for Secrets of volumes: there at most as many steps as the node's pods have claims.
 
-use super::references::{self, Kind, is_mirror, text};
+use super::references::{self, Kind, Name, is_mirror, text};
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -24,9 +24,6 @@ pub const WATCHED: [(&str, &str); 4] = [
 
 /// The label of local volumes: the node whose kubelet removes their folder.
 pub const VOLUME_NODE_LABEL: &str = "causeway.dev/node";
-
-/// Namespace and name.
-type Name = (String, String);
 
 /// An object that pods refer to.
 #[derive(Debug, PartialEq, Eq, Hash)]

@@ -141,15 +141,18 @@ const PERSISTENT_SECRETS: [(&str, &str); 10] = [
     ("/scaleIO/secretRef/name", "/scaleIO/secretRef/namespace"),
 ];
 
-/// The claim that a PersistentVolume is for (namespace, name), and the Secrets (namespace, name) of its source; the
+/// Namespace and name.
+pub type Name = (String, String);
+
+/// The claim that a PersistentVolume is for, and the Secrets of its source; the
 /// namespace of a Secret is the claim's where the source does not name one.
-pub fn of_persistent_volume(volume: &Value) -> Option<((String, String), Vec<(String, String)>)> {
+pub fn of_persistent_volume(volume: &Value) -> Option<(Name, Vec<Name>)> {
     let spec = volume.get("spec")?;
     let (namespace, claim) = (text(spec, "/claimRef/namespace"), text(spec, "/claimRef/name"));
     if claim.is_empty() || namespace.is_empty() {
         return None;
     }
-    let mut secrets: Vec<(String, String)> = Vec::new();
+    let mut secrets: Vec<Name> = Vec::new();
     let all = PERSISTENT_SECRETS.iter().chain(&[("/storageos/secretRef/name", "/storageos/secretRef/namespace")]);
     for (name, place) in all {
         let (name, of) = (text(spec, name), text(spec, place));

@@ -233,41 +233,60 @@ fn objects_of_strange_shapes_give_no_reach() {
     graph.upsert("persistentvolumes", &json!({"metadata": {"name": 7}, "spec": {"claimRef": "x"}}));
 }
 
+/// The shortest of several runs: a busy machine makes some of them long.
+fn shortest(mut work: impl FnMut()) -> Duration {
+    let runs = (0..7).map(|_| {
+        let begun = Instant::now();
+        work();
+        begun.elapsed()
+    });
+    runs.min().unwrap_or_default()
+}
+
 #[test]
 fn costs_do_not_grow_with_the_cluster() {
+    let plain = |i: usize, node: usize| {
+        json!({"metadata": {"namespace": format!("ns-{}", i % 50), "name": format!("web-{i}")},
+            "spec": {"nodeName": format!("n{node}"), "serviceAccountName": "robot", "volumes": [
+                {"configMap": {"name": "ca"}}, {"secret": {"secretName": "shared"}},
+                {"persistentVolumeClaim": {"claimName": format!("data-{i}")}}]}})
+    };
+    // A hundred pods a node, and all volumes with the Secret of one driver.
     let fill = |pods: usize| {
-        let (mut graph, mut pod) = (Graph::new(), rich(""));
+        let mut graph = Graph::new();
         for i in 0..pods {
-            pod["spec"]["nodeName"] = format!("n{}", i % (pods / 100)).into();
-            pod["metadata"]["name"] = format!("web-{i}").into();
-            pod["metadata"]["namespace"] = format!("ns-{}", i % 50).into();
-            pod["spec"]["volumes"][3]["persistentVolumeClaim"]["claimName"] = format!("data-{i}").into();
-            graph.upsert("pods", &pod);
+            graph.upsert("pods", &plain(i, i / 100));
+            let mut volume = volume(&format!("pv-{i}"), &format!("data-{i}"), &[("csi/nodeStageSecretRef", "driver")]);
+            volume["spec"]["claimRef"]["namespace"] = format!("ns-{}", i % 50).into();
+            graph.upsert("persistentvolumes", &volume);
         }
         graph
     };
-    let mut large = fill(10_000);
-    assert_eq!(large.size().0, 10_000);
-    // Shared names are kept once: of its own, a pod has two claims and itself.
-    assert!(large.size().1 < 10_000 * 3 + 50 * 40, "{:?}", large.size());
-    let small = fill(200);
+    let (mut small, mut large) = (fill(100), fill(10_000));
+    // Of its own, a pod has its claim and itself; what pods share is kept once a namespace.
+    assert_eq!(large.size(), (10_000, 10_000 * 2 + 50 * 3));
+    assert!(large.reaches_secret("n0", "storage", "driver") && !large.reaches_secret("other", "storage", "driver"));
     let questions = |graph: &Graph| {
-        let begun = Instant::now();
-        for i in 0..20_000 {
-            let namespace = format!("ns-{}", i % 50);
-            std::hint::black_box(graph.reaches_secret("n1", &namespace, SECRETS[i % SECRETS.len()]));
-        }
-        begun.elapsed()
+        shortest(|| {
+            for i in 0..200 {
+                assert!(graph.refers("n0", Kind::Secret, &format!("ns-{}", i % 50), "shared"));
+                assert!(graph.reaches_secret("n0", "storage", "driver"));
+                assert!(!graph.reaches_secret("n0", "storage", "elses"));
+            }
+        })
     };
-    let (of_small, of_large) = (questions(&small), questions(&large));
-    // Fifty times the pods; a scan would show. Generous, for a busy machine.
-    assert!(of_large < of_small * 10 + Duration::from_millis(200), "{of_small:?} {of_large:?}");
-    let pod = json!({"metadata": {"namespace": "ns-1", "name": "new"}, "spec": {"nodeName": "n1",
-        "containers": [], "serviceAccountName": "robot"}});
-    let begun = Instant::now();
-    for _ in 0..1000 {
-        large.upsert("pods", &pod);
-        large.remove("pods", "ns-1", "new");
-    }
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    let changes = |graph: &mut Graph| {
+        let pod = plain(1_000_000, 0);
+        shortest(|| {
+            for _ in 0..200 {
+                graph.upsert("pods", &pod);
+                graph.remove("pods", "ns-0", "web-1000000");
+            }
+        })
+    };
+    // A hundred times the pods: whatever scans them would be a hundred times as slow.
+    let (few, many) = (questions(&small), questions(&large));
+    assert!(many < few * 10, "questions: {few:?}, {many:?}");
+    let (few, many) = (changes(&mut small), changes(&mut large));
+    assert!(many < few * 10, "changes: {few:?}, {many:?}");
 }
