@@ -36,6 +36,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,6 +82,9 @@ pub fn run(args: &UpArgs) -> Result<()> {
         nix::unistd::setsid().context("leaving the terminal's session")?;
     }
     logging::init(if args.detached { "info" } else { "warn" });
+    if args.detached {
+        logging::rotate(&paths.log())?;
+    }
     let listeners = Listeners {
         http: sockets.tcp("http", || ports::bind(args.http_port, "the ingress", "--http-port"))?,
         https: sockets.tcp("https", || ports::bind(args.https_port, "the ingress with TLS", "--https-port"))?,
@@ -131,7 +135,9 @@ fn detach(paths: &Paths) -> Result<()> {
     let log_path = paths.log();
     // The log before this one may be all that tells of a crash.
     drop(fs::rename(&log_path, log_path.with_extension("log.1")));
-    let log = File::create(&log_path).with_context(|| format!("making {}", log_path.display()))?;
+    // Appended to, since the child writes to it through more than one descriptor.
+    let log = File::options().append(true).create(true).mode(0o600).open(&log_path);
+    let log = log.with_context(|| format!("making {}", log_path.display()))?;
     let args = std::env::args_os().skip(1).filter(|a| a != "--detach");
     let mut child = Command::new(std::env::current_exe()?)
         .args(args)

@@ -119,6 +119,20 @@ impl RotatingFile {
         Ok(())
     }
 
+    /// Rotates when the file has become larger than its limit by what others wrote to it, and tells whether it did. For
+    /// a process whose standard output and error are this file: these are to be pointed at [`RotatingFile::file`] then.
+    ///
+    /// # Errors
+    /// As [`RotatingFile::rotate`].
+    pub fn rotate_if_grown(&mut self) -> io::Result<bool> {
+        self.size = self.file.metadata()?.len();
+        let grown = self.options.max_bytes > 0 && self.size > self.options.max_bytes;
+        if grown {
+            self.rotate()?;
+        }
+        Ok(grown)
+    }
+
     fn rotate_if_full(&mut self, more: usize) {
         let max = self.options.max_bytes;
         let full = max > 0 && self.size > 0 && self.size.saturating_add(more as u64) > max;

@@ -140,3 +140,19 @@ fn a_full_disk_tears_no_second_line() {
     file.write_all(b"whole\n").unwrap();
     assert_eq!(fs::read_to_string(file.path()).unwrap(), "half of a li\nwhole\n");
 }
+
+#[test]
+fn what_others_write_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.log");
+    let options = Options { max_bytes: 4, max_backups: 1, max_age: None, names: Names::Numbered };
+    let mut file = RotatingFile::open(&path, options).unwrap();
+    let mut other = file.file().try_clone().unwrap();
+    other.write_all(b"1234").unwrap();
+    assert!(!file.rotate_if_grown().unwrap());
+    other.write_all(b"5").unwrap();
+    assert!(file.rotate_if_grown().unwrap() && !file.rotate_if_grown().unwrap());
+    file.file().write_all(b"6").unwrap();
+    let content = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+    assert_eq!([content("audit.log"), content("audit.log.1")], ["6", "12345"]);
+}
