@@ -18,6 +18,7 @@ mod ingress_class;
 mod ip_address;
 mod job;
 mod lease;
+mod limit_range;
 mod namespace;
 mod network_policy;
 mod node;
@@ -30,6 +31,8 @@ mod priority_class;
 mod priority_level_configuration;
 mod rbac;
 mod replica_set;
+mod resource_quota;
+mod runtime_class;
 mod secret;
 mod service;
 mod service_account;
@@ -43,11 +46,13 @@ pub fn builtin() -> Vec<Resource> {
         config_map::resource(),
         endpoints::resource(),
         event::core(),
+        limit_range::resource(),
         namespace::resource(),
         node::resource(),
         persistent_volume::resource(),
         persistent_volume_claim::resource(),
         pod::resource(),
+        resource_quota::resource(),
         secret::resource(),
         service::resource(),
         service_account::resource(),
@@ -70,6 +75,7 @@ pub fn builtin() -> Vec<Resource> {
         ip_address::resource(),
         network_policy::resource(),
         service_cidr::resource(),
+        runtime_class::resource(),
         pod_disruption_budget::resource(),
         priority_class::resource(),
         storage_class::resource(),
@@ -92,6 +98,8 @@ mod tests {
             let id = format!("{}.{}", r.plural, r.group);
             assert!(seen.insert(id.clone()), "{id} twice");
             assert!(!r.columns.is_empty(), "{id} has no columns");
+            let schema = causeway_schema::builtin(&r.group, &r.version, &r.kind);
+            assert!(schema.is_some_and(|s| s.field("metadata").is_some()), "{id} has no schema");
             let empty = json!({"apiVersion": "v1", "kind": r.kind, "metadata": {"name": "x"}});
             assert_eq!(r.strategy.cells(&empty, 0).len(), r.columns.len(), "{id}: cells for columns");
             assert!(r.verbs.contains(&"watch".to_owned()), "{id}");

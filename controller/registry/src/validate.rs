@@ -13,6 +13,7 @@ pub(crate) mod network_policy;
 pub(crate) mod pod;
 pub(crate) mod pod_update;
 pub(crate) mod probe;
+pub(crate) mod resource_names;
 pub(crate) mod resources;
 pub(crate) mod scheduling;
 pub(crate) mod selector;
