@@ -36,7 +36,7 @@ pub enum Verdict {
     /// Only if all authorisers together allow `permission` (the verb `escalate` or `bind`); otherwise `refusal`.
     Only {
         /// What to ask.
-        permission: Attributes,
+        permission: Box<Attributes>,
         /// What to answer if it is not allowed.
         refusal: Refusal,
     },
@@ -65,7 +65,7 @@ pub fn check(index: &Index, writer: Subject<'_>, write: Write<'_>) -> Verdict {
     };
     match (refusal, permission) {
         (None, _) => Verdict::Fine,
-        (Some(refusal), Some(permission)) => Verdict::Only { permission, refusal },
+        (Some(refusal), Some(permission)) => Verdict::Only { permission: Box::new(permission), refusal },
         (Some(refusal), None) => Verdict::No(refusal),
     }
 }
