@@ -2,6 +2,8 @@
 
 use crate::Resource;
 
+mod admission_policy;
+mod admission_webhook;
 mod certificate_signing_request;
 mod config_map;
 mod controller_revision;
@@ -80,6 +82,8 @@ pub fn builtin() -> Vec<Resource> {
         priority_class::resource(),
         storage_class::resource(),
     ];
+    all.extend(admission_webhook::resources());
+    all.extend(admission_policy::resources());
     all.extend(rbac::resources());
     all
 }

@@ -1,5 +1,6 @@
 //! Validation in Kubernetes' words, one file a concept. In: objects (defaulted). Out: field errors.
 
+pub(crate) mod admission;
 pub(crate) mod container;
 pub(crate) mod data;
 pub(crate) mod definition;

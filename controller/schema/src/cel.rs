@@ -9,10 +9,11 @@ mod functions;
 mod guard;
 mod value;
 
+pub use functions::parsed;
 pub use guard::{Budget, EXPRESSION_COST, MAX_EXPRESSION, STACK, TOTAL_COST, TOTAL_TIME, on_a_big_stack};
 pub use kube_cel::cel::Value as CelValue;
 pub use kube_cel::cel::objects::{Opaque, OptionalValue};
-pub use value::{from_json, text_of};
+pub use value::{entry_of, from_json, text_of, with_entries};
 
 use kube_cel::cel::common::ast::{CallExpr, EntryExpr, Expr, IdedEntryExpr, IdedExpr, SelectExpr};
 use kube_cel::cel::parser::Parser;
@@ -135,15 +136,15 @@ impl Expression {
         if text.trim().is_empty() {
             return Err("expression is empty".to_owned());
         }
-        if text.len() > MAX_EXPRESSION {
-            return Err(format!("expression is too long: at most {MAX_EXPRESSION} bytes"));
-        }
         if guard::is_complex(text) {
             return Err(format!(
                 "expression is too complex: at most {} brackets inside each other and {} operators that hang on each other",
                 guard::MAX_NESTING,
                 guard::MAX_DEPTH
             ));
+        }
+        if text.len() > MAX_EXPRESSION {
+            return Err(format!("expression is too long: at most {MAX_EXPRESSION} bytes"));
         }
         let parse = || Parser::default().enable_optional_syntax(true).parse(text);
         // The parser is known to panic on some malformed texts.

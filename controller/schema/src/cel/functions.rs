@@ -86,6 +86,11 @@ pub(super) fn call(name: &str, target: Option<&Value>, args: &[Value], budget: &
     Ok(result)
 }
 
+/// What a conversion such as `timestamp` makes of a text; `None` when it refuses it.
+pub fn parsed(conversion: &str, text: &str) -> Option<Value> {
+    call(conversion, None, &[text.into()], &mut Budget::default()).ok()
+}
+
 /// The library's errors in CEL's words.
 pub(super) fn error(error: ExecutionError) -> CelError {
     match error {

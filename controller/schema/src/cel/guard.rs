@@ -54,25 +54,31 @@ impl Budget {
     ///
     /// [`CelError::Exceeded`] when there are none left, or the time is over.
     pub fn charge(&mut self, units: u64) -> Result<(), CelError> {
-        let left = self.expression.checked_sub(units).zip(self.total.checked_sub(units));
-        let Some((expression, total)) = left else {
-            let limit = if self.expression < units {
-                "call cost limit"
-            } else {
-                "validation failed due to running out of cost budget, no further validation rules will be run; cost limit"
-            };
-            (self.expression, self.total) = (0, if self.expression < units { self.total } else { 0 });
-            return Err(CelError::Exceeded(format!("operation cancelled: actual {limit} exceeded")));
+        let (Some(expression), Some(total)) = (self.expression.checked_sub(units), self.total.checked_sub(units))
+        else {
+            let limit = if units > self.total { self.spend() } else { "actual call cost limit exceeded" };
+            self.expression = 0;
+            return Err(CelError::Exceeded(format!("operation cancelled: {limit}")));
         };
         (self.expression, self.total) = (expression, total);
         // Asking for the time costs as much as a few steps.
         let before = self.steps >> 6;
         self.steps += 1 + units;
         if self.steps >> 6 != before && Instant::now() > self.deadline {
-            self.total = 0;
+            self.spend();
             return Err(CelError::Exceeded("operation interrupted: evaluation took too long".to_owned()));
         }
         Ok(())
+    }
+
+    fn spend(&mut self) -> &'static str {
+        self.total = 0;
+        "validation failed due to running out of cost budget, no further validation rules will be run"
+    }
+
+    /// Nothing more can be evaluated.
+    pub fn is_spent(&self) -> bool {
+        self.total == 0
     }
 
     /// One step deeper; the caller comes back up.

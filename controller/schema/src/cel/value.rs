@@ -35,6 +35,19 @@ pub fn text_of(value: &Value) -> Option<&str> {
     }
 }
 
+/// The entry of a map that has a text as its key.
+pub fn entry_of<'v>(value: &'v Value, key: &str) -> Option<&'v Value> {
+    match value {
+        Value::Map(map) => map.map.get(&Key::from(key)),
+        _ => None,
+    }
+}
+
+/// A map of these entries.
+pub fn with_entries(entries: impl Iterator<Item = (String, Value)>) -> Value {
+    map_of(entries.map(|(key, value)| (Key::String(Arc::new(key)), value)).collect())
+}
+
 pub(super) fn map_of(map: HashMap<Key, Value>) -> Value {
     Value::Map(Map { map: Arc::new(map) })
 }
