@@ -215,7 +215,7 @@ impl Matcher {
             } else if facts.in_namespace() {
                 let Some(namespace) = facts.namespace_object.as_deref() else {
                     let message = format!("namespaces {:?} not found", facts.namespace);
-                    let details = serde_json::json!({"kind": "namespaces", "name": facts.namespace});
+                    let details = Box::new(serde_json::json!({"kind": "namespaces", "name": facts.namespace}));
                     return Err(Rejection { code: 404, reason: "NotFound".to_owned(), message, details });
                 };
                 self.namespaces.selects(&labels(namespace))

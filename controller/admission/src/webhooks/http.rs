@@ -38,11 +38,14 @@ pub trait Network: Send + Sync {
     async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream>;
 }
 
+/// TLS settings by the bundle of authorities that they trust.
+type Configurations = Vec<(Arc<[u8]>, Arc<ClientConfig>)>;
+
 /// The real [`Caller`].
 pub struct HttpCaller {
     network: Arc<dyn Network>,
     system: Arc<ClientConfig>,
-    configurations: Mutex<Vec<(Arc<[u8]>, Arc<ClientConfig>)>>,
+    configurations: Mutex<Configurations>,
 }
 
 fn configuration(roots: RootCertStore) -> Result<Arc<ClientConfig>, String> {

@@ -153,5 +153,5 @@ pub(crate) fn refusal(name: &str, status: &Value) -> Rejection {
     };
     let code = status["code"].as_u64().and_then(|c| u16::try_from(c).ok()).filter(|c| (400..600).contains(c));
     let details = if status["details"].is_object() { status["details"].clone() } else { Value::Null };
-    Rejection { code: code.unwrap_or(400), reason: text("reason").to_owned(), message, details }
+    Rejection { code: code.unwrap_or(400), reason: text("reason").to_owned(), message, details: Box::new(details) }
 }

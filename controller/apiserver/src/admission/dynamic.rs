@@ -171,7 +171,7 @@ pub fn told(call: &mut Call, outcome: Outcome) {
 
 /// A refusal as the client gets it.
 pub fn rejected(rejection: Rejection) -> ApiError {
-    ApiError::told(rejection.code, rejection.reason, rejection.message, rejection.details)
+    ApiError::told(rejection.code, rejection.reason, rejection.message, *rejection.details)
 }
 
 /// The name of a written object, for messages.

@@ -34,7 +34,7 @@ pub fn attributes(text: &str) -> Attributes {
     let [group, resource, subresource] = parts.try_into().unwrap();
     let path = String::new();
     let [group, resource, subresource] = [group, resource, subresource].map(str::to_owned);
-    Attributes { verb, group, resource, subresource, namespace, name, path }
+    Attributes { verb, group, resource, subresource, namespace, name, path, ..Attributes::default() }
 }
 
 pub fn ask(graph: &Graph, text: &str, selectors: &Selectors<'_>) -> Decision {

@@ -100,7 +100,7 @@ fn nobody_gives_more_than_they_have() {
     let refusal = Refusal::Forbidden(message.to_owned());
     assert_eq!(
         write("roles", "ns", "x", &more, None),
-        Verdict::Only { permission: escalate, refusal: refusal.clone() }
+        Verdict::Only { permission: Box::new(escalate.clone()), refusal: refusal.clone() }
     );
     // Elsewhere nothing is held.
     assert_ne!(write("roles", "other", "", &role("other", "x", std::slice::from_ref(&get)), None), Verdict::Fine);
@@ -119,7 +119,7 @@ fn nobody_gives_more_than_they_have() {
     }
     let permission = attributes("bind", "ns", GROUP, "clusterroles", "writer");
     let found = write("rolebindings", "ns", "x", &binding("ns", "x", "ClusterRole:writer", &["User:v"]), None);
-    assert_eq!(found, Verdict::Only { permission, refusal });
+    assert_eq!(found, Verdict::Only { permission: Box::new(permission), refusal });
     let lost = write("rolebindings", "ns", "x", &binding("ns", "x", "Role:gone", &["User:v"]), None);
     let text = r#"role.rbac.authorization.k8s.io "gone" not found"#;
     assert!(matches!(lost, Verdict::Only { refusal: Refusal::NotFound(t), .. } if t == text));
