@@ -93,7 +93,7 @@ impl Served {
     }
 
     /// An object as this version shows it.
-    pub fn from_storage(&self, object: &mut Value) {
+    pub fn to_served(&self, object: &mut Value) {
         if self.conversion == Conversion::Events {
             *object = causeway_registry::core_to_events(object);
         }

@@ -204,7 +204,7 @@ impl Engine {
     pub fn show_value(served: &Served, object: &Object) -> Value {
         let mut value = object.value();
         if object.api_version != served.api_version {
-            served.from_storage(&mut value);
+            served.to_served(&mut value);
         }
         value
     }
@@ -221,7 +221,7 @@ impl Engine {
         let mut value: Value = serde_json::from_slice(&kv.value)
             .map_err(|e| ApiError::internal(format!("the stored value of {} is broken: {e}", kv.key)))?;
         if value["apiVersion"] != served.api_version.as_str() || served.custom.is_some() {
-            served.from_storage(&mut value);
+            served.to_served(&mut value);
         }
         stamp(&mut value, kv.mod_revision);
         Ok(value)
