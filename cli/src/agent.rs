@@ -45,9 +45,15 @@ pub struct AgentArgs {
     /// A bootstrap token (causeway token create); needed only the first time.
     #[arg(long, env = "CAUSEWAY_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
+    /// A file with the bootstrap token, which other users of this machine do not see as they see a command line.
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    pub token_file: Option<PathBuf>,
     /// The hash of the cluster's authority, as `causeway token create` prints it: joins no other cluster.
     #[arg(long, value_name = "sha256:HASH")]
     pub ca_hash: Option<String>,
+    /// Join without that hash: whoever knows the token can then be taken for the cluster.
+    #[arg(long)]
+    pub unsafe_skip_ca_hash: bool,
     /// Name of the node [default: the machine's host name].
     #[arg(long)]
     pub node_name: Option<String>,
@@ -71,6 +77,7 @@ pub struct AgentArgs {
 struct AgentFile {
     server: Option<String>,
     token: Option<String>,
+    token_file: Option<PathBuf>,
     ca_hash: Option<String>,
     node_name: Option<String>,
     node_ips: Vec<IpAddr>,
@@ -91,7 +98,9 @@ fn settle(args: &AgentArgs) -> Result<AgentArgs> {
     let Some(path) = &args.config else { return Ok(args) };
     let file: AgentFile = crate::config::file(path)?;
     args.server = args.server.or(file.server);
-    args.token = args.token.or(file.token);
+    if args.token.is_none() && args.token_file.is_none() {
+        (args.token, args.token_file) = (file.token, file.token_file);
+    }
     args.ca_hash = args.ca_hash.or(file.ca_hash);
     args.node_name = args.node_name.or(file.node_name);
     if args.node_ip.is_empty() {
@@ -102,6 +111,19 @@ fn settle(args: &AgentArgs) -> Result<AgentArgs> {
     args.dns_upstreams.extend(file.dns_upstreams);
     args.insecure_registries.extend(file.insecure_registries);
     Ok(args)
+}
+
+/// The token itself. A file that is gone is none: it is needed the first time only.
+fn token(args: &AgentArgs) -> Result<Option<String>> {
+    let (None, Some(path)) = (&args.token, &args.token_file) else { return Ok(args.token.clone()) };
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            tracing::debug!(path = %path.display(), "no token: a machine that has joined needs none");
+            Ok(None)
+        }
+        Err(error) => Err(error).with_context(|| format!("reading the token in {}", path.display())),
+    }
 }
 
 /// Runs the command.
@@ -179,8 +201,9 @@ async fn serve(
     instance::write(paths, &record)?;
     let joining = join(JoinConfig {
         server,
-        token: args.token.clone(),
+        token: token(args)?,
         ca_hash: args.ca_hash.clone(),
+        skip_ca_hash: args.unsafe_skip_ca_hash,
         node_name,
         dir: paths.identity(),
         life: None,

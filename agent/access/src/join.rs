@@ -39,6 +39,9 @@ pub struct JoinConfig {
     pub token: Option<String>,
     /// The hash that the authority must have: `sha256:…`.
     pub ca_hash: Option<String>,
+    /// The first time may do without that hash: whoever has the token, an administrator of another cluster among them,
+    /// can then be taken for this cluster.
+    pub skip_ca_hash: bool,
     /// The node's name.
     pub node_name: String,
     /// Where the identity is kept.
@@ -109,6 +112,12 @@ async fn first_time(config: &JoinConfig, disk: &Disk) -> Result<(String, String)
             "this machine is no node yet: make a token on the server (causeway token create) and give it with --token"
         );
     };
+    if config.ca_hash.is_none() && !config.skip_ca_hash {
+        bail!(
+            "a token alone does not say which cluster is meant: give the hash of its authority with --ca-hash (causeway \
+             token create prints it), or --unsafe-skip-ca-hash"
+        );
+    }
     let url = Endpoint::new(&config.server, "")?.url;
     let ca = discover::authority(&url, token, config.ca_hash.as_deref()).await?;
     let joiner = client_with(&url, connect::tls(&ca)?, Some(token))?;

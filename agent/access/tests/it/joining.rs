@@ -78,6 +78,7 @@ impl Server {
             server: self.url.clone(),
             token: Some(TOKEN.to_owned()),
             ca_hash: Some(discover::hash(self.api.pki().ca_pem()).unwrap()),
+            skip_ca_hash: false,
             node_name: node.to_owned(),
             dir: self.dir.path().join(node),
             life: None,
@@ -155,7 +156,9 @@ async fn who_does_not_know_the_token_or_is_not_the_cluster_is_refused() {
     assert!(other.contains("not the right cluster"), "{other}");
     assert!(read(&server.config("n1").dir, "client.pem").is_none(), "nothing is kept of a join that failed");
     // The pinned authority makes a joining without pinning possible too: the token signs it.
-    join(JoinConfig { ca_hash: None, ..server.config("n1") }).await.unwrap();
+    let alone = refused(JoinConfig { ca_hash: None, ..server.config("n1") }).await;
+    assert!(alone.contains("--ca-hash"), "a token alone is not enough: {alone}");
+    join(JoinConfig { ca_hash: None, skip_ca_hash: true, ..server.config("n1") }).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
