@@ -15,5 +15,5 @@ pub use crate::amounts::Amounts;
 pub use charge::{Charge, charge};
 pub use evaluator::Evaluator;
 pub(crate) use evaluator::storage_class;
-pub use recalculate::{recalculate, tracked};
+pub use recalculate::{differs, recalculate, tracked};
 pub use scope::matches;

@@ -9,7 +9,8 @@ use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, Repl
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ResourceQuota, Service,
+    ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
@@ -43,6 +44,7 @@ pub struct Caches {
     pub volumes: Cache<PersistentVolume>,
     pub classes: Cache<StorageClass>,
     pub budgets: Cache<PodDisruptionBudget>,
+    pub quotas: Cache<ResourceQuota>,
     pub requests: Cache<CertificateSigningRequest>,
     pub cidrs: Cache<ServiceCIDR>,
     pub addresses: Cache<IPAddress>,
@@ -159,6 +161,7 @@ impl Context {
         self.start(&c.volumes, tasks, shutdown);
         self.start(&c.classes, tasks, shutdown);
         self.start(&c.budgets, tasks, shutdown);
+        self.start(&c.quotas, tasks, shutdown);
         self.start(&c.requests, tasks, shutdown);
         self.start(&c.cidrs, tasks, shutdown);
         self.start(&c.addresses, tasks, shutdown);

@@ -25,6 +25,7 @@ pub mod podgc;
 pub mod pods;
 pub mod queue;
 pub mod replicaset;
+pub mod resourcequota;
 pub mod resources;
 pub mod revision;
 pub mod serviceaccount;
@@ -240,6 +241,13 @@ fn start_cluster(context: &Arc<Context>, starter: &Starter) {
         disruption::queue(context),
         synced!(context, budgets, pods, replica_sets, deployments, stateful_sets),
         reconcile!(disruption::Disruptions::new(context.clone())),
+    );
+    starter.start(
+        "resourcequota",
+        2,
+        resourcequota::queue(context),
+        synced!(context, quotas, pods),
+        reconcile!(resourcequota::Quotas::new(context.clone())),
     );
     starter.start(
         "csr",

@@ -52,6 +52,16 @@ where
     Ok(json!({"hard": amounts::write(&hard), "used": amounts::write(&used)}))
 }
 
+/// Whether a quota's status says other amounts than another one; how they are written does not matter.
+pub fn differs(status: &Value, other: &Value) -> bool {
+    let read = |status, key| {
+        let list = at(status, key);
+        // No list at all is not the same as one of nothing.
+        (!list.is_null()).then(|| amounts::read(list))
+    };
+    ["hard", "used"].iter().any(|key| read(status, key) != read(other, key))
+}
+
 fn count<'a>(
     quota: &Value,
     evaluator: &Evaluator,

@@ -86,3 +86,11 @@ fn scopes_hold_for_counting_too() {
     assert_eq!(recalculate(&quota, |_, _| Some(&pods), NOW).unwrap()["used"], json!({"pods": "2"}));
     assert!(recalculate(&json!({"spec": {"hard": {"pods": "x"}}}), |_, _| Some(&pods), NOW).is_err());
 }
+
+#[test]
+fn statuses_differ_by_amount() {
+    let status = |hard: &str, used: &str| json!({"hard": {"cpu": hard}, "used": {"cpu": used}});
+    assert!(!differs(&status("1", "500m"), &status("1000m", "0.5")));
+    assert!(differs(&status("1", "500m"), &status("1", "501m")));
+    assert!(differs(&json!({}), &json!({"hard": {}, "used": {}})));
+}
