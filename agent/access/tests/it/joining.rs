@@ -10,7 +10,7 @@ use causeway_informers::Informers;
 use causeway_store::{SledOptions, SledStore};
 use k8s_openapi::api::core::v1::{Node, Secret};
 use kube::Api;
-use kube::api::PostParams;
+use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
@@ -103,12 +103,16 @@ async fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     panic!("not within 30 s: {what}");
 }
 
-async fn register(member: &Membership, node: &str, ip: &str) {
+/// The node registers, and an administrator writes down which address is its own: it speaks over loopback.
+async fn register(server: &Server, member: &Membership, node: &str, ip: &str) {
     let nodes: Api<Node> = Api::all(client(&member.endpoint, Some(member.identity.clone())).unwrap());
     let object: Node = serde_json::from_value(json!({ "metadata": { "name": node }, "status": { "addresses": [
         { "type": "InternalIP", "address": ip }, { "type": "Hostname", "address": node }] } }))
     .unwrap();
     nodes.create(&PostParams::default(), &object).await.unwrap();
+    let written = json!({ "metadata": { "annotations": { "causeway.dev/serving-addresses": ip } } });
+    let nodes: Api<Node> = Api::all(server.api.client(UserInfo::admin()));
+    nodes.patch(node, &PatchParams::default(), &Patch::Merge(&written)).await.unwrap();
 }
 
 fn read(dir: &Path, file: &str) -> Option<String> {
@@ -120,8 +124,8 @@ async fn a_machine_joins_once_and_needs_the_token_no_more() {
     let server = Server::start().await;
     let member = join(server.config("n1")).await.unwrap();
     assert_eq!(member.settings.domain, "example.test", "the cluster's settings come with it");
-    register(&member, "n1", "10.0.0.1").await;
-    // The kubelet's certificate follows once the node has said its address.
+    register(&server, &member, "n1", "10.0.0.1").await;
+    // The kubelet's certificate follows once the node's address is written down.
     let stop = CancellationToken::new();
     let _stopped = stop.clone().drop_guard();
     let dir = server.config("n1").dir;
@@ -168,7 +172,7 @@ async fn a_certificate_near_its_end_is_renewed() {
     let config = JoinConfig { life: Some(Duration::from_secs(600)), ..server.config("n1") };
     let dir = config.dir.clone();
     let member = join(config).await.unwrap();
-    register(&member, "n1", "10.0.0.1").await;
+    register(&server, &member, "n1", "10.0.0.1").await;
     let first = read(&dir, "client.pem").unwrap();
     let stop = CancellationToken::new();
     let _stopped = stop.clone().drop_guard();
