@@ -3,6 +3,7 @@
 //! In: the `openAPIV3Schema` of a CustomResourceDefinition and objects of its kind. Out: a [`Schema`] as built-in kinds
 //! have it, with the constraints of the definition; cleaned and defaulted objects; field errors.
 
+mod cost;
 mod rules;
 mod structure;
 mod validate;

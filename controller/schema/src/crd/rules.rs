@@ -3,6 +3,7 @@
 //! The parser and what evaluates its trees call themselves for every bracket and every operator in a row, so a rule of
 //! a kilobyte could take the stack, and with it the process.
 
+use super::cost::Costs;
 use kube_cel::{CompiledSchema, ValidationError, compile_schema, validate_compiled};
 use serde_json::Value;
 
@@ -15,7 +16,10 @@ const STACK: usize = 32 * 1024 * 1024;
 
 /// The CEL rules (`x-kubernetes-validations`) of a whole schema, compiled once.
 #[derive(Debug)]
-pub struct Rules(CompiledSchema);
+pub struct Rules {
+    schema: CompiledSchema,
+    costs: Costs,
+}
 
 impl Rules {
     /// Compiles the rules; `None` when there are none. The error lists those that are not valid CEL.
@@ -30,12 +34,17 @@ impl Rules {
         }
         let compiled = on_a_big_stack(|| compile_schema(schema)).map_err(|problem| vec![problem])?;
         collect_problems(&compiled, &mut problems);
-        if problems.is_empty() { Ok(Some(Rules(compiled))) } else { Err(problems) }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let costs = Costs::of(&compiled);
+        Ok(Some(Rules { schema: compiled, costs }))
     }
 
     /// What is wrong with an object. The error says why that could not be found out.
     pub(super) fn check(&self, object: &Value, old: Option<&Value>) -> Result<Vec<ValidationError>, String> {
-        let checked = on_a_big_stack(|| validate_compiled(&self.0, object, old))?;
+        self.costs.check(&self.schema, object, old)?;
+        let checked = on_a_big_stack(|| validate_compiled(&self.schema, object, old))?;
         Ok(checked.err().map(kube_cel::ValidationErrors::into_vec).unwrap_or_default())
     }
 }
@@ -63,6 +72,10 @@ fn collect_complex(schema: &Value, problems: &mut Vec<String>) {
         Value::Object(map) => {
             for rule in map.get("x-kubernetes-validations").and_then(Value::as_array).into_iter().flatten() {
                 let texts = ["rule", "messageExpression"].into_iter().filter_map(|key| rule[key].as_str());
+                problems.extend(texts.clone().filter(|text| has_range(text)).map(|_| {
+                    // Kubernetes has no such function, and a short rule would fill the memory with it.
+                    "undeclared reference to 'lists.range'".to_owned()
+                }));
                 problems.extend(texts.filter(|text| is_complex(text)).map(|_| {
                     format!("a rule is too complex: at most {MAX_NESTING} brackets inside each other and {MAX_DEPTH} operators that hang on each other")
                 }));
@@ -72,6 +85,11 @@ fn collect_complex(schema: &Value, problems: &mut Vec<String>) {
         Value::Array(items) => items.iter().for_each(|inner| collect_complex(inner, problems)),
         _ => {}
     }
+}
+
+fn has_range(rule: &str) -> bool {
+    let code: String = without_strings(rule).chars().filter(|c| !c.is_whitespace()).collect();
+    code.contains("lists.range(") || code.contains(".range(")
 }
 
 /// Too many brackets inside each other, or too many operators that hang on each other from left to right. (What `&&`
@@ -105,7 +123,7 @@ fn is_complex(rule: &str) -> bool {
 }
 
 /// The text of a rule with nothing between its quotes, and without comments.
-fn without_strings(rule: &str) -> String {
+pub(super) fn without_strings(rule: &str) -> String {
     let (mut code, mut rest) = (String::with_capacity(rule.len()), rule);
     while let Some(at) = rest.find(['\'', '"', '/']) {
         let (before, from) = rest.split_at(at);
