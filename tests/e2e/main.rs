@@ -6,6 +6,7 @@
 
 mod acme;
 mod apply;
+mod attacks;
 mod backup;
 mod bad_input;
 mod demo;
@@ -117,6 +118,7 @@ fn selected(args: &Arguments, name: &str) -> bool {
 fn shared_tests() -> Vec<(&'static str, Test)> {
     [
         apply::tests(),
+        attacks::tests(),
         bad_input::tests(),
         dns::tests(),
         gateway::tests(),

@@ -14,6 +14,9 @@ use thiserror::Error;
 /// The most operations of a JSON patch, as in Kubernetes.
 pub const MAX_OPERATIONS: usize = 10_000;
 
+/// So many items may all operations together move in lists: each one that inserts or removes moves all that follow.
+const MAX_SHIFTS: usize = 20_000_000;
+
 /// Why a patch could not be applied.
 #[derive(Debug, Clone, Error, PartialEq, Eq)]
 pub enum PatchError {
@@ -37,15 +40,36 @@ pub fn json(doc: &Value, patch: &Value) -> Result<Value, PatchError> {
         return Err(PatchError::TooManyOperations(patch.len()));
     }
     let mut patched = doc.clone();
-    let mut copied = 0;
+    let (mut copied, mut moved) = (0, 0);
     for (index, operation) in patch.iter().enumerate() {
         check_growth(&patched, operation, &mut copied)?;
+        moved += shifts(&patched, operation);
+        if moved > MAX_SHIFTS {
+            let why = format!("operations on the beginnings of long lists move more than {MAX_SHIFTS} items");
+            return Err(PatchError::DoesNotApply(why));
+        }
         json_patch::patch_unsafe(&mut patched, std::slice::from_ref(operation)).map_err(|mut error| {
             error.operation = index;
             PatchError::DoesNotApply(error.to_string())
         })?;
     }
     Ok(patched)
+}
+
+/// How many items of lists an operation moves.
+fn shifts(doc: &Value, operation: &PatchOperation) -> usize {
+    let after = |path: &str| {
+        let (list, item) = path.rsplit_once('/').unwrap_or_default();
+        let length = doc.pointer(list).and_then(Value::as_array).map_or(0, Vec::len);
+        length.saturating_sub(item.parse().unwrap_or(length))
+    };
+    match operation {
+        PatchOperation::Add(_) | PatchOperation::Copy(_) | PatchOperation::Remove(_) => {
+            after(operation.path().as_str())
+        }
+        PatchOperation::Move(moved) => after(moved.from.as_str()) + after(operation.path().as_str()),
+        PatchOperation::Replace(_) | PatchOperation::Test(_) => 0,
+    }
 }
 
 /// Refuses an operation that makes the object too deep, or copies too much. It is done one by one: afterwards it would
@@ -88,16 +112,21 @@ pub fn merge(doc: &Value, patch: &Value) -> Value {
 }
 
 fn merge_into(target: &mut Map<String, Value>, changes: &Map<String, Value>) {
-    for (key, change) in changes {
+    remove_nulls(target, changes);
+    for (key, change) in changes.iter().filter(|(_, change)| !change.is_null()) {
         match (target.get_mut(key), change) {
-            (_, Value::Null) => {
-                target.shift_remove(key);
-            }
             (Some(Value::Object(inner)), Value::Object(changes)) => merge_into(inner, changes),
             _ => {
                 target.insert(key.clone(), merge(&Value::Null, change));
             }
         }
+    }
+}
+
+/// Removes what a patch says is null, in one go: each removal for itself moves all that comes after it.
+fn remove_nulls(target: &mut Map<String, Value>, changes: &Map<String, Value>) {
+    if changes.iter().any(|(key, change)| change.is_null() && target.contains_key(key)) {
+        target.retain(|key, _| changes.get(key).is_none_or(|change| !change.is_null()));
     }
 }
 
@@ -155,6 +184,17 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn the_beginnings_of_long_lists_are_not_removed_for_ever() {
+        let doc = |items: usize| json!({"a": vec![0; items]});
+        let removals = Value::from(vec![json!({"op": "remove", "path": "/a/0"}); 5_000]);
+        assert_eq!(json(&doc(5_000), &removals).unwrap(), json!({"a": []}));
+        let error = json(&doc(100_000), &removals).unwrap_err();
+        assert!(matches!(&error, PatchError::DoesNotApply(why) if why.contains("move more than")), "{error}");
+        let last = Value::from(vec![json!({"op": "add", "path": "/a/-", "value": 1}); 5_000]);
+        assert!(json(&doc(100_000), &last).is_ok());
     }
 
     #[test]

@@ -93,6 +93,9 @@ pub fn type_errors(object: &Value, schema: &Schema) -> Vec<(String, String)> {
     found
 }
 
+/// Longer paths are shown cut, in bytes: a long key above many fields is in all of their paths.
+const MAX_SHOWN: usize = 4096;
+
 /// A path that grows and shrinks while a tree is walked.
 #[derive(Default)]
 struct Path(String);
@@ -113,6 +116,13 @@ impl Path {
         length
     }
 
+    fn shown(&self) -> String {
+        match self.0.get(..self.0.floor_char_boundary(MAX_SHOWN)) {
+            Some(start) if start.len() < self.0.len() => format!("{start}..."),
+            _ => self.0.clone(),
+        }
+    }
+
     fn leave(&mut self, length: usize) {
         self.0.truncate(length);
     }
@@ -126,7 +136,7 @@ fn walk_unknown(value: &Value, schema: &Schema, path: &mut Path, found: &mut Vec
                 match fields.get(key) {
                     Some(field) => walk_unknown(inner, field.schema.get(), path, found),
                     None if schema.preserve_unknown || found.len() >= MAX_FINDINGS => {}
-                    None => found.push(format!("unknown field \"{}\"", path.0)),
+                    None => found.push(format!("unknown field \"{}\"", path.shown())),
                 }
                 path.leave(length);
             }
@@ -157,10 +167,11 @@ struct Place<'a> {
 }
 
 fn walk_types<'a>(value: &'a Value, schema: &'a Schema, place: &mut Place<'a>, found: &mut Vec<(String, String)>) {
+    if found.len() >= MAX_FINDINGS {
+        return;
+    }
     if let Some(problem) = type_error(value, schema, place) {
-        if found.len() < MAX_FINDINGS {
-            found.push((place.path.0.clone(), problem));
-        }
+        found.push((place.path.shown(), problem));
         return;
     }
     match (value, &schema.node) {
@@ -235,7 +246,7 @@ fn unmarshal(what: &str, schema: &Schema, place: &Place<'_>) -> String {
     if place.stack.is_empty() {
         return format!("json: cannot unmarshal {what} into Go value of type {kind}");
     }
-    let stack = place.stack.join(".");
+    let stack = Path(place.stack.join(".")).shown();
     format!("json: cannot unmarshal {what} into Go struct field {}.{stack} of type {kind}", place.owner)
 }
 
@@ -306,6 +317,22 @@ mod tests {
         assert_eq!(duplicates, ["duplicate field \"spec.x\"", "duplicate field \"spec.list[1].b\""]);
         assert!(parse_json(b"{\"a\":1} x").is_err());
         assert!(parse_json(b"{\"a\":").is_err());
+    }
+
+    #[test]
+    fn long_keys_are_cut_where_they_are_shown() {
+        let pod = builtin("", "v1", "Pod").unwrap();
+        let long = "é".repeat(100_000);
+        let fields: Map<String, Value> = (0..1000).map(|i| (format!("f{i}"), 1.into())).collect();
+        let object = json!({"spec": {"nodeSelector": {&long: fields}, &long: 1}, &long: 1});
+        let told = |texts: Vec<String>| texts.iter().map(String::len).sum::<usize>();
+        let unknown = unknown_fields(&object, &pod);
+        assert!(unknown.len() == 2 && told(unknown) < 10_000);
+        let wrong = type_errors(&object, &pod);
+        assert!(wrong.len() == 1 && told(wrong.into_iter().map(|(path, text)| path + &text).collect()) < 20_000);
+        let twice = format!("{{\"{long}\":{{{}}}}}", vec!["\"a\":1"; 1000].join(","));
+        let (_, duplicates) = parse_json(twice.as_bytes()).unwrap();
+        assert!(duplicates.len() == MAX_FINDINGS && told(duplicates) < 500_000);
     }
 
     #[test]

@@ -3,6 +3,9 @@
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
+/// So long may the paths of one set be together, in bytes.
+const MAX_PATHS: usize = 256 * 1024;
+
 /// A set of paths as a tree. Element names are those of the wire form.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Set {
@@ -67,21 +70,27 @@ impl Set {
         }
     }
 
-    /// Every path, as Kubernetes prints it: `.spec.containers[name="a"].image`.
+    /// The paths, as Kubernetes prints them: `.spec.containers[name="a"].image`. The first is always there; as soon as
+    /// they are longer together than [`MAX_PATHS`], the others are left out: a long key above many fields is in all of
+    /// their paths.
     pub fn paths(&self) -> Vec<String> {
-        let mut found = Vec::new();
-        self.collect_paths(&mut String::new(), &mut found);
+        let (mut found, mut left) = (Vec::new(), MAX_PATHS);
+        self.collect_paths(&mut String::new(), &mut found, &mut left);
         found
     }
 
-    fn collect_paths(&self, prefix: &mut String, found: &mut Vec<String>) {
+    fn collect_paths(&self, prefix: &mut String, found: &mut Vec<String>, left: &mut usize) {
+        if *left == 0 {
+            return;
+        }
         if self.member {
+            *left = left.saturating_sub(prefix.len() + 1);
             found.push(prefix.clone());
         }
         for (element, sub) in &self.children {
             let length = prefix.len();
             prefix.push_str(&readable(element));
-            sub.collect_paths(prefix, found);
+            sub.collect_paths(prefix, found, left);
             prefix.truncate(length);
         }
     }

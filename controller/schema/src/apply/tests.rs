@@ -3,6 +3,7 @@
 use super::*;
 use crate::builtin;
 use proptest::prelude::*;
+use serde_json::Map;
 use std::sync::Arc;
 
 fn manager(name: &str) -> FieldManager<'_> {
@@ -299,6 +300,31 @@ fn objects_without_a_schema_merge_by_key() {
     assert_eq!(live["spec"], json!({"a": {"b": 1, "c": 2}, "l": [1]}));
     let live = apply(Some(&live), &of(json!({"a": {"b": 1}})), &schema, &manager("alice")).unwrap();
     assert_eq!(live["spec"], json!({"a": {"b": 1, "c": 2}}));
+}
+
+#[test]
+fn a_long_key_above_many_conflicts_is_not_told_for_each() {
+    let schema = crate::anything();
+    let of = |value: i32| {
+        let fields: Map<String, Value> = (0..20_000).map(|i| (format!("f{i}"), value.into())).collect();
+        json!({"apiVersion": "x/v1", "kind": "X", "metadata": {"name": "x"}, "spec": {"k".repeat(500_000): fields}})
+    };
+    let live = apply(None, &of(1), &schema, &manager("alice")).unwrap();
+    let found = conflicts(apply(Some(&live), &of(2), &schema, &manager("bob")));
+    let told: usize = found.iter().map(|(_, field)| field.len()).sum();
+    assert!(!found.is_empty() && told < 2_000_000, "{told}");
+}
+
+#[test]
+fn giving_up_many_fields_takes_no_time() {
+    let begin = std::time::Instant::now();
+    let schema = deployments();
+    let mut many = deployment(json!({}));
+    many["metadata"]["annotations"] = (0..40_000).map(|i| (format!("k{i}"), "v".into())).collect::<Map<_, _>>().into();
+    let live = apply(None, &many, &schema, &manager("alice")).unwrap();
+    let now = apply(Some(&live), &deployment(json!({})), &schema, &manager("alice")).unwrap();
+    assert!(now["metadata"]["annotations"].as_object().is_none_or(Map::is_empty));
+    assert!(begin.elapsed() < std::time::Duration::from_secs(10), "{:?}", begin.elapsed());
 }
 
 /// Small deployments over few names, so that managers meet.

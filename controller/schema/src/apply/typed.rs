@@ -242,14 +242,19 @@ pub(super) fn remove(value: &mut Value, schema: Option<&Schema>, gone: &Set, own
     let by_items = matches!(shape(value, schema), Shape::List(_));
     match value {
         Value::Object(map) if !schema.is_some_and(|s| s.atomic) => {
+            let mut vanished = HashSet::new();
             for (element, sub) in &gone.children {
                 let Some(key) = element.strip_prefix("f:") else { continue };
                 let owned = owned.and_then(|o| o.children.get(element));
                 if let Some(value) = map.get_mut(key)
                     && vanishes(value, child(schema, key), sub, owned)
                 {
-                    map.shift_remove(key);
+                    vanished.insert(key);
                 }
+            }
+            // In one go: each removal for itself moves all that comes after it.
+            if !vanished.is_empty() {
+                map.retain(|key, _| !vanished.contains(key.as_str()));
             }
         }
         Value::Array(items) if by_items => {

@@ -215,3 +215,35 @@ fn rules_that_would_take_the_stack_are_refused() {
     assert_eq!(compiled(format!("1{} == 201", "+1".repeat(200))), Ok(0));
     assert_eq!(compiled(format!("self.a == 'x'{}", " && self.a == 'x'".repeat(500))), Ok(0));
 }
+
+#[test]
+fn a_long_key_above_many_errors_is_not_told_for_each() {
+    let schema = structural(&json!({"type": "object", "properties": {"spec": {"type": "object",
+        "additionalProperties": {"type": "array", "items": {"type": "integer"}}}}}))
+    .unwrap();
+    let of = |key: usize| json!({"spec": {"k".repeat(key): vec!["x"; 50_000]}});
+    let errors = validate(&of(500_000), None, &schema);
+    let told: usize = errors.iter().map(|e| e.path.len() + e.detail.len()).sum();
+    assert!(!errors.is_empty() && told < 4_000_000, "{told}");
+    assert_eq!(validate(&of(1), None, &schema).len(), 1000);
+}
+
+#[test]
+fn rules_that_would_go_over_a_list_for_too_long_are_not_run() {
+    let of = |rule: &str| {
+        structural(&json!({"type": "object", "properties": {"spec": {"type": "object",
+            "properties": {"list": {"type": "array", "items": {"type": "integer"}}},
+            "x-kubernetes-validations": [{"rule": rule}]}}}))
+    };
+    let object = |items: usize| json!({"spec": {"list": vec![1; items]}});
+    let nested = of("self.list.all(a, self.list.all(b, self.list.all(c, a == b || b == c)))").unwrap();
+    assert!(validate(&object(20), None, &nested).is_empty());
+    let begin = std::time::Instant::now();
+    let errors = validate(&object(10_000), None, &nested);
+    assert!(errors[0].detail.contains("running out of cost budget"), "{errors:?}");
+    assert!(begin.elapsed() < std::time::Duration::from_secs(5));
+    let single = of("self.list.all(a, a == 1) && self.list.exists(a, a == 1)").unwrap();
+    assert!(validate(&object(10_000), None, &single).is_empty());
+    let range = of("lists.range(1000000000).size() > 0").unwrap_err();
+    assert!(range[0].1.contains("undeclared reference to 'lists.range'"), "{range:?}");
+}

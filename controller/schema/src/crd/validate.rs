@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 /// Everything that is wrong with an object; `old` is the live one on an update (for rules with `oldSelf`). CEL rules
 /// run only when nothing else is wrong, as upstream.
 pub fn validate(object: &Value, old: Option<&Value>, schema: &Schema) -> Vec<CrdError> {
-    let mut checker = Checker { path: String::new(), errors: Vec::new() };
+    let mut checker = Checker::new();
     checker.check(object, schema);
     let rules = schema.constraints.as_ref().and_then(|c| c.rules.as_ref());
     if let Some(rules) = rules.filter(|_| checker.errors.is_empty()) {
@@ -47,18 +47,39 @@ fn shown(value: &Value) -> Value {
     }
 }
 
+/// More errors than these are not listed.
+const MAX_ERRORS: usize = 1000;
+/// Nor more when they have so long texts already, in bytes: a long key above many values is in all of their paths.
+const MAX_TEXT: usize = 1024 * 1024;
+
 struct Checker {
     path: String,
     errors: Vec<CrdError>,
+    text: usize,
 }
 
 impl Checker {
+    fn new() -> Self {
+        Self { path: String::new(), errors: Vec::new(), text: 0 }
+    }
+
+    fn is_full(&self) -> bool {
+        self.errors.len() >= MAX_ERRORS || self.text > MAX_TEXT
+    }
+
     fn error(&mut self, kind: CrdErrorKind, value: Value, detail: String) {
+        if self.is_full() {
+            return;
+        }
+        self.text += self.path.len() + detail.len() + value.as_str().map_or(0, str::len);
         self.errors.push(CrdError { path: self.path.clone(), kind, value, detail });
     }
 
     /// `spec.x in body should …`
     fn invalid(&mut self, value: &Value, text: &str) {
+        if self.is_full() {
+            return;
+        }
         let detail = format!("{} in body {text}", self.path);
         self.error(CrdErrorKind::Invalid, shown(value), detail);
     }
@@ -71,6 +92,9 @@ impl Checker {
     }
 
     fn check(&mut self, value: &Value, schema: &Schema) {
+        if self.is_full() {
+            return;
+        }
         if !schema.name.is_empty() || value.is_null() && schema.nullable {
             return; // metadata is checked as that of built-in kinds is
         }
@@ -203,7 +227,7 @@ impl Checker {
 
     fn branches(&mut self, value: &Value, c: &Constraints) {
         let holds = |schema: &Schema| {
-            let mut inner = Checker { path: String::new(), errors: Vec::new() };
+            let mut inner = Checker::new();
             inner.check(value, schema);
             inner.errors.is_empty()
         };

@@ -1,10 +1,10 @@
 //! Strategic merge patch: a merge patch that knows which lists merge by which key, with its directives `$patch`,
 //! `$retainKeys`, `$setElementOrder/…` and `$deleteFromPrimitiveList/…`.
 
-use super::PatchError;
+use super::{PatchError, remove_nulls};
 use crate::model::{Node, PatchMarks, Schema};
 use serde_json::{Map, Value};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 const PATCH: &str = "$patch";
 const RETAIN_KEYS: &str = "$retainKeys";
@@ -50,6 +50,7 @@ fn merge_map(
         Some(other) => return Err(PatchError::Malformed(format!("unknown patch type found: {other:?}"))),
     }
     retain_keys(&mut original, patch)?;
+    remove_nulls(&mut original, patch);
     for (key, order) in patch {
         if let Some(field) = key.strip_prefix(SET_ORDER) {
             ordered_list(&mut original, patch, field, order, schema)?;
@@ -58,7 +59,7 @@ fn merge_map(
     for (key, change) in patch {
         if let Some(field) = key.strip_prefix(DELETE_FROM_LIST) {
             delete_from_list(&mut original, field, change)?;
-        } else if !is_directive(key) && !patch.contains_key(&format!("{SET_ORDER}{key}")) {
+        } else if !is_directive(key) && !change.is_null() && !patch.contains_key(&format!("{SET_ORDER}{key}")) {
             merge_field(&mut original, key, change, schema)?;
         }
     }
@@ -72,10 +73,6 @@ fn is_directive(key: &str) -> bool {
 fn merge_field(original: &mut Map<String, Value>, key: &str, change: &Value, schema: Option<&Schema>) -> Result<()> {
     let (marks, inner) = lookup(schema, key);
     let merged = match (original.get_mut(key), change) {
-        (_, Value::Null) => {
-            original.shift_remove(key);
-            return Ok(());
-        }
         (Some(Value::Object(live)), Value::Object(changes)) if !marks.replace => {
             Value::Object(merge_map(std::mem::take(live), changes, inner)?)
         }
@@ -105,11 +102,7 @@ fn ordered_list(
     let (marks, inner) = lookup(schema, field);
     let live = original.get(field).and_then(Value::as_array).cloned();
     let merged = match (live.clone(), patch.get(field)) {
-        (None, None) => return Ok(()),
-        (_, Some(Value::Null)) => {
-            original.shift_remove(field);
-            return Ok(());
-        }
+        (None, None) | (_, Some(Value::Null)) => return Ok(()),
         (Some(live), None) => live,
         (Some(live), Some(Value::Array(changes))) if marks.merge => merge_list(live, changes, &marks, inner)?,
         (_, Some(change)) => match added(change) {
@@ -129,6 +122,7 @@ fn delete_from_list(original: &mut Map<String, Value>, field: &str, gone: &Value
         return Err(PatchError::Malformed(format!("{DELETE_FROM_LIST}{field} must be a list")));
     };
     if let Some(Value::Array(list)) = original.get_mut(field) {
+        let gone: HashSet<&Value> = gone.iter().collect();
         list.retain(|item| !gone.contains(item));
     }
     Ok(())
@@ -142,7 +136,8 @@ fn retain_keys(original: &mut Map<String, Value>, patch: &Map<String, Value>) ->
     let Value::Array(retain) = retain else {
         return Err(PatchError::Malformed(format!("{RETAIN_KEYS} must be a list")));
     };
-    let named = |key: &str| retain.iter().any(|k| k == key);
+    let retain: HashSet<&str> = retain.iter().filter_map(Value::as_str).collect();
+    let named = |key: &str| retain.contains(key);
     let stray = patch.iter().find(|(k, v)| !is_directive(k) && !v.is_null() && !named(k));
     if let Some((key, _)) = stray {
         let text = format!("the {RETAIN_KEYS} list must contain all fields of the patch, but lacks {key:?}");
@@ -160,23 +155,19 @@ fn merge_list(
     schema: Option<&Schema>,
 ) -> Result<Vec<Value>> {
     if !patch.iter().chain(&original).any(Value::is_object) {
-        let mut merged: Vec<Value> = Vec::with_capacity(original.len() + patch.len());
-        for item in original.iter().chain(patch) {
-            if !merged.contains(item) {
-                merged.push(item.clone());
-            }
-        }
+        let mut seen = HashSet::with_capacity(original.len() + patch.len());
+        let merged = original.iter().chain(patch).filter(|item| seen.insert(*item)).cloned().collect();
         return sort_items(merged, patch, &original, None);
     }
     let Some(key) = marks.merge_key.as_deref() else {
         return Err(PatchError::Malformed("cannot merge lists of objects without a merge key".to_owned()));
     };
-    let live_order = original.clone();
-    let mut merged = original;
     if patch.iter().any(|item| directive(item) == Some("replace")) {
         let kept = patch.iter().filter(|item| directive(item).is_none());
         return Ok(kept.filter_map(added).collect());
     }
+    let live_order = original.clone();
+    let mut merged = Keyed::new(original, key);
     let mut order = Vec::with_capacity(patch.len());
     for item in patch {
         let Value::Object(changes) = item else {
@@ -186,18 +177,62 @@ fn merge_list(
             return Err(PatchError::Malformed(format!("map: {item} does not contain declared merge key: {key}")));
         };
         match directive(item) {
-            Some("delete") => merged.retain(|live| live.get(key) != Some(id)),
+            Some("delete") => merged.delete(id),
             Some("merge") | None => {
                 order.push(item.clone());
-                match merged.iter_mut().find(|live| live.get(key) == Some(id)) {
+                match merged.find(id) {
                     Some(Value::Object(live)) => *live = merge_map(std::mem::take(live), changes, item_schema(schema))?,
-                    _ => merged.extend(added(item)),
+                    _ => added(item).into_iter().for_each(|item| merged.push(item)),
                 }
             }
             Some(other) => return Err(PatchError::Malformed(format!("unknown patch type found: {other:?}"))),
         }
     }
-    sort_items(merged, &order, &live_order, Some(key))
+    sort_items(merged.into_items(), &order, &live_order, Some(key))
+}
+
+/// A list of objects, found by their merge key. (Looking through the list for each entry of a patch would take minutes
+/// for a patch of a megabyte.)
+struct Keyed<'a> {
+    key: &'a str,
+    /// Deleted items leave a gap, so that the places of the others stay.
+    items: Vec<Option<Value>>,
+    /// Where the items of each identity are, in their order.
+    places: HashMap<Value, Vec<usize>>,
+}
+
+impl<'a> Keyed<'a> {
+    fn new(items: Vec<Value>, key: &'a str) -> Self {
+        let room = items.len();
+        let empty = Self { key, items: Vec::with_capacity(room), places: HashMap::with_capacity(room) };
+        items.into_iter().fold(empty, |mut list, item| {
+            list.push(item);
+            list
+        })
+    }
+
+    fn push(&mut self, item: Value) {
+        if let Some(id) = item.get(self.key) {
+            self.places.entry(id.clone()).or_default().push(self.items.len());
+        }
+        self.items.push(Some(item));
+    }
+
+    /// The first item of an identity. Merging an item with a change of the same identity does not change that.
+    fn find(&mut self, id: &Value) -> Option<&mut Value> {
+        let place = *self.places.get(id)?.first()?;
+        self.items.get_mut(place)?.as_mut()
+    }
+
+    fn delete(&mut self, id: &Value) {
+        for place in self.places.remove(id).unwrap_or_default() {
+            self.items[place] = None;
+        }
+    }
+
+    fn into_items(self) -> Vec<Value> {
+        self.items.into_iter().flatten().collect()
+    }
 }
 
 fn directive(item: &Value) -> Option<&str> {

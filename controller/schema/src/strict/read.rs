@@ -123,7 +123,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
             let length = self.path.enter(&key);
             let value = access.next_value_seed(self.inner())?;
             if map.insert(key, value).is_some() && self.duplicates.len() < MAX_FINDINGS {
-                self.duplicates.push(format!("duplicate field \"{}\"", self.path.0));
+                self.duplicates.push(format!("duplicate field \"{}\"", self.path.shown()));
             }
             self.path.leave(length);
         }
