@@ -19,7 +19,8 @@ pub fn informers(api: &ApiServer) -> Informers {
 /// Starts them.
 pub fn start(api: &Arc<ApiServer>, informers: &Informers, cluster: &ClusterConfig, paths: &Paths, control: &mut Tasks) {
     let volumes = paths.data.join("volumes");
-    let controllers = ControllersConfig::new(cluster.clone(), api.pki().ca_pem().to_owned(), volumes);
+    let mut controllers = ControllersConfig::new(cluster.clone(), api.pki().ca_pem().to_owned(), volumes);
+    controllers.api_hosts = api.hosts().to_vec();
     control.supervise("controllers", {
         let (api, informers, token) = (api.clone(), informers.clone(), control.token());
         move || {

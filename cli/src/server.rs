@@ -23,7 +23,10 @@ use causeway_network::routes::Routes;
 use causeway_proxy::route::front::FrontKey;
 use causeway_runtime::daemon::ContainerdDaemon;
 use causeway_store::{SledOptions, SledStore, Store};
+use kube::api::{Api, Patch, PatchParams};
 use serde::Deserialize;
+use serde_json::json;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -312,9 +315,13 @@ async fn own_node(
             async move { issued.renew(api.pki(), token).await }
         }
     });
+    control.supervise("node-role", {
+        let (api, name, token) = (api.clone(), name.clone(), control.token());
+        move || mark(api.client(UserInfo::admin()), name.clone(), token.clone())
+    });
     let containerd = ContainerdDaemon::start(&paths.data, &paths.name).await?;
     let machine = Machine {
-        labels: [("node-role.kubernetes.io/control-plane".to_owned(), String::new())].into(),
+        labels: BTreeMap::new(),
         upstreams: node::upstreams(&args.dns_upstreams)?,
         registries: args.insecure_registries.clone(),
     };
@@ -323,6 +330,27 @@ async fn own_node(
     Routes::here()?.make_unreachable(&ranges).await.context("closing the pods' and services' ranges")?;
     let node = Node::start(NodeConfig { serving, ingress, sockets, ..config }, stop, health).await?;
     Ok((name, node, containerd))
+}
+
+/// Gives the node its role, which no kubelet may give itself.
+async fn mark(client: kube::Client, name: String, token: CancellationToken) -> Result<()> {
+    let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(client);
+    let role = json!({ "metadata": { "labels": { "node-role.kubernetes.io/control-plane": "" } } });
+    loop {
+        match nodes.patch(&name, &PatchParams::default(), &Patch::Merge(&role)).await {
+            Ok(_) => {
+                token.cancelled().await;
+                return Ok(());
+            }
+            // It has not registered yet.
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => tracing::warn!(%error, "the node has no role yet; trying again"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(500)) => {}
+            () = token.cancelled() => return Ok(()),
+        }
+    }
 }
 
 #[cfg(test)]

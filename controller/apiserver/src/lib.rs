@@ -182,6 +182,11 @@ impl ApiServer {
         &self.pki
     }
 
+    /// Names and addresses by which it is reached: no node may have them.
+    pub fn hosts(&self) -> &[String] {
+        &self.sans
+    }
+
     /// The newest revision of the store.
     pub async fn revision(&self) -> anyhow::Result<Revision> {
         Ok(self.front.endpoints.engine.store.revision().await?)
