@@ -5,6 +5,7 @@
 
 mod baseline;
 mod checks;
+mod configuration;
 mod decide;
 mod existing;
 mod level;
