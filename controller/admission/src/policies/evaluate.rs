@@ -300,7 +300,9 @@ fn rejection(facts: &Facts, first: &Denial, all: &[Denial]) -> Rejection {
         "RequestEntityTooLarge" => 413,
         _ => 422,
     };
-    let causes = all.iter().take(32).map(|d| json!({"message": told(d)}));
-    rejection.details["causes"] = causes.collect();
+    let causes: Value = all.iter().take(32).map(|d| json!({"message": told(d)})).collect();
+    if let Some(details) = &mut rejection.details {
+        details["causes"] = causes;
+    }
     rejection
 }

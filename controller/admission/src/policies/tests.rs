@@ -155,7 +155,7 @@ async fn refusals_read_as_those_of_kubernetes() {
         assert_eq!((rejection.code, rejection.reason.as_str()), (code, reason), "{validation}");
         assert_eq!(rejection.message, format!("{prefix}{message}"));
         assert_eq!(
-            rejection.details["causes"][0]["message"],
+            rejection.details.unwrap()["causes"][0]["message"],
             format!("{}{message}", prefix.split_once("forbidden: ").unwrap().1)
         );
     }

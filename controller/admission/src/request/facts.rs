@@ -237,8 +237,8 @@ pub struct Rejection {
     pub reason: String,
     /// For the user.
     pub message: String,
-    /// `Status.details`, or `null`.
-    pub details: Value,
+    /// `Status.details`, an object.
+    pub details: Option<Box<Value>>,
 }
 
 impl Rejection {
@@ -246,12 +246,12 @@ impl Rejection {
     pub fn internal(why: impl std::fmt::Display) -> Self {
         let message = format!("Internal error occurred: {why}");
         let details = json!({"causes": [{"message": why.to_string()}]});
-        Self { code: 500, reason: "InternalError".to_owned(), message, details }
+        Self { code: 500, reason: "InternalError".to_owned(), message, details: Some(Box::new(details)) }
     }
 
     /// 400 BadRequest.
     pub fn bad_request(why: impl Into<String>) -> Self {
-        Self { code: 400, reason: "BadRequest".to_owned(), message: why.into(), details: Value::Null }
+        Self { code: 400, reason: "BadRequest".to_owned(), message: why.into(), details: None }
     }
 
     /// 403 Forbidden: `pods "web" is forbidden: why`.
@@ -266,7 +266,7 @@ impl Rejection {
                 details[key] = json!(value);
             }
         }
-        Self { code: 403, reason: "Forbidden".to_owned(), message, details }
+        Self { code: 403, reason: "Forbidden".to_owned(), message, details: Some(Box::new(details)) }
     }
 }
 

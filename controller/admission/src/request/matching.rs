@@ -216,7 +216,12 @@ impl Matcher {
                 let Some(namespace) = facts.namespace_object.as_deref() else {
                     let message = format!("namespaces {:?} not found", facts.namespace);
                     let details = serde_json::json!({"kind": "namespaces", "name": facts.namespace});
-                    return Err(Rejection { code: 404, reason: "NotFound".to_owned(), message, details });
+                    return Err(Rejection {
+                        code: 404,
+                        reason: "NotFound".to_owned(),
+                        message,
+                        details: Some(Box::new(details)),
+                    });
                 };
                 self.namespaces.selects(&labels(namespace))
             } else {

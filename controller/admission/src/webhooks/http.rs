@@ -38,11 +38,14 @@ pub trait Network: Send + Sync {
     async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream>;
 }
 
+/// A bundle of authorities, and the configuration that trusts them.
+type Known = (Arc<[u8]>, Arc<ClientConfig>);
+
 /// The real [`Caller`].
 pub struct HttpCaller {
     network: Arc<dyn Network>,
     system: Arc<ClientConfig>,
-    configurations: Mutex<Vec<(Arc<[u8]>, Arc<ClientConfig>)>>,
+    configurations: Mutex<Vec<Known>>,
 }
 
 fn configuration(roots: RootCertStore) -> Result<Arc<ClientConfig>, String> {

@@ -152,6 +152,6 @@ pub(crate) fn refusal(name: &str, status: &Value) -> Rejection {
         (message, _) => format!("{denied}: {message}"),
     };
     let code = status["code"].as_u64().and_then(|c| u16::try_from(c).ok()).filter(|c| (400..600).contains(c));
-    let details = if status["details"].is_object() { status["details"].clone() } else { Value::Null };
+    let details = Some(&status["details"]).filter(|d| d.is_object()).map(|d| Box::new(d.clone()));
     Rejection { code: code.unwrap_or(400), reason: text("reason").to_owned(), message, details }
 }
