@@ -3,7 +3,7 @@ CARGO ?= cargo
 # Where setup.sh puts what it has to build.
 TOOLS = $(CURDIR)/target/tools:$(PATH)
 
-.PHONY: demo test test-demo conformance bench bench-net bench-store soak fmt lint build dist
+.PHONY: demo test test-demo conformance bench bench-net bench-store soak fuzz fmt lint build dist
 
 # Lints and code in one go: cargo hands each of our crates to clippy's compiler, which makes the program as well.
 LINTED = RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-Dwarnings CARGO_INCREMENTAL=0
@@ -53,6 +53,9 @@ bench-store: ## only the store, next to the engine before it, etcd, and other ro
 soak: ## thousands of power cuts under the store on a disk that lies, at a seed of its own each time (SEED=number, CUTS=number)
 	CAUSEWAY_CUTS=$(or $(CUTS),6000) CAUSEWAY_FLIPS=1000 CAUSEWAY_SEED=$(or $(SEED),$(shell date +%s)) \
 	$(CARGO) test --release --locked -p causeway-test-disk
+
+fuzz: ## parsers of hostile input, for as long as you like (FUZZ_SECONDS a target, FUZZ_SEED)
+	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(CARGO) test --release --locked -p causeway-schema --test it -- fuzz
 
 fmt:
 	$(CARGO) fmt --all

@@ -159,3 +159,80 @@ impl Observer for Rules {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use causeway_authz::rbac::bootstrap;
+
+    /// Rules of a new cluster.
+    fn fresh() -> Rules {
+        let rules = Rules::default();
+        for (kind, object) in bootstrap::objects().into_iter().chain(bootstrap::components()) {
+            rules.roles.write().upsert(kind, &object);
+        }
+        rules
+    }
+
+    fn may(
+        rules: &Rules,
+        user: &UserInfo,
+        (verb, group, resource): (&str, &str, &str),
+        (ns, name): (&str, &str),
+    ) -> bool {
+        let (full, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+        let a = Attributes {
+            verb: verb.to_owned(),
+            group: group.to_owned(),
+            resource: full.to_owned(),
+            subresource: subresource.to_owned(),
+            namespace: ns.to_owned(),
+            name: name.to_owned(),
+            ..Attributes::default()
+        };
+        matches!(rules.decide(user, &a), Decision::Allow(_))
+    }
+
+    #[test]
+    fn the_ingress_reads_secrets_by_name_only() {
+        let rules = fresh();
+        let ingress = UserInfo::component(identity::USER_INGRESS, &[]);
+        for verb in ["get", "list", "watch"] {
+            for resource in ["secrets", "configmaps"] {
+                assert!(may(&rules, &ingress, (verb, "", resource), ("n", "s")), "{verb} {resource}");
+                for place in [("n", ""), ("", "s"), ("", "")] {
+                    assert!(!may(&rules, &ingress, (verb, "", resource), place), "{verb} {resource} {place:?}");
+                }
+            }
+        }
+        assert!(!may(&rules, &ingress, ("delete", "", "secrets"), ("n", "s")));
+        assert!(may(&rules, &ingress, ("create", "", "secrets"), ("n", "")), "certificates that it got by ACME");
+    }
+
+    #[test]
+    fn components_have_what_they_need_and_no_more() {
+        let rules = fresh();
+        let of = |name: &str| UserInfo::component(name, &[]);
+        for (user, verb, group, resource, allowed) in [
+            (identity::USER_SCHEDULER, "create", "", "pods/binding", true),
+            (identity::USER_SCHEDULER, "create", "apps", "deployments", false),
+            (identity::USER_SCHEDULER, "list", "", "secrets", false),
+            (identity::USER_CONTROLLER_MANAGER, "create", "", "pods", true),
+            (identity::USER_CONTROLLER_MANAGER, "create", "", "pods/exec", false),
+            (identity::USER_CONTROLLER_MANAGER, "update", "rbac.authorization.k8s.io", "clusterroles", false),
+            (identity::USER_CONTROLLERS, "watch", "", "pods", true),
+            (identity::USER_CONTROLLERS, "list", "", "secrets", false),
+            (identity::USER_CONTROLLERS, "patch", "", "pods", false),
+            (identity::USER_NODE, "watch", "discovery.k8s.io", "endpointslices", true),
+            (identity::USER_NODE, "list", "", "configmaps", false),
+            (identity::USER_POLICY, "watch", "networking.k8s.io", "networkpolicies", true),
+            (identity::USER_POLICY, "update", "", "pods", false),
+            (identity::USER_ANNOUNCE, "watch", "", "nodes", false),
+            ("system:serviceaccount:a:b", "list", "", "pods", false),
+        ] {
+            assert_eq!(may(&rules, &of(user), (verb, group, resource), ("", "")), allowed, "{user} {verb} {resource}");
+        }
+        assert!(may(&rules, &UserInfo::admin(), ("delete", "x", "y"), ("", "z")));
+        assert!(!may(&rules, &UserInfo::anonymous(), ("list", "", "pods"), ("", "")));
+    }
+}
