@@ -386,6 +386,21 @@ impl Store for SledStore {
         self.ask("a compaction", |reply| Request::Compact { revision, reply }).await
     }
 
+    async fn scrub(&self, upto: Revision) -> Result<()> {
+        self.compact(upto).await?;
+        let wake = self.shared.heal.clone();
+        let failed = |detail: &str| StoreError::Engine {
+            doing: "removing old values from the store's files".to_owned(),
+            detail: detail.to_owned(),
+        };
+        let work = move || {
+            let (reply, answer) = std::sync::mpsc::sync_channel(1);
+            wake.send(Wake::Scrub(reply)).map_err(|_| failed("the store has stopped"))?;
+            answer.recv().map_err(|_| failed("the store has stopped"))?
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|e| failed(&e.to_string()))?
+    }
+
     async fn revision(&self) -> Result<Revision> {
         Ok(self.shared.revision())
     }
