@@ -224,3 +224,6 @@ fn missing(path: &Path) -> EncryptionError {
             .to_owned();
     EncryptionError::Configuration { path: path.to_owned(), what }
 }
+
+#[cfg(test)]
+mod tests;

@@ -40,6 +40,15 @@ enum Provider {
     Identity,
 }
 
+impl Provider {
+    fn keys(&self) -> &[Arc<Key>] {
+        match self {
+            Self::AesGcm(keys) => keys,
+            Self::Identity => &[],
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Rule {
     patterns: Vec<Pattern>,
@@ -65,10 +74,7 @@ impl Rule {
     }
 
     fn writer(&self) -> Option<&Key> {
-        match self.providers.first()? {
-            Provider::AesGcm(keys) => keys.first().map(AsRef::as_ref),
-            Provider::Identity => None,
-        }
+        self.providers.first()?.keys().first().map(AsRef::as_ref)
     }
 
     fn reads_plain(&self) -> bool {
@@ -76,11 +82,7 @@ impl Rule {
     }
 
     fn keys(&self) -> impl Iterator<Item = &Key> {
-        let of = |provider| match provider {
-            &Provider::AesGcm(ref keys) => keys.as_slice(),
-            Provider::Identity => &[],
-        };
-        self.providers.iter().flat_map(of).map(AsRef::as_ref)
+        self.providers.iter().flat_map(Provider::keys).map(AsRef::as_ref)
     }
 }
 

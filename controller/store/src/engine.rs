@@ -175,6 +175,22 @@ impl SledStore {
         write_snapshot(&self.shared, &self.shared.pin(None)?, into)
     }
 
+    /// Compacts all there is. Blocks, also where a runtime is.
+    pub(crate) fn forget_history(&self) -> Result<()> {
+        let stopped = || StoreError::Engine {
+            doing: "forgetting history".to_owned(),
+            detail: "the store has stopped".to_owned(),
+        };
+        let (reply, answer) = oneshot::channel();
+        let request = Request::Compact { revision: self.shared.revision(), reply };
+        let queue = self.requests.as_ref().ok_or_else(stopped)?;
+        let ask = || {
+            queue.blocking_send(request).map_err(|_| stopped())?;
+            answer.blocking_recv().map_err(|_| stopped())?
+        };
+        std::thread::scope(|scope| scope.spawn(ask).join().map_err(|_| stopped())?)
+    }
+
     /// Writes a snapshot into the store's folder, so that the log before it can go. Blocks.
     pub(crate) fn save(&self) -> Result<()> {
         let (reply, answer) = std::sync::mpsc::sync_channel(1);
