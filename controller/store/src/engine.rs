@@ -20,7 +20,7 @@ mod writer;
 
 use crate::disk::lock::Lock;
 use crate::disk::log::Log;
-use crate::disk::{make_dir, snapshot};
+use crate::disk::{keep_private, make_dir, snapshot};
 use crate::health::Status;
 use crate::{
     Health, KeyValue, ListRequest, Listing, Result, Revision, Snapshot, Store, StoreError, Streamed, Summary,
@@ -102,6 +102,7 @@ impl SledStore {
     pub fn open(dir: &Path, options: SledOptions) -> Result<Self> {
         make_dir(dir)?;
         let lock = Lock::take(dir)?;
+        keep_private(dir);
         snapshot::remove_unfinished(dir);
         crate::disk::log::remove_unfinished(dir);
         legacy::migrate(dir)?;
