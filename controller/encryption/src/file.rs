@@ -61,7 +61,7 @@ pub fn write(path: &Path, configuration: &Configuration) -> Result<()> {
     let text = configuration.to_yaml().map_err(|what| wrong(path, what))?;
     let text = format!(
         "# The keys of what is encrypted in the store (docs/STORE.md). Without this file Secrets cannot be read, by \
-         anybody.\n# Backups hold it. causeway store rotate-key changes it.\n{text}"
+         anybody.\n# Backups hold it. causeway store rotate-encryption-key changes it.\n{text}"
     );
     // Backups leave out what ends so.
     let next = path.with_extension("new");
