@@ -146,6 +146,7 @@ pub fn run(args: &AgentArgs) -> Result<()> {
         [] => vec![towards(&server)?],
         given => given.to_vec(),
     };
+    data::share_what_containers_see();
     let owned = data::claim(&paths)?;
     let program = Program::this()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("agent").enable_all().build()?;

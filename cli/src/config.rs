@@ -1,20 +1,41 @@
 //! The configuration file. In: a path, the cluster's name. Out: the cluster's settings, checked, with defaults for what
-//! the file does not say, and those of its backups, which are of this machine alone. `configs/cluster.yaml` shows all of
-//! them.
+//! the file does not say, and those of its backups and keys, which are of this machine alone. `configs/cluster.yaml` shows
+//! all of them.
 
 use anyhow::{Context, Result, bail};
 use causeway_api::config::ClusterConfig;
 use causeway_backup::Settings as BackupSettings;
-use serde_yaml_ng::Value;
-use std::path::Path;
+use serde::Deserialize;
+use serde_yaml_ng::{Mapping, Value};
+use std::path::{Path, PathBuf};
 
-/// The setting that is not the cluster's, and so is not sent to nodes that join.
-const BACKUP: &str = "backup";
+/// The settings that are not the cluster's, and so are not sent to nodes that join.
+const OF_MACHINE: [&str; 2] = ["backup", "encryptionConfiguration"];
+
+/// What they say.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct OfMachine {
+    /// Backups that make themselves.
+    pub backup: Option<BackupSettings>,
+    /// A file of the user's that says what is encrypted in the store, instead of the program's own.
+    pub encryption_configuration: Option<PathBuf>,
+}
+
+impl OfMachine {
+    /// Says what is wrong with them.
+    pub fn check(&self) -> Result<()> {
+        if let Some(path) = self.encryption_configuration.as_deref().filter(|path| !path.is_absolute()) {
+            bail!("encryptionConfiguration: {} has to be an absolute path", path.display());
+        }
+        self.backup.as_ref().map_or(Ok(()), BackupSettings::check).map_err(anyhow::Error::msg)
+    }
+}
 
 /// Reads a file, or gives the defaults. The name is the command line's: a file that names another cluster is refused.
-pub fn read(file: Option<&Path>, name: &str) -> Result<(ClusterConfig, Option<BackupSettings>)> {
+pub fn read(file: Option<&Path>, name: &str) -> Result<(ClusterConfig, OfMachine)> {
     let Some(path) = file else {
-        return Ok((ClusterConfig { name: name.to_owned(), ..ClusterConfig::default() }, None));
+        return Ok((ClusterConfig { name: name.to_owned(), ..ClusterConfig::default() }, OfMachine::default()));
     };
     let text =
         std::fs::read_to_string(path).with_context(|| format!("reading the configuration {}", path.display()))?;
@@ -30,21 +51,24 @@ pub fn file<T: Default + serde::de::DeserializeOwned>(path: &Path) -> Result<T> 
     Ok(file.unwrap_or_default())
 }
 
-fn parse(text: &str, name: &str) -> Result<(ClusterConfig, Option<BackupSettings>)> {
+fn parse(text: &str, name: &str) -> Result<(ClusterConfig, OfMachine)> {
     // A file of nothing but comments is a null.
     let mut all: Value = serde_yaml_ng::from_str(text)?;
-    let backup = all.as_mapping_mut().and_then(|settings| settings.remove(BACKUP));
-    let config = match backup {
-        // From the text, so that mistakes are told with their line.
-        None => serde_yaml_ng::from_str::<Option<ClusterConfig>>(text)?,
-        Some(_) => serde_yaml_ng::from_value(all)?,
-    };
-    let backup: Option<BackupSettings> =
-        backup.map(serde_yaml_ng::from_value).transpose().context("in backup")?.flatten();
-    if let Some(backup) = &backup {
-        backup.check().map_err(anyhow::Error::msg)?;
+    let mut machine = Mapping::new();
+    if let Some(settings) = all.as_mapping_mut() {
+        for name in OF_MACHINE {
+            machine.extend(settings.remove(name).map(|value| (name.into(), value)));
+        }
     }
-    Ok((settle(config.unwrap_or_default(), name)?, backup))
+    let config = match machine.is_empty() {
+        // From the text, so that mistakes are told with their line.
+        true => serde_yaml_ng::from_str::<Option<ClusterConfig>>(text)?,
+        false => serde_yaml_ng::from_value(all)?,
+    };
+    let machine: OfMachine =
+        serde_yaml_ng::from_value(Value::Mapping(machine)).context("in backup or encryptionConfiguration")?;
+    machine.check()?;
+    Ok((settle(config.unwrap_or_default(), name)?, machine))
 }
 
 /// Settings from anywhere, named and checked.
@@ -66,7 +90,7 @@ mod tests {
     fn the_documented_file_is_the_defaults() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/cluster.yaml");
         let text = std::fs::read_to_string(path).unwrap();
-        assert_eq!(parse(&text, "default").unwrap(), (ClusterConfig::default(), None));
+        assert_eq!(parse(&text, "default").unwrap(), (ClusterConfig::default(), OfMachine::default()));
         // Every setting stands in it, so that nobody has to read the code to find one.
         let all = serde_json::to_value(ClusterConfig::default()).unwrap();
         for field in all.as_object().unwrap().keys() {
@@ -92,11 +116,19 @@ mod tests {
             ("backup: {schedule: 6h, to: b, keyFile: /k}", "backup.to"),
             ("backup: {schedule: 6h, to: /b, keyFile: /k, kept: 1}", "kept"),
             ("{backup: null, podCidr: 10.0.0.0/8}", "podCidr"),
+            ("encryptionConfiguration: keys.yaml", "encryptionConfiguration"),
+            ("encryptionConfiguration: [/keys.yaml]", "encryptionConfiguration"),
         ] {
             let error = format!("{:#}", parse(text, "default").unwrap_err());
             assert!(error.contains(word), "{text}: {error}");
         }
         assert_eq!(parse("# nothing", "x").unwrap().0.name, "x");
+        let (config, machine) = parse("{encryptionConfiguration: /keys.yaml, nodePorts: [30000, 31000]}", "x").unwrap();
+        assert_eq!(
+            (machine.encryption_configuration.as_deref(), machine.backup),
+            (Some(Path::new("/keys.yaml")), None)
+        );
+        assert_ne!(config.node_ports, ClusterConfig::default().node_ports);
     }
 
     /// The lines of a documented file that begin with this, without their marks.
@@ -110,8 +142,7 @@ mod tests {
     #[test]
     fn the_documented_backups_are_what_they_say() {
         for file in ["cluster.yaml", "server.yaml"] {
-            let (_, backup) = parse(&commented(file, "backup:"), "default").unwrap();
-            let backup = backup.unwrap();
+            let backup = parse(&commented(file, "backup:"), "default").unwrap().1.backup.unwrap();
             assert_eq!((backup.schedule.as_hours(), backup.keep), (6, Some(7)), "{file}");
             assert_eq!(backup.keep_for.unwrap().as_hours(), 30 * 24, "{file}");
         }

@@ -1,8 +1,10 @@
 //! The channel between a running cluster and the commands that want something of it: HTTP with JSON over a unix socket
-//! that only root may use. In: the nodes, the store. Out: the nodes' states, faults done to them, snapshots of the store.
+//! that only root may use. In: the nodes, the store and its keys. Out: the nodes' states, faults done to them, snapshots of the
+//! store, new keys for it.
 
 use crate::nodes::{Fault, Nodes, Power};
 use crate::paths::Paths;
+use crate::store::keys;
 use anyhow::{Context, Result, bail};
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -10,6 +12,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use causeway_encryption::Keeper;
 use causeway_store::{Snapshot, Store, StoreError};
 use futures::{StreamExt, TryStreamExt};
 use http_body_util::{BodyExt, Empty};
@@ -49,6 +52,8 @@ pub struct Controlled {
     pub nodes: Option<Arc<Nodes>>,
     /// The store.
     pub store: Arc<dyn Store>,
+    /// Who looks after the keys of what is encrypted in it.
+    pub keys: Arc<Keeper>,
 }
 
 impl Controlled {
@@ -66,7 +71,8 @@ pub async fn serve(listener: UnixListener, controlled: Controlled, stop: Cancell
     let router = Router::new()
         .route("/nodes", get(states))
         .route("/nodes/{name}/{fault}", post(inflict))
-        .route("/store/snapshot", get(snapshot));
+        .route("/store/snapshot", get(snapshot))
+        .route("/store/encryption-key", post(rotate));
     let serving = axum::serve(listener, router.with_state(controlled));
     serving.with_graceful_shutdown(stop.cancelled_owned()).await.context("serving the control socket")
 }
@@ -81,6 +87,17 @@ async fn snapshot(State(controlled): State<Controlled>) -> Result<Response, Refu
     let snapshot = snapshot.map_err(|e| refused(StatusCode::INTERNAL_SERVER_ERROR, &e.into()))?;
     let revision = [(REVISION, snapshot.revision.to_string())];
     Ok((revision, Body::from_stream(snapshot.bytes)).into_response())
+}
+
+/// A new key for what is encrypted.
+async fn rotate(State(controlled): State<Controlled>) -> Result<Json<Said>, Refused> {
+    // To its end, also when the one who asked goes away.
+    let work = tokio::spawn(async move { controlled.keys.rotate().await });
+    match work.await {
+        Ok(Ok(rotated)) => Ok(Json(Said { message: keys::said(&rotated) })),
+        Ok(Err(error)) => Err(refused(StatusCode::CONFLICT, &error.into())),
+        Err(error) => Err(refused(StatusCode::INTERNAL_SERVER_ERROR, &error.into())),
+    }
 }
 
 async fn inflict(
@@ -114,6 +131,12 @@ pub async fn ask_fault(paths: &Paths, node: &str, fault: Fault) -> Result<String
     }
     let word = serde_json::to_value(fault)?;
     let said: Said = ask(paths, "POST", &format!("/nodes/{node}/{}", word.as_str().unwrap_or_default())).await?;
+    Ok(said.message)
+}
+
+/// Has a running cluster make a new key for what is encrypted in its store; returns what it says.
+pub async fn ask_rotate(paths: &Paths) -> Result<String> {
+    let said: Said = ask(paths, "POST", "/store/encryption-key").await?;
     Ok(said.message)
 }
 

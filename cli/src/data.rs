@@ -4,11 +4,16 @@
 use crate::paths::Paths;
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
-use std::fs::{self, File};
-use std::io::Write;
+use nix::sys::stat::{Mode, umask};
+use std::fs::{self, File, Permissions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
 
 /// What marks a folder as a cluster's data; it holds the cluster's name.
 const MARK: &str = "causeway-cluster";
+/// The mode of the folder.
+const PRIVATE: u32 = 0o700;
 /// What was there before a restore, in a folder each.
 pub const BEFORE_RESTORE: &str = "before-restore";
 /// Everything a cluster keeps in its data folder.
@@ -33,10 +38,18 @@ const ENTRIES: &[&str] = &[
 /// Makes the folder, or accepts one that is empty or a cluster's.
 pub fn make(paths: &Paths) -> Result<()> {
     let dir = &paths.data;
-    fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    if let Some(parent) = dir.parent() {
+        fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
+    }
+    match fs::DirBuilder::new().mode(PRIVATE).create(dir) {
+        Err(e) if e.kind() != ErrorKind::AlreadyExists || !dir.is_dir() => {
+            return Err(e).with_context(|| format!("making {}", dir.display()));
+        }
+        _ => {}
+    }
     let mark = dir.join(MARK);
     match fs::read_to_string(&mark) {
-        Ok(name) if name.trim() == paths.name => return Ok(()),
+        Ok(name) if name.trim() == paths.name => return keep_private(dir),
         Ok(name) => bail!("{} holds the data of cluster {:?}; choose another --data-dir", dir.display(), name.trim()),
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             return Err(e).with_context(|| format!("reading {}", mark.display()));
@@ -46,7 +59,26 @@ pub fn make(paths: &Paths) -> Result<()> {
     if fs::read_dir(dir)?.next().is_some() {
         bail!("{} is not empty and not a cluster's data; choose another --data-dir", dir.display());
     }
+    keep_private(dir)?;
     fs::write(&mark, format!("{}\n", paths.name)).with_context(|| format!("writing {}", mark.display()))
+}
+
+/// Keeps all but root away from everything in the folder: the store's Secrets, keys, pods' volumes, logs. What is mounted
+/// into containers needs no way through it. One that an older version made is closed too.
+fn keep_private(dir: &Path) -> Result<()> {
+    let closing = || format!("keeping others from {}", dir.display());
+    let mode = fs::metadata(dir).with_context(closing)?.permissions().mode();
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    fs::set_permissions(dir, Permissions::from_mode(PRIVATE)).with_context(closing)
+}
+
+/// For a process that runs containers, and containerd as its child: the roots of containers and the folders that
+/// `DirectoryOrCreate` makes are for their users too, whatever umask a unit or a shell has. What is private has a mode of
+/// its own, and lies in a folder that nobody else enters.
+pub fn share_what_containers_see() {
+    umask(Mode::from_bits_truncate(0o022));
 }
 
 /// Makes the folder ours for the life of the process: two `up` of one cluster cannot meet. One in which a restore was cut
@@ -131,6 +163,28 @@ mod tests {
         fs::write(ours.join("precious"), "mine").unwrap();
         delete(&paths(&ours)).unwrap();
         assert!(!ours.join("store").exists() && ours.join("precious").exists());
+    }
+
+    #[test]
+    fn nobody_else_looks_into_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let ours = dir.path().join("parent/x");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        make(&paths(&ours)).unwrap();
+        assert_eq!(mode(&ours), 0o700);
+        // As a version before made it, and as a user did.
+        let empty = dir.path().join("y");
+        fs::create_dir(&empty).unwrap();
+        for made in [&ours, &empty] {
+            fs::set_permissions(made, Permissions::from_mode(0o755)).unwrap();
+            drop(claim(&paths(made)).unwrap());
+            assert_eq!(mode(made), 0o700, "{}", made.display());
+        }
+        // What is not ours stays as it is.
+        let foreign = dir.path().join("parent");
+        fs::set_permissions(&foreign, Permissions::from_mode(0o755)).unwrap();
+        assert!(make(&paths(&foreign)).is_err());
+        assert_eq!(mode(&foreign), 0o755);
     }
 
     #[test]

@@ -12,7 +12,8 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -118,7 +119,11 @@ const POLL: Duration = Duration::from_millis(50);
 pub fn write(paths: &Paths, record: &Record) -> Result<()> {
     fs::create_dir_all(&paths.run).with_context(|| format!("making {}", paths.run.display()))?;
     let next = paths.record().with_extension("next");
+    // Whoever uses the machine may know what runs on it, also where a unit's umask is strict.
+    let open = |path: &Path, mode: u32| fs::set_permissions(path, fs::Permissions::from_mode(mode));
     fs::write(&next, serde_json::to_vec_pretty(record)?)
+        .and_then(|()| open(&paths.run, 0o755))
+        .and_then(|()| open(&next, 0o644))
         .and_then(|()| fs::rename(&next, paths.record()))
         .with_context(|| format!("writing {}", paths.record().display()))
 }

@@ -41,6 +41,11 @@ impl Paths {
         self.data.join("pki")
     }
 
+    /// The keys of what is encrypted in the store, where the user has no file of his own for them.
+    pub fn encryption(&self) -> PathBuf {
+        self.pki().join("encryption.yaml")
+    }
+
     /// How the cluster was started.
     pub fn settings(&self) -> PathBuf {
         self.data.join("settings")

@@ -4,11 +4,12 @@
 use crate::agent::{self, Machine};
 use crate::args::{Cluster, require_root};
 use crate::clients::Issued;
+use crate::config::OfMachine;
 use crate::control::Controlled;
 use crate::instance::{self, Record, Role};
 use crate::node::{self, Ingress, Node, NodeConfig};
 use crate::paths::Paths;
-use crate::store::{schedule, started};
+use crate::store::{keys, schedule, started};
 use crate::tasks::{self, Health, Tasks};
 use crate::upgrade::{End, Program, Wish};
 use crate::{control, control_plane, data, kubeconfig, logging, notify, ports};
@@ -22,7 +23,7 @@ use causeway_handover::Sockets;
 use causeway_network::routes::Routes;
 use causeway_proxy::route::front::FrontKey;
 use causeway_runtime::daemon::ContainerdDaemon;
-use causeway_store::{SledOptions, SledStore, Store};
+use causeway_store::Store;
 use kube::api::{Api, Patch, PatchParams};
 use serde::Deserialize;
 use serde_json::json;
@@ -96,10 +97,11 @@ struct ServerFile {
     insecure_registries: Vec<String>,
     cluster: ClusterConfig,
     backup: Option<BackupSettings>,
+    encryption_configuration: Option<PathBuf>,
 }
 
 /// The command line over the file, and the cluster's settings.
-fn settle(args: &ServerArgs) -> Result<(ServerArgs, ClusterConfig, Option<BackupSettings>)> {
+fn settle(args: &ServerArgs) -> Result<(ServerArgs, ClusterConfig, OfMachine)> {
     let mut args = args.clone();
     let file = match &args.config {
         Some(path) => crate::config::file(path)?,
@@ -117,10 +119,9 @@ fn settle(args: &ServerArgs) -> Result<(ServerArgs, ClusterConfig, Option<Backup
     args.dns_upstreams.extend(file.dns_upstreams);
     args.insecure_registries.extend(file.insecure_registries);
     let cluster = crate::config::settle(file.cluster, &args.cluster.name)?;
-    if let Some(backup) = &file.backup {
-        backup.check().map_err(anyhow::Error::msg)?;
-    }
-    Ok((args, cluster, file.backup))
+    let machine = OfMachine { backup: file.backup, encryption_configuration: file.encryption_configuration };
+    machine.check()?;
+    Ok((args, cluster, machine))
 }
 
 /// Where the API listens, and where others reach it.
@@ -163,7 +164,7 @@ fn only_address() -> Result<IpAddr> {
 /// Runs the command.
 pub fn run(args: &ServerArgs) -> Result<()> {
     require_root("causeway server")?;
-    let (args, cluster, backup) = settle(args)?;
+    let (args, cluster, machine) = settle(args)?;
     let paths = Paths::new(&args.cluster.name, args.cluster.data_dir.as_deref())?;
     if let Some(record) = instance::another(&paths)? {
         bail!("cluster {:?} is running already on this machine (process {})", paths.name, record.pid);
@@ -175,9 +176,12 @@ pub fn run(args: &ServerArgs) -> Result<()> {
     let listener = sockets.tcp("api", || ports::bind_at(addresses.bind, "the API", "--api-port"))?;
     let ingress =
         if args.with_node && !args.without_ingress { Some(ingress(&args, &addresses, sockets)?) } else { None };
+    if args.with_node {
+        data::share_what_containers_see();
+    }
     let owned = data::claim(&paths)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("control").enable_all().build()?;
-    let outcome = runtime.block_on(serve(&args, &paths, (cluster, backup), &addresses, (listener, ingress), sockets));
+    let outcome = runtime.block_on(serve(&args, &paths, (cluster, machine), &addresses, (listener, ingress), sockets));
     runtime.shutdown_timeout(STOP_GRACE);
     drop(owned);
     program.end(&paths, outcome?)
@@ -199,7 +203,7 @@ fn ingress(args: &ServerArgs, addresses: &Addresses, sockets: &Sockets) -> Resul
 async fn serve(
     args: &ServerArgs,
     paths: &Paths,
-    (cluster, backup): (ClusterConfig, Option<BackupSettings>),
+    (cluster, machine): (ClusterConfig, OfMachine),
     addresses: &Addresses,
     (listener, ingress): (TcpListener, Option<Ingress>),
     sockets: &Arc<Sockets>,
@@ -215,9 +219,8 @@ async fn serve(
     };
     instance::write(paths, &record)?;
     started::keep(paths, args.config.as_deref())?;
-    let store_dir = paths.store();
-    let store = tokio::task::spawn_blocking(move || SledStore::open(&store_dir, SledOptions::default())).await??;
-    let store: Arc<dyn Store> = Arc::new(store);
+    let keys = keys::open(paths, machine.encryption_configuration.as_deref()).await?;
+    let store: Arc<dyn Store> = Arc::new(keys.store());
     let api = ApiServer::start(
         ApiServerConfig {
             cluster: cluster.clone(),
@@ -244,7 +247,7 @@ async fn serve(
     control_plane::start(&api, &control_plane::informers(&api), &cluster, paths, &mut control);
     control.supervise("control-socket", {
         let (paths, token) = (paths.clone(), control.token());
-        let controlled = Controlled { nodes: None, store: store.clone() };
+        let controlled = Controlled { nodes: None, store: store.clone(), keys: keys.clone() };
         // It is there before this process says that it is ready.
         let mut first = Some(control::listen(&paths)?);
         move || {
@@ -253,7 +256,8 @@ async fn serve(
             async move { control::serve(listener?, controlled, token).await }
         }
     });
-    schedule::start(backup, paths, &store, api.client(UserInfo::admin()), &mut control, &health);
+    keys::look_after(&keys, &mut control);
+    schedule::start(machine.backup, paths, &store, api.client(UserInfo::admin()), &mut control, &health);
     // It asks for the sockets of Gateways when it has seen them.
     let has_ingress = ingress.is_some();
     let node = match args.with_node {

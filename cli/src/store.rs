@@ -6,6 +6,7 @@
 
 mod backup;
 mod files;
+pub mod keys;
 mod look;
 mod restore;
 pub mod schedule;
@@ -57,6 +58,9 @@ pub enum StoreCommand {
         #[command(flatten)]
         cluster: Cluster,
     },
+    /// Make a new key for what is encrypted in the store (Secrets), and encrypt all of it anew, while the cluster runs; one that
+    /// is stopped does the second part when it starts.
+    RotateEncryptionKey(Cluster),
     /// Make the files of a stopped cluster's store as small as they can be.
     Defrag(Cluster),
     /// Go on with what is whole before the first damage of a stopped cluster's store. What comes after it is lost.
@@ -90,6 +94,10 @@ pub fn run(command: &StoreCommand) -> Result<()> {
             look::check_backup(file, &key_file(key.as_deref(), &cluster.name))
         }
         StoreCommand::Check { backup: None, cluster, .. } => look::check(&known(cluster)?),
+        StoreCommand::RotateEncryptionKey(cluster) => {
+            require_root("changing a cluster's keys")?;
+            keys::rotate(&known(cluster)?)
+        }
         StoreCommand::Defrag(cluster) => look::defrag(&known(cluster)?),
         StoreCommand::Salvage(cluster) => look::salvage(&known(cluster)?),
     }

@@ -5,13 +5,14 @@
 
 use crate::args::{UpArgs, require_root};
 use crate::clients::Issued;
+use crate::config::OfMachine;
 use crate::control::Controlled;
 use crate::instance::{self, Record};
 use crate::node;
 use crate::nodes::{Nodes, Parts};
 use crate::paths::Paths;
 use crate::progress::Progress;
-use crate::store::{schedule, started};
+use crate::store::{keys, schedule, started};
 use crate::tasks::{self, Health, Tasks};
 use crate::upgrade::{self, End, Program, Wish};
 use crate::{control, control_plane, data, kubeconfig, logging, ports, ready, teardown};
@@ -22,7 +23,6 @@ use causeway_api::balancer::Pool;
 use causeway_api::config::{ClusterConfig, PodNetworkMode, ipv6_defaults};
 use causeway_api::identity::UserInfo;
 use causeway_apiserver::{ApiServer, ApiServerConfig, NodeDialer};
-use causeway_backup::Settings as BackupSettings;
 use causeway_handover::Sockets;
 use causeway_kubelet::NodeCapacity;
 use causeway_network::NetNs;
@@ -30,7 +30,7 @@ use causeway_network::local::{Layout, LocalConfig, LocalSegment};
 use causeway_network::node_routes::NodeRoutesConfig;
 use causeway_proxy::route::front::FrontKey;
 use causeway_runtime::daemon::ContainerdDaemon;
-use causeway_store::{SledOptions, SledStore, Store};
+use causeway_store::Store;
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -90,6 +90,7 @@ pub fn run(args: &UpArgs) -> Result<()> {
         https: sockets.tcp("https", || ports::bind(args.https_port, "the ingress with TLS", "--https-port"))?,
         api: sockets.tcp("api", || ports::bind(args.api_port, "the API", "--api-port"))?,
     };
+    data::share_what_containers_see();
     let owned = data::claim(&paths)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("control").enable_all().build()?;
     let outcome = runtime.block_on(serve(args, &paths, listeners, sockets));
@@ -109,8 +110,8 @@ pub fn run(args: &UpArgs) -> Result<()> {
 }
 
 /// The cluster's settings: the file's, with what the command line says on top.
-fn settings(args: &UpArgs, paths: &Paths) -> Result<(ClusterConfig, Option<BackupSettings>)> {
-    let (mut config, backup) = crate::config::read(args.config.as_deref(), &paths.name)?;
+fn settings(args: &UpArgs, paths: &Paths) -> Result<(ClusterConfig, OfMachine)> {
+    let (mut config, machine) = crate::config::read(args.config.as_deref(), &paths.name)?;
     config.proxy_mode = args.proxy_mode.unwrap_or(config.proxy_mode);
     match args.pod_network.as_deref() {
         Some("vxlan") => config.pod_network.mode = PodNetworkMode::Vxlan,
@@ -126,7 +127,7 @@ fn settings(args: &UpArgs, paths: &Paths) -> Result<(ClusterConfig, Option<Backu
     if config.pod_network.mode == PodNetworkMode::Routed {
         config.load_balancer_pools.get_or_insert(vec![Pool::of("default", &ClusterConfig::LOCAL_POOL)?]);
     }
-    Ok((config, backup))
+    Ok((config, machine))
 }
 
 /// Starts ourselves again in the background and waits until that process says it is ready.
@@ -288,14 +289,13 @@ async fn start(
     stop: &CancellationToken,
     health: &Health,
 ) -> Result<Cluster> {
-    let (config, backup) = settings(args, paths)?;
+    let (config, machine) = settings(args, paths)?;
     started::keep(paths, args.config.as_deref())?;
     let (upstreams, capacity) = (node::upstreams(&args.dns_upstreams)?, share(args.nodes)?);
 
     phase.is("opening the store")?;
-    let store_dir = paths.store();
-    let store = tokio::task::spawn_blocking(move || SledStore::open(&store_dir, SledOptions::default())).await??;
-    let store: Arc<dyn Store> = Arc::new(store);
+    let keys = keys::open(paths, machine.encryption_configuration.as_deref()).await?;
+    let store: Arc<dyn Store> = Arc::new(keys.store());
 
     phase.is("making the nodes' network")?;
     let unreachable = config.pod_cidrs.iter().chain(&config.service_cidrs).copied().collect();
@@ -378,14 +378,15 @@ async fn start(
     }
     control.supervise("control-socket", {
         let (paths, token) = (paths.clone(), control.token());
-        let controlled = Controlled { nodes: Some(nodes.clone()), store: store.clone() };
+        let controlled = Controlled { nodes: Some(nodes.clone()), store: store.clone(), keys: keys.clone() };
         move || {
             let listener = control::listen(&paths);
             let (controlled, token) = (controlled.clone(), token.clone());
             async move { control::serve(listener?, controlled, token).await }
         }
     });
-    schedule::start(backup, paths, &store, api.client(UserInfo::admin()), &mut control, health);
+    keys::look_after(&keys, &mut control);
+    schedule::start(machine.backup, paths, &store, api.client(UserInfo::admin()), &mut control, health);
     control.supervise("certificates", {
         let (api, token) = (api.clone(), control.token());
         move || {

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use causeway_tests::cluster::{free_port, program};
 use causeway_tests::{Cluster, eventually, run};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -17,6 +18,9 @@ pub fn tests() -> Vec<(&'static str, Alone)> {
         ("backup::a_server_is_backed_up_while_it_runs", a_server_is_backed_up_while_it_runs),
     ]
 }
+
+/// What is in the Secret, as it is stored.
+const PASSWORD: &str = "Y29ycmVjdC1ob3JzZS1iYXR0ZXJ5LXN0YXBsZQ==";
 
 /// The folder for backups, and the key.
 struct Safe(tempfile::TempDir);
@@ -98,12 +102,17 @@ spec:
     let old_kubeconfig = safe.0.path().join("kubeconfig");
     fs::copy(cluster.dir.join("kubeconfig"), &old_kubeconfig)?;
 
+    // A new key for Secrets, under the running cluster; the backups have to hold it.
+    let rotated = cluster.command(&["store", "rotate-encryption-key"]).ok()?;
+    ensure!(rotated.contains("new key key-") && !rotated.contains("CANNOT"), "{rotated}");
+    ensure!(cluster.kubectl("get secret hidden -o jsonpath={.data.password}").ok()? == PASSWORD);
+
     // While it runs, only it knows what is in the store.
     let said = cluster.command(&["store", "check"]).fails()?;
     ensure!(said.contains("causeway down"), "{said}");
     let online = safe.back_up(&cluster)?;
     let bytes = fs::read(&online)?;
-    for secret in ["correct-horse-battery-staple", "PRIVATE KEY"] {
+    for secret in ["correct-horse-battery-staple", PASSWORD, "PRIVATE KEY"] {
         ensure!(!bytes.windows(secret.len()).any(|w| w == secret.as_bytes()), "{secret} can be read in the backup");
     }
     ensure!(fs::read_dir(safe.folder())?.count() == 1, "nothing half-made is left beside it");
@@ -114,6 +123,18 @@ spec:
     let offline = safe.back_up(&cluster)?;
     let check = cluster.command(&["store", "check"]).ok()?;
     ensure!(check.contains("nothing is damaged") && check.contains("revision"), "{check}");
+    ensure!(check.contains("with aesgcm:key-") && !check.contains("plain"), "{check}");
+    for secret in ["correct-horse-battery-staple", PASSWORD] {
+        let found = holding(&cluster.dir.join("store"), secret.as_bytes())?;
+        ensure!(found.is_empty(), "{secret} can be read in {found:?}");
+    }
+    // The search finds what is there.
+    ensure!(!holding(&cluster.dir.join("store"), b"k8s:enc:aesgcm:v1:key-")?.is_empty());
+    // What keeps others out.
+    for (path, mode) in [("", 0o700), ("store", 0o700), ("pki/encryption.yaml", 0o600), ("pki/ca.key", 0o600)] {
+        let found = fs::metadata(cluster.dir.join(path))?.permissions().mode() & 0o777;
+        ensure!(found == mode, "{path:?} has the mode {found:o}");
+    }
     ensure!(cluster.command(&["store", "defrag"]).ok()?.contains("after"));
     for backup in [&online, &offline] {
         let check = cluster.command(&["store", "check", backup, "--key-file", &safe.key()]).ok()?;
@@ -140,7 +161,7 @@ spec:
     ensure!(cluster.kubectl("get configmap kept -o jsonpath={.metadata.uid}").ok()? == uid);
     cluster.kubectl("get configmap later").fails()?;
     let password = cluster.kubectl("get secret hidden -o jsonpath={.data.password}").ok()?;
-    ensure!(password == "Y29ycmVjdC1ob3JzZS1iYXR0ZXJ5LXN0YXBsZQ==", "{password}");
+    ensure!(password == PASSWORD, "{password}");
     ensure!(cluster.kubectl("get service kubernetes -o jsonpath={.spec.clusterIP}").ok()? == "10.112.0.1");
     eventually("the pods run again", || cluster.kubectl("rollout status deployment/web --timeout=10s").ok())?;
     // Who trusted the old cluster trusts this one, and the other way round.
@@ -158,7 +179,22 @@ spec:
     ensure!(fs::read_dir(cluster.dir.join("before-restore"))?.count() == 1);
     cluster.up()?;
     cluster.kubectl("get configmap later").ok()?;
+    ensure!(cluster.kubectl("get secret hidden -o jsonpath={.data.password}").ok()? == PASSWORD);
     Ok(())
+}
+
+/// The files below a folder that hold some bytes.
+fn holding(dir: &Path, bytes: &[u8]) -> Result<Vec<PathBuf>> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            all.extend(holding(&path, bytes)?);
+        } else if fs::read(&path)?.windows(bytes.len()).any(|w| w == bytes) {
+            all.push(path);
+        }
+    }
+    Ok(all)
 }
 
 fn revision(cluster: &Cluster) -> Result<u64> {

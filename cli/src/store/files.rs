@@ -1,6 +1,7 @@
 //! A whole backup as a file. In: a cluster's folders, the store's snapshot, a key. Out: a file that has been read again and
 //! verified, to the last byte of the store in it.
 
+use super::keys;
 use crate::paths::Paths;
 use anyhow::{Context, Result, bail};
 use causeway_backup::contents::{self, SinkResult, Writer};
@@ -29,9 +30,15 @@ pub fn write(paths: &Paths, key: &Key, file: &File, from: From) -> Result<(Name,
     if !all.iter().any(|found| is_authority(&found.path)) {
         bail!("{} has no ca.key: the cluster has never run", paths.pki().display());
     }
-    for found in all {
+    // Keys that lie elsewhere are as needed as those that lie here.
+    let elsewhere = keys::elsewhere(paths)?.map(|bytes| Ok::<_, anyhow::Error>((EntryPath::parse(keys::COPY)?, bytes)));
+    let elsewhere = elsewhere.transpose()?;
+    for found in all.iter().filter(|found| elsewhere.as_ref().is_none_or(|(path, _)| found.path != *path)) {
         let (mode, bytes) = found.read()?;
         writer.file(&found.path, mode, &bytes)?;
+    }
+    if let Some((path, bytes)) = &elsewhere {
+        writer.file(path, 0o600, bytes)?;
     }
     let revision = match from {
         From::Running(revision, mut snapshot) => {

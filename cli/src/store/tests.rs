@@ -2,6 +2,7 @@
 
 use super::backup;
 use super::files::{self, From};
+use super::keys;
 use super::restore::into;
 use crate::data;
 use crate::paths::Paths;
@@ -11,6 +12,7 @@ use causeway_backup::{About, Destination, EntryPath, Key};
 use causeway_store::{ListRequest, SledOptions, SledStore, Store, StoreError};
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 struct Lab {
@@ -78,6 +80,64 @@ fn a_folder_comes_back_and_revisions_go_on_higher() {
     assert_eq!(names(&new.data), ["causeway-cluster", "pki", "settings", "store"]);
     assert_eq!(fs::read_to_string(new.pki().join("ca.key")).unwrap(), "key");
     assert_eq!(lab.object(&new), (Bytes::from_static(b"one"), before + super::BUMP));
+}
+
+/// A cluster with a Secret, encrypted as the settings or nobody says.
+fn with_secret(lab: &Lab, paths: &Paths, named: Option<&Path>) {
+    fs::create_dir_all(paths.settings()).unwrap();
+    let keys = lab.runtime.block_on(keys::open(paths, named)).unwrap();
+    lab.runtime.block_on(keys.store().create(SECRET, Bytes::from_static(b"hunter2"))).unwrap();
+}
+
+const SECRET: &str = "/registry/core/secrets/default/a";
+
+#[test]
+fn secrets_come_back_with_their_keys_wherever_those_were() {
+    let lab = Lab::new();
+    let mine = lab.dir.path().join("mine.yaml");
+    let text = "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources: [{resources: [secrets], \
+                providers: [{aesgcm: {keys: [{name: mine, secret: AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=}]}}]}]";
+    fs::write(&mine, text).unwrap();
+    fs::set_permissions(&mine, fs::Permissions::from_mode(0o600)).unwrap();
+    for (name, named) in [("own", None), ("user", Some(mine.as_path()))] {
+        let old = lab.cluster(name);
+        with_secret(&lab, &old, named);
+        let file = lab.backup(&old);
+        let new = lab.paths(&format!("{name}-new"));
+        into(&new, &lab.key, &file, false).unwrap();
+        if let Some(named) = named {
+            // On the new machine there is only what came out of the backup.
+            fs::remove_file(named).unwrap();
+            let error = format!("{:#}", lab.runtime.block_on(keys::open(&new, Some(named))).err().unwrap());
+            assert!(error.contains(keys::COPY), "{error}");
+            fs::copy(new.data.join(keys::COPY), named).unwrap();
+            // And the next backup holds the file once.
+            drop(lab.runtime.block_on(keys::open(&new, Some(named))).unwrap());
+            lab.backup(&new);
+        }
+        let keys = lab.runtime.block_on(keys::open(&new, named)).unwrap();
+        let kv = lab.runtime.block_on(keys.store().get(SECRET, None)).unwrap().0.unwrap();
+        assert_eq!(kv.value, "hunter2", "{name}");
+    }
+    // A backup without the keys would be of no use.
+    fs::remove_file(&mine).unwrap();
+    let file = tempfile::tempfile_in(lab.dir.path()).unwrap();
+    let error = format!("{:#}", files::write(&lab.paths("user"), &lab.key, &file, From::Stopped).unwrap_err());
+    assert!(error.contains("mine.yaml"), "{error}");
+}
+
+#[test]
+fn a_stopped_cluster_gets_a_new_key() {
+    let lab = Lab::new();
+    let paths = lab.cluster("old");
+    with_secret(&lab, &paths, None);
+    let before = fs::read_to_string(paths.encryption()).unwrap();
+    keys::rotate(&paths).unwrap();
+    assert_ne!(fs::read_to_string(paths.encryption()).unwrap(), before);
+    let keys = lab.runtime.block_on(keys::open(&paths, None)).unwrap();
+    let kv = lab.runtime.block_on(keys.store().get(SECRET, None)).unwrap().0.unwrap();
+    assert_eq!(kv.value, "hunter2");
+    assert_eq!(lab.runtime.block_on(keys.store().rewrite()).unwrap().rewritten, 1);
 }
 
 #[test]

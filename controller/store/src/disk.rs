@@ -12,10 +12,15 @@ pub(crate) mod snapshot;
 use crate::{Damage, KeyValue, Result, Revision, StoreError};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use std::fs::File;
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Folders and files of the store are for their owner alone.
+const PRIVATE_DIR: u32 = 0o700;
+const PRIVATE_FILE: u32 = 0o600;
 
 /// One write. Borrowed, so that a file is read without a copy of every value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,12 +138,41 @@ pub(crate) fn make_dir(dir: &Path) -> Result<()> {
         if !parent.is_dir() {
             make_dir(parent)?;
         }
-        match std::fs::create_dir(dir) {
+        match DirBuilder::new().mode(PRIVATE_DIR).create(dir) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed("making the folder", dir)(e)),
             _ => {}
         }
     }
     sync_dir(parent).map_err(failed("syncing", parent))
+}
+
+/// How a file of the store is made: for its owner alone, whatever the process' umask.
+pub(crate) fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.create(true).read(true).write(true).mode(PRIVATE_FILE);
+    options
+}
+
+/// Keeps others from what is in a folder. What versions before this one and sled have made is as the umask was.
+pub(crate) fn keep_private(dir: &Path) {
+    let keep = |path: &Path, mode: u32| {
+        let kept = std::fs::metadata(path).and_then(|meta| match meta.permissions().mode() & 0o077 {
+            0 => Ok(()),
+            _ => std::fs::set_permissions(path, Permissions::from_mode(mode)),
+        });
+        if let Err(error) = kept {
+            tracing::warn!(path = %path.display(), %error, "others can read it");
+        }
+    };
+    keep(dir, PRIVATE_DIR);
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => keep_private(&entry.path()),
+            Ok(kind) if kind.is_file() => keep(&entry.path(), PRIVATE_FILE),
+            _ => {}
+        }
+    }
 }
 
 /// `fsync` of every file below a folder, and of the folders.

@@ -20,7 +20,7 @@ mod writer;
 
 use crate::disk::lock::Lock;
 use crate::disk::log::Log;
-use crate::disk::{make_dir, snapshot};
+use crate::disk::{keep_private, make_dir, snapshot};
 use crate::health::Status;
 use crate::{
     Health, KeyValue, ListRequest, Listing, Result, Revision, Snapshot, Store, StoreError, Streamed, Summary,
@@ -102,6 +102,7 @@ impl SledStore {
     pub fn open(dir: &Path, options: SledOptions) -> Result<Self> {
         make_dir(dir)?;
         let lock = Lock::take(dir)?;
+        keep_private(dir);
         snapshot::remove_unfinished(dir);
         crate::disk::log::remove_unfinished(dir);
         legacy::migrate(dir)?;
@@ -173,6 +174,22 @@ impl SledStore {
     /// Writes a snapshot of what is there to `into`. Blocks.
     pub(crate) fn write_snapshot(&self, into: &mut dyn io::Write) -> Result<Summary> {
         write_snapshot(&self.shared, &self.shared.pin(None)?, into)
+    }
+
+    /// Compacts all there is. Blocks, also where a runtime is.
+    pub(crate) fn forget_history(&self) -> Result<()> {
+        let stopped = || StoreError::Engine {
+            doing: "forgetting history".to_owned(),
+            detail: "the store has stopped".to_owned(),
+        };
+        let (reply, answer) = oneshot::channel();
+        let request = Request::Compact { revision: self.shared.revision(), reply };
+        let queue = self.requests.as_ref().ok_or_else(stopped)?;
+        let ask = || {
+            queue.blocking_send(request).map_err(|_| stopped())?;
+            answer.blocking_recv().map_err(|_| stopped())?
+        };
+        std::thread::scope(|scope| scope.spawn(ask).join().map_err(|_| stopped())?)
     }
 
     /// Writes a snapshot into the store's folder, so that the log before it can go. Blocks.
@@ -384,6 +401,21 @@ impl Store for SledStore {
             return Err(StoreError::FutureRevision { requested: revision, current });
         }
         self.ask("a compaction", |reply| Request::Compact { revision, reply }).await
+    }
+
+    async fn scrub(&self, upto: Revision) -> Result<()> {
+        self.compact(upto).await?;
+        let wake = self.shared.heal.clone();
+        let failed = |detail: &str| StoreError::Engine {
+            doing: "removing old values from the store's files".to_owned(),
+            detail: detail.to_owned(),
+        };
+        let work = move || {
+            let (reply, answer) = std::sync::mpsc::sync_channel(1);
+            wake.send(Wake::Scrub(reply)).map_err(|_| failed("the store has stopped"))?;
+            answer.recv().map_err(|_| failed("the store has stopped"))?
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|e| failed(&e.to_string()))?
     }
 
     async fn revision(&self) -> Result<Revision> {

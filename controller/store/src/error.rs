@@ -119,6 +119,14 @@ pub enum StoreError {
          brings back a backup, `causeway store salvage` goes on with what is whole before the damage"
     )]
     Damaged(Box<Damage>),
+    /// A value is there and cannot be decrypted.
+    #[error("{key} cannot be decrypted: {detail}")]
+    Undecryptable {
+        /// The key.
+        key: String,
+        /// Why, and what to do.
+        detail: String,
+    },
     /// The engine failed. Nothing was written.
     #[error("store engine, while {doing}: {detail}")]
     Engine {

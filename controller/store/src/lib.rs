@@ -175,6 +175,9 @@ pub const MAX_WRITES: usize = 128;
 pub const MAX_REQUEST: usize = 3 << 19;
 /// A key is at most this many bytes.
 pub const MAX_KEY: usize = 4096;
+/// What lies between a caller and the engine may make a value longer by so many bytes: who wants to be sure that a value
+/// fits keeps this below [`MAX_REQUEST`].
+pub const MAX_ADDED: usize = 256;
 
 /// The store's contract. Reads see every acknowledged write. A write is acknowledged only after it has been synced
 /// to the device.
@@ -237,6 +240,12 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets history before `revision`: older reads and watches answer [`StoreError::Compacted`], also after a
     /// restart. The engine compacts by itself; of several servers on one store, one does.
     async fn compact(&self, revision: Revision) -> Result<()>;
+
+    /// Leaves nothing in the store's files of values that were replaced or deleted before `upto`: compacts to it, and makes
+    /// anew what holds values. What a read holds at that time goes with the next call, or when the engine gets to it.
+    async fn scrub(&self, upto: Revision) -> Result<()> {
+        self.compact(upto).await
+    }
 
     /// The whole store at its newest revision, for a backup.
     async fn snapshot(&self) -> Result<Snapshot>;

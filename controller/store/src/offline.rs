@@ -70,10 +70,17 @@ fn there(dir: &Path) -> Result<Lock> {
 
 /// Reads everything and says what is damaged. Changes nothing.
 pub fn check(dir: &Path) -> Result<Report> {
+    check_with(dir, &mut |_, _| {})
+}
+
+/// As [`check`]; `each` gets every version of every key that the files hold, in the order in which they were written, as far
+/// as they are whole. Of a deletion it gets no value.
+pub fn check_with(dir: &Path, each: &mut dyn FnMut(&str, Option<&[u8]>)) -> Result<Report> {
     let _lock = there(dir)?;
     let mut report = Report::default();
     let mut live: BTreeMap<String, u64> = BTreeMap::new();
     let mut note = |key: &str, value: Option<&[u8]>| {
+        each(key, value);
         match value {
             Some(value) => drop(live.insert(key.to_owned(), value.len() as u64)),
             None => drop(live.remove(key)),
@@ -179,11 +186,13 @@ pub fn restore(dir: &Path, from: &mut dyn Read, bump: Revision) -> Result<Summar
     written.map(|(_, summary)| summary)
 }
 
-/// Makes the files of a stopped store as small as they can be: one snapshot, and values without gaps.
+/// Makes the files of a stopped store as small as they can be: one snapshot, without history, and values without gaps. What
+/// was replaced or deleted is in none of them.
 pub fn defrag(dir: &Path) -> Result<Defragmented> {
     drop(there(dir)?);
     let before = size_of(dir);
     let store = SledStore::open(dir, SledOptions::default())?;
+    store.forget_history()?;
     store.save()?;
     store.forget_values();
     drop(store);

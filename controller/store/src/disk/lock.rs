@@ -1,5 +1,6 @@
 //! One owner at a time: a lock on the store's folder, with the owner's process id in it for whoever meets it.
 
+use super::private;
 use crate::{Result, StoreError};
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File};
@@ -20,7 +21,7 @@ impl Lock {
         let locked = |detail: String| StoreError::Locked { path: dir.display().to_string(), detail };
         let begin = Instant::now();
         loop {
-            let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
+            let file = private().truncate(false).open(&path);
             let file = file.map_err(|e| locked(e.to_string()))?;
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(mut lock) => {

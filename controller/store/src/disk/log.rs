@@ -7,9 +7,9 @@
 //! overwritten nor cut off, it is just no part of the log.
 
 use super::frames::{self, Frames, HEADER, Header, Kind, Next};
-use super::{Entry, ReadError, failed, make_dir, sync_dir};
+use super::{Entry, ReadError, failed, make_dir, private, sync_dir};
 use crate::{Result, Revision};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -313,7 +313,7 @@ fn rewrite(dir: &Path, segment: &Segment) -> io::Result<File> {
     // Read and written by hand: a copy by the kernel may share what is on the device instead.
     let mut bytes = Vec::new();
     File::open(&segment.path)?.take(segment.length).read_to_end(&mut bytes)?;
-    let mut file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&unfinished)?;
+    let mut file = private().truncate(true).open(&unfinished)?;
     file.write_all(&bytes)?;
     file.sync_all()?;
     fs::rename(&unfinished, &segment.path)?;
@@ -325,7 +325,7 @@ fn rewrite(dir: &Path, segment: &Segment) -> io::Result<File> {
 fn create(dir: &Path, number: u64, next: Revision, before: u64) -> io::Result<(File, Header, Segment)> {
     let path = path_of(dir, number);
     let header = Header::new(Kind::Log, [number, next, before])?;
-    let mut file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&path)?;
+    let mut file = private().truncate(true).open(&path)?;
     file.write_all(&header.encode())?;
     file.sync_all()?;
     sync_dir(dir)?;

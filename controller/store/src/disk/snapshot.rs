@@ -5,7 +5,7 @@
 //! frame is damaged, whatever the reason: it gets its name only when it is on the device.
 
 use super::frames::{Frames, Header, Kind, Next, read_full};
-use super::{ReadError, Record, Version, failed, sync_dir};
+use super::{ReadError, Record, Version, failed, private, sync_dir};
 use crate::{MAX_KEY, Result, Revision, StoreError, Summary};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
@@ -231,7 +231,7 @@ fn try_write_file(
 ) -> Result<(PathBuf, Summary)> {
     let (unfinished, path) = (dir.join(UNFINISHED), dir.join(format!("snapshot-{revision:020}")));
     let doing = || failed("writing the snapshot", &path);
-    let file = File::create(&unfinished).map_err(doing())?;
+    let file = private().truncate(true).open(&unfinished).map_err(doing())?;
     let mut writer = Writer::new(BufWriter::with_capacity(BLOCK, file), revision, compacted).map_err(doing())?;
     fill(&mut writer)?;
     let (buffered, summary) = writer.finish().map_err(doing())?;

@@ -51,11 +51,8 @@ impl Housekeeper {
                     // Who does not wait any more needs no answer.
                     let _ = reply.send(self.heal(generation, &mut unhealed));
                 }
-                Ok(Wake::Save(reply)) => {
-                    let renewed =
-                        self.log.lock().renew().map_err(failed("closing the log's segment in", &self.shared.dir));
-                    let _ = reply.send(renewed.and_then(|()| self.snapshot()));
-                }
+                Ok(Wake::Save(reply)) => drop(reply.send(self.save())),
+                Ok(Wake::Scrub(reply)) => drop(reply.send(self.scrub(&mut unhealed))),
                 Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -87,6 +84,19 @@ impl Housekeeper {
                 self.measure(log);
             }
         }
+    }
+
+    /// Writes a snapshot that covers all of the log, but for what is written meanwhile.
+    fn save(&mut self) -> Result<()> {
+        self.log.lock().renew().map_err(failed("closing the log's segment in", &self.shared.dir))?;
+        self.snapshot()
+    }
+
+    /// Leaves nothing of what was compacted in any file.
+    fn scrub(&mut self, unhealed: &mut Option<(Instant, StoreError)>) -> Result<()> {
+        self.save()?;
+        self.drop_unread(self.shared.unread())?;
+        self.heal(self.shared.generation(), unhealed)
     }
 
     /// A full disk is told before a write meets it, and no longer than it is full.
@@ -204,7 +214,7 @@ impl Housekeeper {
             Ok(()) => {
                 *failed = None;
                 self.shared.status.set_reads(None);
-                tracing::warn!(generation = generation + 1, "sled's values were made anew from the log");
+                tracing::info!(generation = generation + 1, "sled's values were made anew from the log");
             }
             Err(error) => {
                 *failed = Some((Instant::now(), error.clone()));
@@ -261,5 +271,7 @@ pub(crate) enum Wake {
     Heal(u64, SyncSender<Result<()>>),
     /// A snapshot is wanted now.
     Save(SyncSender<Result<()>>),
+    /// What was compacted is to be gone from the files.
+    Scrub(SyncSender<Result<()>>),
     Stop,
 }

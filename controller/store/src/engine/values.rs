@@ -4,7 +4,7 @@
 //! which no device takes for a sync), so after anything but an orderly end it is thrown away and made anew from the
 //! snapshot and the log. Each such making has a folder of its own, so that a new one does not wait for the old.
 
-use crate::disk::{failed, sync_dir, sync_tree};
+use crate::disk::{failed, make_dir, private, sync_dir, sync_tree};
 use crate::{Result, Revision, StoreError};
 use bytes::Bytes;
 use std::fs;
@@ -61,6 +61,8 @@ impl Values {
     /// Opens one that was closed in order.
     pub fn open(dir: &Path, generation: u64, cache: u64) -> Result<Self> {
         let path = folder(dir, generation);
+        // sled makes its files as the umask is: its folder keeps others out.
+        make_dir(&path)?;
         let doing = format!("opening sled in {}", path.display());
         let config = sled::Config::new().path(&path).cache_capacity(cache).flush_every_ms(None);
         // It tells of its lock in words only.
@@ -126,7 +128,7 @@ impl Values {
         let note = format!("{note} {:08x}\n", crc32fast::hash(note.as_bytes()));
         let (unfinished, path) = (dir.join("clean.tmp"), dir.join(CLEAN));
         let write = || {
-            let mut file = fs::File::create(&unfinished)?;
+            let mut file = private().truncate(true).open(&unfinished)?;
             io::Write::write_all(&mut file, note.as_bytes())?;
             file.sync_all()?;
             fs::rename(&unfinished, &path)?;

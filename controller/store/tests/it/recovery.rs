@@ -185,6 +185,82 @@ async fn defrag_leaves_one_snapshot_and_what_was_there() {
     assert!(matches!(offline::check(dir.path()), Err(StoreError::Locked { .. })));
 }
 
+/// Values before the last: none of it is left.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_replaced_or_deleted_is_in_no_file_after_a_scrub_or_defrag() {
+    async fn held(dir: &Path) -> usize {
+        let mut held = 0;
+        let mut count =
+            |_: &str, value: Option<&[u8]>| held += usize::from(value.is_some_and(|v| v.starts_with(b"old")));
+        offline::check_with(dir, &mut count).unwrap();
+        held
+    }
+    for how in ["scrub", "defrag"] {
+        let dir = tempfile::tempdir().unwrap();
+        let s = open(dir.path());
+        for i in 0..50 {
+            let key = format!("/r/{i}");
+            let kv = s.create(&key, format!("old-{i}").into()).await.unwrap();
+            match i % 2 {
+                0 => drop(s.update(&key, "new".into(), kv.mod_revision).await.unwrap()),
+                _ => drop(s.delete(&key, None).await.unwrap()),
+            }
+        }
+        let revision = s.revision().await.unwrap();
+        if how == "scrub" {
+            // Others write meanwhile.
+            let (scrubbed, written) = tokio::join!(s.scrub(revision), s.create("/r/later", "later".into()));
+            (scrubbed.unwrap(), written.unwrap());
+            assert_eq!(s.count("/r/").await.unwrap().0, 26);
+        }
+        drop(s);
+        if how == "defrag" {
+            assert_eq!(held(dir.path()).await, 50);
+            offline::defrag(dir.path()).unwrap();
+        }
+        assert_eq!(held(dir.path()).await, 0, "{how}");
+        for entry in fs::read_dir(dir.path()).unwrap().flatten().filter(|e| e.file_name() != "log") {
+            let files = match entry.path().is_dir() {
+                true => fs::read_dir(entry.path()).unwrap().flatten().map(|e| e.path()).collect(),
+                false => vec![entry.path()],
+            };
+            for file in files.iter().filter(|f| f.is_file()) {
+                assert!(!fs::read(file).unwrap().windows(4).any(|w| w == b"old-"), "{how}: {}", file.display());
+            }
+        }
+        assert!(open(dir.path()).get("/r/0", None).await.unwrap().0.is_some_and(|kv| kv.value == "new"), "{how}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_owner_can_read_a_store() {
+    use std::os::unix::fs::PermissionsExt;
+    fn open_to_others(dir: &Path) -> Vec<std::path::PathBuf> {
+        let mut all = vec![dir.to_owned()];
+        for entry in fs::read_dir(dir).unwrap().flatten() {
+            match entry.path().is_dir() {
+                true => all.extend(open_to_others(&entry.path())),
+                false => all.push(entry.path()),
+            }
+        }
+        // What sled makes is as the umask is, in a folder that nobody else enters.
+        let sleds = |p: &Path| p.parent().is_some_and(|d| d.to_string_lossy().contains("/values-"));
+        all.retain(|p| fs::metadata(p).unwrap().permissions().mode() & 0o077 != 0 && !sleds(p));
+        all
+    }
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("store");
+    filled(&dir, 50).await;
+    offline::defrag(&dir).unwrap();
+    assert_eq!(open_to_others(&dir), Vec::<std::path::PathBuf>::new());
+    // One of a version that did not care.
+    for path in [dir.clone(), dir.join("log"), dir.join("lock"), segments(&dir).pop().unwrap()] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    drop(open(&dir));
+    assert_eq!(open_to_others(&dir), Vec::<std::path::PathBuf>::new());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_is_cut_by_snapshots_and_nothing_lost() {
     let dir = tempfile::tempdir().unwrap();
