@@ -2,6 +2,7 @@
 //! the file does not say, and those of its backups and keys, which are of this machine alone. `configs/cluster.yaml` shows
 //! all of them.
 
+use crate::api_settings::ApiSettings;
 use anyhow::{Context, Result, bail};
 use causeway_api::config::ClusterConfig;
 use causeway_backup::Settings as BackupSettings;
@@ -10,12 +11,14 @@ use serde_yaml_ng::{Mapping, Value};
 use std::path::{Path, PathBuf};
 
 /// The settings that are not the cluster's, and so are not sent to nodes that join.
-const OF_MACHINE: [&str; 2] = ["backup", "encryptionConfiguration"];
+const OF_MACHINE: [&str; 3] = ["apiServer", "backup", "encryptionConfiguration"];
 
 /// What they say.
 #[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct OfMachine {
+    /// The API server's.
+    pub api_server: ApiSettings,
     /// Backups that make themselves.
     pub backup: Option<BackupSettings>,
     /// A file of the user's that says what is encrypted in the store, instead of the program's own.
@@ -28,6 +31,7 @@ impl OfMachine {
         if let Some(path) = self.encryption_configuration.as_deref().filter(|path| !path.is_absolute()) {
             bail!("encryptionConfiguration: {} has to be an absolute path", path.display());
         }
+        self.api_server.check()?;
         self.backup.as_ref().map_or(Ok(()), BackupSettings::check).map_err(anyhow::Error::msg)
     }
 }
@@ -66,7 +70,7 @@ fn parse(text: &str, name: &str) -> Result<(ClusterConfig, OfMachine)> {
         false => serde_yaml_ng::from_value(all)?,
     };
     let machine: OfMachine =
-        serde_yaml_ng::from_value(Value::Mapping(machine)).context("in backup or encryptionConfiguration")?;
+        serde_yaml_ng::from_value(Value::Mapping(machine)).context("in apiServer, backup or encryptionConfiguration")?;
     machine.check()?;
     Ok((settle(config.unwrap_or_default(), name)?, machine))
 }
@@ -115,6 +119,9 @@ mod tests {
             ("backup: {schedule: soon, to: /b, keyFile: /k}", "soon"),
             ("backup: {schedule: 6h, to: b, keyFile: /k}", "backup.to"),
             ("backup: {schedule: 6h, to: /b, keyFile: /k, kept: 1}", "kept"),
+            ("apiServer: {audit: {policyFile: /p}}", "log or webhook"),
+            ("apiServer: {audit: {log: {path: relative}}}", "absolute"),
+            ("apiServer: {audits: {}}", "audits"),
             ("{backup: null, podCidr: 10.0.0.0/8}", "podCidr"),
             ("encryptionConfiguration: keys.yaml", "encryptionConfiguration"),
             ("encryptionConfiguration: [/keys.yaml]", "encryptionConfiguration"),

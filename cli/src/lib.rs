@@ -3,6 +3,7 @@
 //! A library with a program of a few lines around it, so that cargo compiles it beside the last of the crates it needs.
 
 mod agent;
+mod api_settings;
 mod apply;
 mod args;
 mod bench;

@@ -2,6 +2,7 @@
 //! controllers and scheduler until the process is asked to stop; with `--with-node`, this machine is a node as well.
 
 use crate::agent::{self, Machine};
+use crate::api_settings::ApiSettings;
 use crate::args::{Cluster, require_root};
 use crate::clients::Issued;
 use crate::config::OfMachine;
@@ -96,6 +97,7 @@ struct ServerFile {
     dns_upstreams: Vec<String>,
     insecure_registries: Vec<String>,
     cluster: ClusterConfig,
+    api_server: ApiSettings,
     backup: Option<BackupSettings>,
     encryption_configuration: Option<PathBuf>,
 }
@@ -119,7 +121,11 @@ fn settle(args: &ServerArgs) -> Result<(ServerArgs, ClusterConfig, OfMachine)> {
     args.dns_upstreams.extend(file.dns_upstreams);
     args.insecure_registries.extend(file.insecure_registries);
     let cluster = crate::config::settle(file.cluster, &args.cluster.name)?;
-    let machine = OfMachine { backup: file.backup, encryption_configuration: file.encryption_configuration };
+    let machine = OfMachine {
+        api_server: file.api_server,
+        backup: file.backup,
+        encryption_configuration: file.encryption_configuration,
+    };
     machine.check()?;
     Ok((args, cluster, machine))
 }
@@ -228,7 +234,7 @@ async fn serve(
             advertise: addresses.advertise,
             extra_sans: args.tls_sans.clone(),
             kubelet_dialer: Arc::new(DirectDialer),
-            settings: causeway_apiserver::Settings::default(),
+            settings: machine.api_server.load()?,
         },
         store.clone(),
     )

@@ -321,7 +321,7 @@ async fn start(
             advertise: inside,
             extra_sans: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
             kubelet_dialer: Arc::new(LanDialer(segment.lan().clone())),
-            settings: causeway_apiserver::Settings::default(),
+            settings: machine.api_server.load()?,
         },
         store.clone(),
     )

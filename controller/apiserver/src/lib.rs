@@ -24,6 +24,8 @@ pub mod services;
 mod status;
 mod upkeep;
 
+pub use causeway_admission::pod_security;
+pub use causeway_audit as audit;
 pub use dialer::{DirectDialer, NodeDialer};
 pub use pki::{CertKey, Pki, PkiError};
 

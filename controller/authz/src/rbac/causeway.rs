@@ -36,6 +36,7 @@ role system:causeway:controller-manager
   create networking.k8s.io: ipaddresses
   create storage.k8s.io: storageclasses
   update core: endpoints namespaces/finalize namespaces/status persistentvolumeclaims/status persistentvolumes/status
+      resourcequotas/status
   update apps: daemonsets/status deployments/status replicasets/status statefulsets/status
   update discovery.k8s.io: endpointslices
   update policy: poddisruptionbudgets/status
