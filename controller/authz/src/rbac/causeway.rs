@@ -70,6 +70,7 @@ role system:causeway:ingress
   list,watch gateway.networking.k8s.io: *
   create gateway.networking.k8s.io: gatewayclasses
   patch gateway.networking.k8s.io: */status
+  update gateway.networking.k8s.io: gateways/finalizers
   create,get apiextensions.k8s.io: customresourcedefinitions
   create,patch core: secrets
   create,delete,patch core: services
