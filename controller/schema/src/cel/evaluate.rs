@@ -53,19 +53,20 @@ fn to_optional(value: Option<Value>) -> Value {
 
 impl<'a> Evaluation<'a> {
     fn value(&mut self, tree: &'a IdedExpr) -> Result {
+        if let Expr::Literal(literal) = &tree.expr {
+            let value = Value::try_from(literal.to_val().as_ref()).map_err(error)?;
+            self.budget.charge(size(&value)? - 1)?;
+            return Ok(value);
+        }
         self.budget.enter()?;
         let value = match &tree.expr {
-            Expr::Literal(literal) => {
-                let value = Value::try_from(literal.to_val().as_ref()).map_err(error);
-                value.and_then(|v| self.budget.charge(size(&v)?).map(|()| v))
-            }
             Expr::Ident(name) => self.variable(name),
             Expr::Select(select) => self.select(select),
             Expr::List(list) => self.list(list),
             Expr::Map(map) => self.map(map),
             Expr::Comprehension(comprehension) => self.comprehension(comprehension),
             Expr::Call(call) => self.call(call),
-            Expr::Struct(_) | Expr::Unspecified => Err(CelError::failed("unsupported expression")),
+            Expr::Literal(_) | Expr::Struct(_) | Expr::Unspecified => Err(CelError::failed("unsupported expression")),
         };
         self.budget.leave();
         value

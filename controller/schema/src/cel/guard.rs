@@ -24,8 +24,8 @@ pub const TOTAL_COST: u64 = 10_000_000;
 /// How long the expressions over one object may take together, should the units not say it all.
 pub const TOTAL_TIME: Duration = Duration::from_secs(5);
 
-/// What the evaluation of expressions may still cost. A step costs one unit; strings and lists that a step reads or
-/// makes cost one more for every eight bytes or items.
+/// What the evaluation of expressions may still cost. A step costs one unit (a literal none); strings and lists that a
+/// step reads or makes cost one more for every eight bytes or items.
 #[derive(Debug)]
 pub struct Budget {
     total: u64,
