@@ -376,8 +376,8 @@ impl<'a> Evaluation<'a> {
 
 /// Whether a step of a comprehension may fail and the next decide: `all` and `exists`, which begin with a truth value.
 fn absorbs(c: &ComprehensionExpr) -> bool {
-    matches!(&c.loop_step.expr, Expr::Call(call) if matches!(call.func_name.as_str(), operators::LOGICAL_AND | operators::LOGICAL_OR))
-        && c.accu_var.starts_with('@')
+    let Expr::Call(step) = &c.loop_step.expr else { return false };
+    matches!(step.func_name.as_str(), operators::LOGICAL_AND | operators::LOGICAL_OR) && c.accu_var.starts_with('@')
 }
 
 fn field(value: &Value, name: &str) -> Option<Value> {

@@ -12,7 +12,8 @@ pub(super) const MAX_NESTING: usize = 32;
 pub(super) const MAX_DEPTH: usize = 250;
 /// Bytes of one expression; more is a program, not a rule.
 pub const MAX_EXPRESSION: usize = 16 << 10;
-/// Bytes of the stack that compiling and evaluating need. Without optimisation, parsing takes up to a hundred kilobytes for a bracket, and evaluation ten for a step.
+/// Bytes of the stack that compiling and evaluating need. Without optimisation, parsing takes up to a hundred kilobytes
+/// for a bracket, and evaluation ten for a step.
 pub const STACK: usize = 32 * 1024 * 1024;
 /// Steps of evaluation inside each other, variables that use variables counted.
 const MAX_STEPS_DEEP: usize = 1000;
