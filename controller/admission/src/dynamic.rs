@@ -1,8 +1,8 @@
 //! Admission by configuration: webhooks and policies as the API server's engine calls them.
 //!
 //! In: the objects of group `admissionregistration.k8s.io`, whenever one changes; requests. Out: changed objects,
-//! warnings and annotations, or a refusal. What is configured is compiled once and swapped as a whole, and what is for a
-//! resource is found by its name, so that a request nobody asks about costs next to nothing.
+//! warnings and annotations, or a refusal. What is configured is compiled once and swapped as a whole, and what is for
+//! a resource is found by its name, so that a request nobody asks about costs next to nothing.
 
 use crate::admission_request::{Facts, Matcher, Outcome, Rejection, is_exempt, is_no_object};
 use crate::expressions::Authorizer;

@@ -1,8 +1,8 @@
 //! Expressions in CEL, as custom resources' rules, admission policies and webhooks' match conditions use them.
 //!
 //! In: the text of an expression and the names it may use; later the values of these names. Out: a value, or an error.
-//! Parsing and the library of functions are those of `kube-cel`; the evaluation is ours, since that is where cost must be
-//! counted: every step draws on a [`Budget`], and what exceeds it ends in an error that no `||` can hide.
+//! Parsing and the library of functions are those of `kube-cel`; the evaluation is ours, since that is where cost must
+//! be counted: every step draws on a [`Budget`], and what exceeds it ends in an error that no `||` can hide.
 
 mod evaluate;
 mod functions;

@@ -237,6 +237,19 @@ async fn cost_is_bounded_and_fails_closed() {
     }
 }
 
+/// Every variable needs the one before it: evaluated from the last to the first, on one stack.
+#[tokio::test]
+async fn variables_are_not_nested_without_end() {
+    let chain = |n: usize| {
+        let more = (1..n).map(|i| json!({"name": format!("v{i}"), "expression": format!("variables.v{} + 1", i - 1)}));
+        let variables: Vec<Value> = std::iter::once(json!({"name": "v0", "expression": "1"})).chain(more).collect();
+        json!({"variables": variables, "validations": [{"expression": format!("variables.v{} == {n}", n - 1)}]})
+    };
+    assert_eq!(run(chain(100), json!({})).await, Ok(Outcome::default()));
+    let rejection = run(chain(900), json!({})).await.unwrap_err();
+    assert!(rejection.message.contains("nested too deeply"), "{rejection}");
+}
+
 #[tokio::test]
 async fn actions() {
     let spec = || json!({"validations": [{"expression": "true"}, {"expression": "false", "message": "no"}]});

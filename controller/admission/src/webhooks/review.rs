@@ -1,7 +1,7 @@
 //! AdmissionReview (`admission.k8s.io/v1`): what is asked, and what is answered.
 //!
-//! In: a request's facts and objects; the bytes of an answer. Out: the bytes of a question; the answer, or what is wrong
-//! with it.
+//! In: a request's facts and objects; the bytes of an answer. Out: the bytes of a question; the answer, or what is
+//! wrong with it.
 
 use crate::admission_request::{Equivalent, Facts, Rejection, described};
 use base64::Engine as _;

@@ -53,19 +53,20 @@ fn to_optional(value: Option<Value>) -> Value {
 
 impl<'a> Evaluation<'a> {
     fn value(&mut self, tree: &'a IdedExpr) -> Result {
+        if let Expr::Literal(literal) = &tree.expr {
+            let value = Value::try_from(literal.to_val().as_ref()).map_err(error)?;
+            self.budget.charge(size(&value)? - 1)?;
+            return Ok(value);
+        }
         self.budget.enter()?;
         let value = match &tree.expr {
-            Expr::Literal(literal) => {
-                let value = Value::try_from(literal.to_val().as_ref()).map_err(error);
-                value.and_then(|v| self.budget.charge(size(&v)?).map(|()| v))
-            }
             Expr::Ident(name) => self.variable(name),
             Expr::Select(select) => self.select(select),
             Expr::List(list) => self.list(list),
             Expr::Map(map) => self.map(map),
             Expr::Comprehension(comprehension) => self.comprehension(comprehension),
             Expr::Call(call) => self.call(call),
-            Expr::Struct(_) | Expr::Unspecified => Err(CelError::failed("unsupported expression")),
+            Expr::Literal(_) | Expr::Struct(_) | Expr::Unspecified => Err(CelError::failed("unsupported expression")),
         };
         self.budget.leave();
         value
@@ -375,8 +376,8 @@ impl<'a> Evaluation<'a> {
 
 /// Whether a step of a comprehension may fail and the next decide: `all` and `exists`, which begin with a truth value.
 fn absorbs(c: &ComprehensionExpr) -> bool {
-    matches!(&c.loop_step.expr, Expr::Call(call) if matches!(call.func_name.as_str(), operators::LOGICAL_AND | operators::LOGICAL_OR))
-        && c.accu_var.starts_with('@')
+    let Expr::Call(step) = &c.loop_step.expr else { return false };
+    matches!(step.func_name.as_str(), operators::LOGICAL_AND | operators::LOGICAL_OR) && c.accu_var.starts_with('@')
 }
 
 fn field(value: &Value, name: &str) -> Option<Value> {

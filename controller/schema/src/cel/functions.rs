@@ -160,8 +160,13 @@ fn expansion(name: &str, all: &[&Value], budget: &mut Budget) -> Result<(), CelE
             return budget.charge(n.saturating_mul(n));
         }
         "matches" | "find" | "findAll" => {
-            // The pattern's automaton may be far bigger than its text.
-            return budget.charge(REGEX_COST + 20 * text(1).len() as u64);
+            // The pattern's automaton may be far bigger than its text. Of matches, there may be one for each byte.
+            let matches = if name == "findAll" { text(0).len() } else { 0 };
+            return budget.charge(REGEX_COST + (20 * text(1).len() + matches) as u64);
+        }
+        "split" => {
+            let pieces = if text(1).is_empty() { text(0).len() } else { text(0).matches(text(1)).count() };
+            return budget.charge(2 * pieces as u64);
         }
         "replace" => {
             let found = text(0).len() / text(1).len().max(1) + 1;
@@ -171,10 +176,10 @@ fn expansion(name: &str, all: &[&Value], budget: &mut Budget) -> Result<(), CelE
             let parts: usize = items(0).iter().map(|v| super::text_of(v).unwrap_or("").len()).sum();
             parts.saturating_add(items(0).len().saturating_mul(text(1).len()))
         }
-        "lists.range" => match all.first() {
-            Some(Value::Int(n)) => usize::try_from(*n).unwrap_or(0),
-            _ => 0,
-        },
+        "lists.range" => {
+            let Some(Value::Int(n)) = all.first() else { return Ok(()) };
+            return budget.charge(4 * u64::try_from(*n).unwrap_or(0).min(u64::MAX / 4));
+        }
         "format" => {
             let mut digits = text(0).split("%.").skip(1).map(|rest| rest.trim_start_matches('0'));
             let long = digits.any(|rest| {

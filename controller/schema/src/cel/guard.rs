@@ -12,7 +12,8 @@ pub(super) const MAX_NESTING: usize = 32;
 pub(super) const MAX_DEPTH: usize = 250;
 /// Bytes of one expression; more is a program, not a rule.
 pub const MAX_EXPRESSION: usize = 16 << 10;
-/// Bytes of the stack that compiling and evaluating need. Without optimisation, parsing takes up to a hundred kilobytes for a bracket, and evaluation ten for a step.
+/// Bytes of the stack that compiling and evaluating need. Without optimisation, parsing takes up to a hundred kilobytes
+/// for a bracket, and evaluation ten for a step.
 pub const STACK: usize = 32 * 1024 * 1024;
 /// Steps of evaluation inside each other, variables that use variables counted.
 const MAX_STEPS_DEEP: usize = 1000;
@@ -24,8 +25,8 @@ pub const TOTAL_COST: u64 = 10_000_000;
 /// How long the expressions over one object may take together, should the units not say it all.
 pub const TOTAL_TIME: Duration = Duration::from_secs(5);
 
-/// What the evaluation of expressions may still cost. A step costs one unit; strings and lists that a step reads or
-/// makes cost one more for every eight bytes or items.
+/// What the evaluation of expressions may still cost. A step costs one unit (a literal none); strings and lists that a
+/// step reads or makes cost one more for every eight bytes or items.
 #[derive(Debug)]
 pub struct Budget {
     total: u64,

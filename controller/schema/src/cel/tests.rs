@@ -129,6 +129,8 @@ fn costs_are_counted() {
         "object.list.all(a, object.text.contains('y') || true)",
         "sets.contains(object.list, object.list)",
         "object.list.all(a, object.text.matches('(x+x+)+y') || true)",
+        "object.text.split('').size() > 0",
+        "object.text.findAll('.').size() > 0",
         "lists.range(1000000000).size() > 0",
     ];
     for text in table {

@@ -52,8 +52,8 @@ pub(super) fn map_of(map: HashMap<Key, Value>) -> Value {
     Value::Map(Map { map: Arc::new(map) })
 }
 
-/// How much there is to read in a value: one for each part, and one for every eight bytes of text. Values share parts, so
-/// that a small one may be endless to read: more than one expression may cost is an error.
+/// How much there is to read in a value: one for each part, and one for every eight bytes of text. Values share parts,
+/// so that a small one may be endless to read: more than one expression may cost is an error.
 pub(super) fn size(value: &Value) -> Result<u64, CelError> {
     let mut left = EXPRESSION_COST;
     count(value, 0, &mut left)?;

@@ -1,5 +1,5 @@
-//! CEL rules (`x-kubernetes-validations`) of custom resources: compiled once, and evaluated over every object within one
-//! budget.
+//! CEL rules (`x-kubernetes-validations`) of custom resources: compiled once, and evaluated over every object within
+//! one budget.
 //!
 //! In: a schema; objects of it. Out: what the rules do not let pass.
 
