@@ -53,6 +53,11 @@ impl NodeRelay {
             .filter(|a| a["type"] == "InternalIP")
             .find_map(|a| a["address"].as_str()?.parse::<IpAddr>().ok())
             .ok_or_else(|| ApiError::internal(format!("node {node} has no InternalIP in its status")))?;
+        // The node itself says where it is: it must not lead us, with our certificate, to a Service.
+        let of_services = engine.cluster.service_cidrs.iter().any(|range| range.contains(&ip));
+        if of_services || ip.is_unspecified() || ip.is_multicast() {
+            return Err(ApiError::internal(format!("the address {ip} in the status of node {node} is no node's")));
+        }
         let port = object.pointer("/status/daemonEndpoints/kubeletEndpoint/Port").and_then(Value::as_u64);
         let port = port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0).unwrap_or(10250);
         Ok(Place { address: SocketAddr::new(ip, port), node })
