@@ -69,8 +69,8 @@ fn parse(text: &str, name: &str) -> Result<(ClusterConfig, OfMachine)> {
         true => serde_yaml_ng::from_str::<Option<ClusterConfig>>(text)?,
         false => serde_yaml_ng::from_value(all)?,
     };
-    let machine: OfMachine =
-        serde_yaml_ng::from_value(Value::Mapping(machine)).context("in apiServer, backup or encryptionConfiguration")?;
+    let machine: OfMachine = serde_yaml_ng::from_value(Value::Mapping(machine))
+        .context("in apiServer, backup or encryptionConfiguration")?;
     machine.check()?;
     Ok((settle(config.unwrap_or_default(), name)?, machine))
 }

@@ -123,6 +123,11 @@ impl Dynamic {
         Ok(outcome)
     }
 
+    /// Nothing is configured at all.
+    pub fn is_empty(&self) -> bool {
+        self.snapshot.load().all.is_empty()
+    }
+
     /// Whether anything is configured for a request's resource: if not, there is no need to make ready for it.
     pub fn concerns(&self, facts: &Facts) -> bool {
         let relevant = self.relevant(facts);

@@ -32,6 +32,13 @@ pub fn namespace_of(engine: &Engine, namespace: &str) -> Option<Value> {
     Some(engine.feed.cache(&served.prefix).get(&served.key("", namespace))?.value())
 }
 
+/// The labels of a namespace, which the cache has at hand.
+pub fn labels_of_namespace(engine: &Engine, namespace: &str) -> Option<Value> {
+    let served = engine.served("", "v1", "namespaces").ok()?;
+    let object = engine.feed.cache(&served.prefix).get(&served.key("", namespace))?;
+    Some(json!(object.labels))
+}
+
 fn user(user: &UserInfo) -> User {
     User {
         username: user.username.clone(),

@@ -156,12 +156,11 @@ fn pod_security(
     new: &Value,
     old: Option<&Value>,
 ) -> ApiResult<()> {
-    if !PodSecurity::concerns(facts.group, facts.resource) {
+    if !PodSecurity::concerns(facts.group, facts.resource) || matches!(facts.subresource, "status" | "binding") {
         return Ok(());
     }
-    let namespace = facts::namespace_of(engine, &call.namespace);
-    let labels = namespace.as_ref().map(|n| n.pointer("/metadata/labels").unwrap_or(&Value::Null));
-    let outcome = security.decide(labels, facts, new, old);
+    let labels = facts::labels_of_namespace(engine, &call.namespace);
+    let outcome = security.decide(labels.as_ref(), facts, new, old);
     for (key, value) in &outcome.audit {
         call.annotate(key, value);
     }
