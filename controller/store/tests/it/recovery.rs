@@ -210,7 +210,8 @@ async fn what_was_replaced_or_deleted_is_in_no_file_after_a_scrub_or_defrag() {
         if how == "scrub" {
             // Others write meanwhile.
             let (scrubbed, written) = tokio::join!(s.scrub(revision), s.create("/r/later", "later".into()));
-            (scrubbed.unwrap(), written.unwrap());
+            scrubbed.unwrap();
+            written.unwrap();
             assert_eq!(s.count("/r/").await.unwrap().0, 26);
         }
         drop(s);
