@@ -28,13 +28,13 @@ use causeway_api::config::ClusterConfig;
 use causeway_api::identity::UserInfo;
 use causeway_audit::Record;
 use causeway_schema::bounds::{MAX_DEPTH, is_deeper, too_deep};
-use causeway_store::{KeyValue, MAX_KEY, MAX_REQUEST, Store};
+use causeway_store::{KeyValue, MAX_ADDED, MAX_KEY, MAX_REQUEST, Store};
 use serde_json::Value;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 /// An object as it is stored is at most this long: what the store takes, as etcd does.
-const MAX_OBJECT: usize = MAX_REQUEST - MAX_KEY;
+const MAX_OBJECT: usize = MAX_REQUEST - MAX_KEY - MAX_ADDED;
 
 /// The engine's parts.
 pub struct Engine {

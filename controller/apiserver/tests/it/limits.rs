@@ -175,7 +175,7 @@ async fn patches_do_not_blow_an_object_up() {
     assert_eq!(patch("application/json-patch+json", json!(many[1..])).await.0, 200);
 
     // Whatever the patch, an object stays below what the store takes.
-    let most = causeway_store::MAX_REQUEST - causeway_store::MAX_KEY;
+    let most = causeway_store::MAX_REQUEST - causeway_store::MAX_KEY - causeway_store::MAX_ADDED;
     let part = "z".repeat(most / 2);
     let deployments = "/apis/apps/v1/namespaces/default/deployments";
     let path = format!("{deployments}/d");
