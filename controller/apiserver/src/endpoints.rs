@@ -11,7 +11,7 @@ mod resources;
 mod reviews;
 mod subresources;
 
-use crate::authn::ServiceAccountTokens;
+use crate::authn::Authenticator;
 use crate::authz::Authorizer;
 use crate::catalog::Served;
 use crate::engine::{Authority, Call, Engine};
@@ -28,8 +28,8 @@ use tokio_util::sync::CancellationToken;
 pub struct Endpoints {
     /// Objects.
     pub engine: Arc<Engine>,
-    /// Issues and reviews service-account tokens.
-    pub tokens: Arc<ServiceAccountTokens>,
+    /// Issues service accounts' tokens, and reviews tokens.
+    pub authenticator: Arc<Authenticator>,
     /// Answers reviews of access.
     pub authorizer: Arc<dyn Authorizer>,
     /// The way to kubelets.
@@ -63,9 +63,9 @@ impl Endpoints {
             ["healthz" | "livez" | "readyz", check @ ..] => self.health(parts[0], check, &incoming).await,
             ["metrics"] => Ok(Reply::text(StatusCode::OK, self.metrics.render(&self.engine))),
             ["version"] => Ok(Reply::json(StatusCode::OK, &health::version())),
-            ["openid", "v1", "jwks"] => Ok(Reply::json(StatusCode::OK, &self.tokens.jwks())),
+            ["openid", "v1", "jwks"] => Ok(Reply::json(StatusCode::OK, &self.authenticator.accounts.jwks())),
             [".well-known", "openid-configuration"] => {
-                Ok(Reply::json(StatusCode::OK, &self.tokens.openid_configuration()))
+                Ok(Reply::json(StatusCode::OK, &self.authenticator.accounts.openid_configuration()))
             }
             _ => self.discovery(&parts, &incoming),
         }

@@ -10,7 +10,7 @@ mod flow;
 pub mod memory;
 pub mod tls;
 
-use crate::authn::{self, Authenticator, Identity};
+use crate::authn::{self, Authenticator};
 use crate::authz::{self, Authorizer};
 use crate::endpoints::Endpoints;
 use crate::exchange::{Incoming, Reply};
@@ -35,7 +35,7 @@ pub struct Front {
     /// What is recorded.
     pub auditor: Option<Auditor>,
     /// Who a caller is.
-    pub authenticator: Authenticator,
+    pub authenticator: Arc<Authenticator>,
     /// Who runs, who waits.
     pub flow: FlowControl,
     /// Who may do what.
@@ -117,11 +117,11 @@ impl Front {
         info: &RequestInfo,
         arrival: &Arrival,
     ) -> ApiResult<UserInfo> {
-        let identity = request.extensions().get::<Identity>().cloned();
-        let outcome = self.authenticator.authenticate(identity, request.headers()).await;
-        let credentials = request.headers_mut().remove(http::header::AUTHORIZATION);
+        let outcome = self.authenticator.authenticate(request.extensions(), request.headers(), &info.path).await;
+        let bearer = request.headers().contains_key(http::header::AUTHORIZATION);
+        self.authenticator.strip(request.headers_mut());
         if let (Err(error), Some(auditor)) = (&outcome, &self.auditor) {
-            arrival.refused(auditor, info, error.code(), credentials.is_some());
+            arrival.refused(auditor, info, error.code(), bearer);
         }
         outcome
     }

@@ -24,12 +24,13 @@ pub mod services;
 mod status;
 mod upkeep;
 
+pub use authn::{Authentication, RequestHeader, ServiceAccountTokens, TokenWebhook, service_account_issuer};
 pub use causeway_admission::pod_security;
 pub use causeway_audit as audit;
 pub use dialer::{DirectDialer, NodeDialer};
 pub use pki::{CertKey, Pki, PkiError};
 
-use crate::authn::{Authenticator, ServiceAccountTokens};
+use crate::authn::{Authenticator, External, ServiceAccounts};
 use crate::catalog::Catalog;
 use crate::endpoints::Endpoints;
 use crate::endpoints::relay::NodeRelay;
@@ -77,6 +78,8 @@ pub struct Settings {
     pub audit: Option<causeway_audit::Config>,
     /// What holds for pods where their namespace says nothing, and who is exempt.
     pub pod_security: PodSecurity,
+    /// Who else is believed about who callers are.
+    pub authentication: Authentication,
 }
 
 /// A running API server. Its background work ends when it is dropped.
@@ -115,7 +118,7 @@ impl ApiServer {
         reach.set(&engine);
         let user = UserInfo::component(identity::USER_APISERVER, &[]);
         let to_kubelets = pki.issue_client(&user)?;
-        let tokens = Arc::new(ServiceAccountTokens::new(pki.service_account_key_pem(), &config.cluster.domain)?);
+        let authenticator = Arc::new(authenticator(&config, &pki, &engine)?);
         let authorizer: Arc<dyn authz::Authorizer> = rules;
         let flow = FlowControl { dispatcher: Dispatcher::new(flow::SEATS), budgets: Budgets::new(Limits::default()) };
         let dispatcher = flow.dispatcher.clone();
@@ -128,10 +131,10 @@ impl ApiServer {
                 .map(causeway_audit::Auditor::start)
                 .transpose()
                 .context("starting audit")?,
-            authenticator: Authenticator { engine: engine.clone(), tokens: tokens.clone() },
+            authenticator: authenticator.clone(),
             authorizer: authorizer.clone(),
             endpoints: Arc::new(Endpoints {
-                tokens,
+                authenticator,
                 authorizer,
                 relay: NodeRelay::new(config.kubelet_dialer.clone(), tls::client_tls(pki.ca_pem(), &to_kubelets)?),
                 metrics: Arc::new(metrics::Metrics::new(&*engine.store)?),
@@ -224,6 +227,15 @@ impl Drop for ApiServer {
     fn drop(&mut self) {
         self.stop.cancel();
     }
+}
+
+fn authenticator(config: &ApiServerConfig, pki: &Pki, engine: &Arc<Engine>) -> anyhow::Result<Authenticator> {
+    let settings = &config.settings.authentication;
+    let keys = pki.service_account_keys();
+    let accounts = Arc::new(ServiceAccounts::new(keys, &config.cluster.domain, &settings.service_accounts)?);
+    let external = External::new(settings, accounts.issuer(), accounts.api_audiences());
+    let external = external.context("starting authentication")?;
+    Ok(Authenticator { engine: engine.clone(), accounts, external, refusals: authn::Throttle::default() })
 }
 
 fn sans(config: &ApiServerConfig) -> Vec<String> {

@@ -1,6 +1,6 @@
 //! The cluster's own certificate authority and the certificates it issues.
 //!
-//! In: a folder. Out: the CA, the key that signs service-account tokens, server and client certificates. Keys are
+//! In: a folder. Out: the CA, the keys of service-account tokens, server and client certificates. Keys are
 //! ECDSA P-256; files are readable by their owner only. What is close to its end, or names the wrong hosts, is
 //! issued anew.
 
@@ -64,7 +64,7 @@ pub struct Pki {
     dir: PathBuf,
     ca_pem: String,
     issuer: Issuer<'static, KeyPair>,
-    service_account_key_pem: String,
+    service_account_keys: Vec<String>,
 }
 
 fn read(path: &Path) -> Result<Option<String>, PkiError> {
@@ -103,7 +103,7 @@ impl Pki {
         let issuer = Issuer::from_ca_cert_pem(&ca_pem, key)
             .map_err(crypto(format!("reading the certificate in {}", cert_path.display())))?;
         let sa_path = dir.join("sa.key");
-        let service_account_key_pem = match read(&sa_path)? {
+        let service_account_key = match read(&sa_path)? {
             Some(pem) => pem,
             None => {
                 let key = KeyPair::generate().map_err(crypto("making the service-account key"))?;
@@ -111,7 +111,11 @@ impl Pki {
                 key.serialize_pem()
             }
         };
-        Ok(Self { dir: dir.to_owned(), ca_pem, issuer, service_account_key_pem })
+        let mut service_account_keys = vec![service_account_key];
+        for path in older_keys(dir)? {
+            service_account_keys.extend(read(&path)?);
+        }
+        Ok(Self { dir: dir.to_owned(), ca_pem, issuer, service_account_keys })
     }
 
     /// The authority's certificate.
@@ -119,9 +123,11 @@ impl Pki {
         &self.ca_pem
     }
 
-    /// The private key that signs service-account tokens.
-    pub fn service_account_key_pem(&self) -> &str {
-        &self.service_account_key_pem
+    /// The keys of service accounts' tokens, in PEM: the one that signs (`sa.key`), then older ones (`sa-*.key`,
+    /// `sa-*.pub`), whose tokens are still believed. For a new key, rename `sa.key`; remove the old one after the
+    /// longest life of its tokens.
+    pub fn service_account_keys(&self) -> &[String] {
+        &self.service_account_keys
     }
 
     /// A certificate for a server; the one on disk is used while it has the same names and enough life.
@@ -213,6 +219,21 @@ impl Pki {
     }
 }
 
+/// The files of older keys of service accounts' tokens, in the order of their names.
+fn older_keys(dir: &Path) -> Result<Vec<PathBuf>, PkiError> {
+    let fail = |source| PkiError::File { doing: "listing", path: dir.to_owned(), source };
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).map_err(fail)? {
+        let path = entry.map_err(fail)?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.starts_with("sa-") && (name.ends_with(".key") || name.ends_with(".pub")) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
 fn set_life(params: &mut CertificateParams, life: Duration) {
     let now = SystemTime::now();
     // Clocks of clients may be behind.
@@ -251,9 +272,11 @@ fn remaining_life(cert_pem: &str) -> Option<Duration> {
 pub fn user_of_certificate(der: &[u8]) -> Option<UserInfo> {
     let (_, cert) = x509_parser::parse_x509_certificate(der).ok()?;
     let text = |a: &x509_parser::x509::AttributeTypeAndValue<'_>| a.as_str().ok().map(str::to_owned);
-    let username = cert.subject().iter_common_name().next().and_then(text)?;
+    let username = cert.subject().iter_common_name().next().and_then(text).filter(|name| !name.is_empty())?;
     let mut groups: Vec<String> = cert.subject().iter_organization().filter_map(text).collect();
-    groups.push(GROUP_AUTHENTICATED.to_owned());
+    if !groups.iter().any(|group| group == GROUP_AUTHENTICATED) {
+        groups.push(GROUP_AUTHENTICATED.to_owned());
+    }
     Some(UserInfo { username, groups, ..UserInfo::default() })
 }
 

@@ -1,6 +1,8 @@
 //! The API server with real clients: kube-rs in memory and over TLS, and kubectl.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail by panicking")]
 
+#[path = "it/authentication.rs"]
+mod authentication;
 #[path = "it/crud.rs"]
 mod crud;
 #[path = "it/custom.rs"]
@@ -9,6 +11,8 @@ mod custom;
 mod health;
 #[path = "it/identity.rs"]
 mod identity;
+#[path = "it/issuer.rs"]
+mod issuer;
 #[path = "it/join.rs"]
 mod join;
 #[path = "it/kubectl.rs"]

@@ -1,6 +1,6 @@
 //! Tokens of service accounts (KEP-1205, KEP-4193): signed here, checked here.
 //!
-//! In: private keys (the first signs, all check), what a TokenRequest asks for. Out: ES256 JWTs with Kubernetes' claims,
+//! In: keys (the first is private and signs, all check), what a TokenRequest asks for. Out: ES256 JWTs with Kubernetes' claims,
 //! key sets for others, and, for a token that comes back, the user with a list of the objects that must still exist:
 //! looking those up is the caller's ([`Existing::check`] judges what it finds). Also Secret-based tokens without an end.
 
@@ -14,17 +14,21 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
-use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer};
 use serde_json::{Value, json};
+use x509_parser::oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY};
+use x509_parser::prelude::{FromDer, SubjectPublicKeyInfo};
 
 /// The issuer of Secret-based tokens.
 const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";
 
 struct Key {
     id: String,
-    pair: EcdsaKeyPair,
-    public: PublicKey,
+    /// None for a key that only checks.
+    pair: Option<EcdsaKeyPair>,
+    /// A point on P-256, uncompressed.
+    point: Vec<u8>,
 }
 
 /// Signs and checks tokens.
@@ -57,12 +61,13 @@ fn refused(why: &str) -> AuthnError {
 }
 
 impl Tokens {
-    /// From PKCS#8 keys in PEM, of P-256: the first signs, all check. Without audiences of the API server, the issuer
-    /// is the one.
+    /// From keys of P-256 in PEM: the first is a private one (PKCS#8) and signs; all check, those that are public
+    /// (SubjectPublicKeyInfo) and those that have signed once. Without audiences of the API server, the issuer is the
+    /// one.
     pub fn new(key_pems: &[&str], issuer: &str, api_audiences: &[String]) -> Result<Self, String> {
         let random = SystemRandom::new();
         let keys = key_pems.iter().map(|pem| Key::from_pem(pem, &random)).collect::<Result<Vec<_>, _>>()?;
-        if keys.is_empty() {
+        if keys.first().is_none_or(|key| key.pair.is_none()) {
             return Err("no key to sign the tokens of service accounts".to_owned());
         }
         let own = [issuer.to_owned()];
@@ -101,11 +106,11 @@ impl Tokens {
     }
 
     fn sign(&self, claims: &Value) -> Result<String, AuthnError> {
-        let key = self.keys.first().ok_or_else(|| refused("no key"))?;
+        let (id, pair) = self.keys.first().and_then(Key::signs).ok_or_else(|| refused("no key"))?;
         let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        let header = json!({ "alg": "ES256", "kid": key.id, "typ": "JWT" });
+        let header = json!({ "alg": "ES256", "kid": id, "typ": "JWT" });
         let message = format!("{}.{}", encode(&header), encode(claims));
-        let signature = key.pair.sign(&self.random, message.as_bytes());
+        let signature = pair.sign(&self.random, message.as_bytes());
         let signature = signature.map_err(|_| AuthnError::Unavailable("signing a token failed".to_owned()))?;
         Ok(format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref())))
     }
@@ -123,7 +128,7 @@ impl Tokens {
             return Err(refused("the token is not signed with ES256"));
         }
         let mut candidates = self.keys.iter().filter(|key| parsed.kid.as_ref().is_none_or(|kid| *kid == key.id));
-        if !candidates.any(|key| parsed.signed_by(&key.public)) {
+        if !candidates.any(|key| parsed.signed_by(&PublicKey::P256(key.point.clone()))) {
             return Err(refused("invalid signature of a service account token"));
         }
         let wanted = if wanted.is_empty() { &self.api_audiences } else { wanted };
@@ -137,7 +142,7 @@ impl Tokens {
     /// The public keys as a JSON Web Key Set: all, so that tokens of old keys are still believed elsewhere.
     pub fn jwks(&self) -> Value {
         let key = |key: &Key| {
-            let point = key.pair.public_key().as_ref();
+            let point = &key.point;
             let (x, y) = (point.get(1..33).unwrap_or_default(), point.get(33..).unwrap_or_default());
             json!({ "use": "sig", "kty": "EC", "kid": key.id, "crv": "P-256", "alg": "ES256",
                 "x": URL_SAFE_NO_PAD.encode(x), "y": URL_SAFE_NO_PAD.encode(y) })
@@ -157,14 +162,37 @@ impl Tokens {
 
 impl Key {
     fn from_pem(pem: &str, random: &SystemRandom) -> Result<Self, String> {
-        let der = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes());
-        let der = der.map_err(|e| format!("a key of service accounts: {e}"))?;
-        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der.secret_pkcs8_der(), random);
-        let pair = pair.map_err(|e| format!("a key of service accounts is no P-256 key: {e}"))?;
-        let point = pair.public_key().as_ref().to_vec();
+        let (pair, point) = match SubjectPublicKeyInfoDer::from_pem_slice(pem.as_bytes()) {
+            Ok(public) => (None, point_of(&public)?),
+            Err(_) => {
+                let der = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes());
+                let der = der.map_err(|e| format!("a key of service accounts: {e}"))?;
+                let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der.secret_pkcs8_der(), random);
+                let pair = pair.map_err(|e| format!("a key of service accounts is no P-256 key: {e}"))?;
+                let point = pair.public_key().as_ref().to_vec();
+                (Some(pair), point)
+            }
+        };
         // As before there were several keys, so that tokens that are out stay good.
         let id = URL_SAFE_NO_PAD.encode(ring::digest::digest(&ring::digest::SHA256, &point));
-        Ok(Self { id, pair, public: PublicKey::P256(point) })
+        Ok(Self { id, pair, point })
+    }
+
+    fn signs(&self) -> Option<(&str, &EcdsaKeyPair)> {
+        Some((&self.id, self.pair.as_ref()?))
+    }
+}
+
+/// The point of a public key on P-256 (RFC 5480).
+fn point_of(der: &SubjectPublicKeyInfoDer<'_>) -> Result<Vec<u8>, String> {
+    let parsed = SubjectPublicKeyInfo::from_der(der);
+    let (_, info) = parsed.map_err(|e| format!("a public key of service accounts: {e}"))?;
+    let curve = info.algorithm.parameters.as_ref().and_then(|curve| curve.as_oid().ok());
+    let point = info.subject_public_key.data.as_ref();
+    let known = info.algorithm.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY && curve == Some(OID_EC_P256);
+    match point.first() {
+        Some(4) if known && point.len() == 65 => Ok(point.to_vec()),
+        _ => Err("a public key of service accounts is no P-256 key".to_owned()),
     }
 }
 

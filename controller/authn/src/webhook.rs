@@ -132,7 +132,7 @@ impl Webhook {
 impl Inner {
     async fn ask(&self, token: &str, audiences: &[String]) -> Result<Option<Authenticated>, AuthnError> {
         let failed = |why: String| {
-            tracing::warn!(why, "failed to make webhook authenticator request");
+            tracing::debug!(why, "failed to make webhook authenticator request");
             AuthnError::Unavailable(format!("webhook: {why}"))
         };
         let mut spec = json!({ "token": token });

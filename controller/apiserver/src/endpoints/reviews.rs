@@ -1,17 +1,21 @@
 //! Resources that are asked, not stored: who am I, may I, is this token good. And the old `bindings`.
 
 use super::{Endpoints, call_of};
+use crate::authn::complete;
 use crate::authz::{Attributes, Decision};
 use crate::endpoints::subresources;
 use crate::engine::text;
 use crate::exchange::{Incoming, Reply};
 use crate::request::Target;
 use crate::status::{ApiError, ApiResult};
-use causeway_api::identity::{GROUP_AUTHENTICATED, GROUP_NODES, UserInfo};
+use causeway_api::identity::{GROUP_NODES, UserInfo};
 use causeway_authz::Requirement;
 use http::StatusCode;
 use serde_json::{Value, json};
 use std::sync::Arc;
+
+/// Audiences of one TokenReview.
+const MAX_AUDIENCES: usize = 256;
 
 impl Endpoints {
     /// Serves a path whose resource has no objects; 404 for what does not exist at all.
@@ -90,15 +94,14 @@ impl Endpoints {
             .flatten()
             .filter_map(|a| a.as_str().map(str::to_owned))
             .collect();
-        review["status"] = match self.tokens.authenticate(&self.engine, &token, &audiences).await {
-            Ok(mut good) => {
-                good.user.groups.push(GROUP_AUTHENTICATED.to_owned());
-                json!({ "authenticated": true, "user": user_json(&good.user), "audiences": good.audiences })
+        if audiences.len() > MAX_AUDIENCES {
+            return Err(ApiError::bad_request(format!("spec.audiences: must have at most {MAX_AUDIENCES} items")));
+        }
+        review["status"] = match self.authenticator.token(&token, &audiences).await? {
+            Ok(good) => {
+                json!({ "authenticated": true, "user": user_json(&complete(good.user)), "audiences": good.audiences })
             }
-            Err(error) if error.code() == 401 => {
-                json!({ "authenticated": false, "error": "invalid bearer token" })
-            }
-            Err(error) => return Err(error),
+            Err(why) => json!({ "authenticated": false, "error": why.to_string() }),
         };
         Ok(())
     }

@@ -2,8 +2,8 @@
 
 mod eviction;
 mod scale;
+mod token;
 
-use crate::authn::{Grant, MAX_SECONDS, MIN_SECONDS};
 use crate::endpoints::Endpoints;
 use crate::engine::{Call, Part, text};
 use crate::exchange::{Incoming, Reply};
@@ -30,7 +30,9 @@ pub async fn serve(
             bind(server, &mut call, name, &binding).await
         }
         ("eviction", "create") if pods => eviction::serve(server, call, name, incoming).await,
-        ("token", "create") if call.served.is("", "serviceaccounts") => token(server, call, name, incoming).await,
+        ("token", "create") if call.served.is("", "serviceaccounts") => {
+            token::serve(server, call, name, incoming).await
+        }
         ("log", "get") if pods => log(server, &call, name, &incoming).await,
         ("portforward", "get" | "create") if pods => {
             server.engine.get(&call.served, &call.namespace, name, None).await?;
@@ -121,90 +123,6 @@ fn set_scheduled(pod: &mut Value) {
         all.retain(|c| c["type"] != "PodScheduled");
         all.push(condition);
     }
-}
-
-/// Issues a token.
-async fn token(server: &Arc<Endpoints>, mut call: Call, name: &str, incoming: Incoming) -> ApiResult<Reply> {
-    let (mut request, _) = incoming.object().await?;
-    server.engine.admission.subresource(&server.engine, &mut call, name, "token", &mut request).await?;
-    let account = server.engine.get(&call.served, &call.namespace, name, None).await?.value();
-    let mut errors = FieldErrors::default();
-    let seconds = request.pointer("/spec/expirationSeconds").and_then(Value::as_i64).unwrap_or(3600);
-    let path = Path::new("spec").child("expirationSeconds");
-    if seconds < MIN_SECONDS {
-        errors.invalid(&path, seconds, "may not specify a duration less than 10 minutes");
-    }
-    if seconds > 1 << 32 {
-        errors.invalid(&path, seconds, "may not specify a duration larger than 2^32 seconds");
-    }
-    if !errors.is_empty() {
-        return Err(ApiError::invalid_kind("authentication.k8s.io", "TokenRequest", name, &errors));
-    }
-    let reference = request.pointer("/spec/boundObjectRef").filter(|r| r.is_object()).cloned();
-    let bound = match &reference {
-        None => None,
-        Some(reference) => Some(bound_object(server, &call, reference, name).await?),
-    };
-    let audiences: Vec<String> = request
-        .pointer("/spec/audiences")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(|a| a.as_str().map(str::to_owned))
-        .collect();
-    let grant = Grant {
-        account: &account,
-        bound: bound.as_ref().map(|(kind, name, uid)| (kind.as_str(), name.as_str(), uid.as_str())),
-        audiences: audiences.clone(),
-        seconds: seconds.min(MAX_SECONDS),
-    };
-    let (token, end) = server.tokens.issue(&grant)?;
-    let end = jiff::Timestamp::from_second(end).map_err(ApiError::internal)?;
-    request["apiVersion"] = "authentication.k8s.io/v1".into();
-    request["kind"] = "TokenRequest".into();
-    request["metadata"] =
-        json!({ "name": name, "namespace": call.namespace, "creationTimestamp": crate::engine::now_text() });
-    request["spec"]["expirationSeconds"] = seconds.into();
-    request["spec"]["audiences"] =
-        if audiences.is_empty() { json!([server.tokens.issuer()]) } else { json!(audiences) };
-    request["status"] = json!({ "token": token, "expirationTimestamp": crate::engine::time_text(end) });
-    Ok(Reply::json(StatusCode::CREATED, &request))
-}
-
-/// The object a token is bound to must exist (and, a pod, use the account).
-async fn bound_object(
-    server: &Arc<Endpoints>,
-    call: &Call,
-    reference: &Value,
-    account: &str,
-) -> ApiResult<(String, String, String)> {
-    let (kind, name, uid) = (text(reference, "/kind"), text(reference, "/name"), text(reference, "/uid"));
-    let (plural, namespace) = match kind {
-        "Pod" => ("pods", call.namespace.as_str()),
-        "Secret" => ("secrets", call.namespace.as_str()),
-        "Node" => ("nodes", ""),
-        other => {
-            return Err(ApiError::bad_request(format!(
-                "cannot bind token for serviceaccount {account:?} to object type {other}"
-            )));
-        }
-    };
-    let served = server.engine.served("", "v1", plural)?;
-    let object = server.engine.get(&served, namespace, name, None).await?.value();
-    let actual = text(&object, "/metadata/uid").to_owned();
-    if !uid.is_empty() && uid != actual {
-        let why = format!(
-            "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
-        );
-        return Err(ApiError::conflict_because(&served.resource, name, &why));
-    }
-    if kind == "Pod" && text(&object, "/spec/serviceAccountName") != account {
-        let used = text(&object, "/spec/serviceAccountName");
-        return Err(ApiError::bad_request(format!(
-            "cannot bind token for serviceaccount {account:?} to pod running with different serviceaccount name {used:?}"
-        )));
-    }
-    Ok((kind.to_owned(), name.to_owned(), actual))
 }
 
 /// The container a request is for: the named one, the default one, or the only one.

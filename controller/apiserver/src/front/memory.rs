@@ -1,7 +1,7 @@
 //! The transport of clients in the same process: no socket, no TLS.
 
 use super::Front;
-use crate::authn::Identity;
+use crate::authn::certificates::Identity;
 use axum::body::Body;
 use causeway_api::identity::UserInfo;
 use futures::future::BoxFuture;
@@ -35,7 +35,7 @@ impl tower::Service<Request<kube::client::Body>> for InMemory {
 
     fn call(&mut self, request: Request<kube::client::Body>) -> Self::Future {
         let mut request = request.map(Body::new);
-        request.extensions_mut().insert(Identity(self.user.clone()));
+        request.extensions_mut().insert(Identity::of(self.user.clone()));
         let task = self.runtime.spawn(self.server.clone().handle(request));
         Box::pin(async move { task.await.map_err(std::io::Error::other) })
     }

@@ -1,9 +1,9 @@
 //! The transport of everybody else: HTTPS, HTTP/1.1 and HTTP/2.
 
 use super::Front;
-use crate::authn::Identity;
+use crate::authn::certificates::Authorities;
 use crate::exchange::Peer;
-use crate::pki::{CertKey, Pki, user_of_certificate};
+use crate::pki::{CertKey, Pki};
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use axum::body::Body;
@@ -15,7 +15,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::sync::Arc;
@@ -74,12 +74,11 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let provider = Arc::new(ring::default_provider());
     let certificate = Arc::new(Certificate(ArcSwap::from_pointee(certified(&pki, &sans)?)));
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(pki.ca_pem())?), provider.clone())
-        .allow_unauthenticated()
-        .build()?;
+    let proxies = server.authenticator.external.proxy_ca_pem().map(roots).transpose()?;
+    let authorities = Arc::new(Authorities::new(roots(pki.ca_pem())?, proxies)?);
     let mut tls = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(authorities.clone())
         .with_cert_resolver(certificate.clone());
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let acceptor = TlsAcceptor::from(Arc::new(tls));
@@ -88,7 +87,12 @@ pub async fn serve(
     for listener in listeners {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let front = Listener { server: server.clone(), acceptor: acceptor.clone(), graceful: graceful.clone() };
+        let front = Listener {
+            server: server.clone(),
+            acceptor: acceptor.clone(),
+            authorities: authorities.clone(),
+            graceful: graceful.clone(),
+        };
         tasks.spawn(front.accept(listener, shutdown.clone()));
     }
     tasks.spawn(async move {
@@ -116,6 +120,7 @@ pub async fn serve(
 struct Listener {
     server: Arc<Front>,
     acceptor: TlsAcceptor,
+    authorities: Arc<Authorities>,
     graceful: Arc<GracefulShutdown>,
 }
 
@@ -141,7 +146,7 @@ impl Listener {
     }
 
     fn connection(&self, stream: tokio::net::TcpStream, peer: Peer, budget: Budget) {
-        let (server, acceptor) = (self.server.clone(), self.acceptor.clone());
+        let (server, acceptor, authorities) = (self.server.clone(), self.acceptor.clone(), self.authorities.clone());
         let watcher = self.graceful.watcher();
         tokio::spawn(async move {
             let _budget = budget;
@@ -151,16 +156,13 @@ impl Listener {
                 Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
                 Err(_) => return tracing::debug!("TLS handshake timed out"),
             };
-            let user =
-                stream.get_ref().1.peer_certificates().and_then(|c| c.first()).and_then(|c| user_of_certificate(c));
+            let seen = authorities.seen(stream.get_ref().1.peer_certificates().unwrap_or_default());
             let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
-                let (server, user) = (server.clone(), user.clone());
+                let (server, seen) = (server.clone(), seen.clone());
                 async move {
                     let mut request = request.map(Body::new);
                     request.extensions_mut().insert(peer);
-                    if let Some(user) = user {
-                        request.extensions_mut().insert(Identity(user));
-                    }
+                    seen.note(request.extensions_mut());
                     // On its own task: a client that goes away does not leave a write half done.
                     tokio::spawn(server.handle(request)).await
                 }

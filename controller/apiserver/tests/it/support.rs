@@ -42,6 +42,22 @@ pub async fn start_with(cluster: ClusterConfig) -> Running {
 }
 
 pub async fn start_as(dir: TempDir, store: Arc<dyn Store>, cluster: ClusterConfig) -> Running {
+    start_set(dir, store, cluster, causeway_apiserver::Settings::default()).await
+}
+
+/// A server with another authentication, in a folder that may have files already.
+pub async fn start_authenticating(dir: TempDir, authentication: causeway_apiserver::Authentication) -> Running {
+    let store = Arc::new(SledStore::open(&dir.path().join("store"), SledOptions::default()).unwrap());
+    let settings = causeway_apiserver::Settings { authentication, ..Default::default() };
+    start_set(dir, store, ClusterConfig::default(), settings).await
+}
+
+async fn start_set(
+    dir: TempDir,
+    store: Arc<dyn Store>,
+    cluster: ClusterConfig,
+    settings: causeway_apiserver::Settings,
+) -> Running {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     let config = ApiServerConfig {
@@ -50,7 +66,7 @@ pub async fn start_as(dir: TempDir, store: Arc<dyn Store>, cluster: ClusterConfi
         advertise: SocketAddr::from(([10, 90, 0, 1], 6443)),
         extra_sans: Vec::new(),
         kubelet_dialer: Arc::new(DirectDialer),
-        settings: causeway_apiserver::Settings::default(),
+        settings,
     };
     let api = Arc::new(ApiServer::start(config, store.clone()).await.unwrap());
     let shutdown = CancellationToken::new();
