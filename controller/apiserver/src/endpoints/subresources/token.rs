@@ -21,7 +21,7 @@ const MIN_SECONDS: i64 = 600;
 const MAX_AUDIENCES: (usize, usize) = (64, 4096);
 
 /// Issues a token.
-pub async fn serve(server: &Arc<Endpoints>, call: Call, name: &str, incoming: Incoming) -> ApiResult<Reply> {
+pub async fn serve(server: &Arc<Endpoints>, mut call: Call, name: &str, incoming: Incoming) -> ApiResult<Reply> {
     let (mut request, _) = incoming.object().await?;
     if !request.is_object() || !request.get("spec").is_none_or(|spec| spec.is_object() || spec.is_null()) {
         return Err(ApiError::bad_request("the body must be a TokenRequest"));
@@ -32,7 +32,7 @@ pub async fn serve(server: &Arc<Endpoints>, call: Call, name: &str, incoming: In
     request["kind"] = "TokenRequest".into();
     request["spec"]["expirationSeconds"] = asked.seconds.into();
     request["spec"]["audiences"] = json!(asked.audiences);
-    server.engine.admission.subresource(&server.engine, &call, name, "token", &request).await?;
+    server.engine.admission.subresource(&server.engine, &mut call, name, "token", &mut request).await?;
     let account = server.engine.get(&call.served, &call.namespace, name, None).await?.value();
     let reference = request.pointer("/spec/boundObjectRef").filter(|r| r.is_object());
     let bound = match reference {
