@@ -81,7 +81,7 @@ impl External {
         let find = || {
             let (oidc, token) = (oidc.clone(), token.to_owned());
             async move {
-                let value = oidc.authenticate(&token).await?.map(|found| found.user);
+                let value = oidc.authenticate(&token, &[], &[]).await?.map(|found| found.user);
                 let ttl = if value.is_some() { OIDC_TTL } else { Duration::ZERO };
                 Ok(Fresh { value, ttl })
             }
