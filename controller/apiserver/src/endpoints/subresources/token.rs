@@ -31,7 +31,7 @@ pub async fn serve(server: &Arc<Endpoints>, call: Call, name: &str, incoming: In
     request["apiVersion"] = "authentication.k8s.io/v1".into();
     request["kind"] = "TokenRequest".into();
     request["spec"]["expirationSeconds"] = asked.seconds.into();
-    request["spec"]["audiences"] = json!(asked.audiences);
+    // Before audiences have a default: admission compares them with those of the pod's volumes.
     server.engine.admission.subresource(&server.engine, &call, name, "token", &request).await?;
     let account = server.engine.get(&call.served, &call.namespace, name, None).await?.value();
     let reference = request.pointer("/spec/boundObjectRef").filter(|r| r.is_object());
@@ -41,6 +41,7 @@ pub async fn serve(server: &Arc<Endpoints>, call: Call, name: &str, incoming: In
     };
     let for_pod = matches!(bound, Some(Bound::Pod(..)));
     let lifetime = accounts.lifetime(asked.seconds, for_pod, &asked.audiences);
+    request["spec"]["audiences"] = json!(asked.audiences);
     let grant = Grant {
         account: Account {
             namespace: call.namespace.clone(),
