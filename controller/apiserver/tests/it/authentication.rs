@@ -43,11 +43,20 @@ async fn review(running: &Running, token: &str, audiences: &[&str]) -> Value {
     review["status"].clone()
 }
 
-/// A token of the account `default/default`.
+/// A token of the account `default/default`, which is made when there is none.
 async fn token(running: &Running, spec: Value) -> Value {
+    account(running).await;
     let (code, made) = send(&running.admin(), "POST", TOKENS, &[], &json!({ "spec": spec })).await;
     assert_eq!(code, 201, "{made}");
     made
+}
+
+async fn account(running: &Running) -> Value {
+    let path = "/api/v1/namespaces/default/serviceaccounts";
+    let object = json!({ "metadata": { "name": "default" } });
+    let (code, status) = send(&running.admin(), "POST", path, &[], &object).await;
+    assert!(matches!(code, 201 | 409), "{status}");
+    send(&running.admin(), "GET", &format!("{path}/default"), &[], &Value::Null).await.1
 }
 
 async fn create(running: &Running, path: &str, object: Value) -> Value {
@@ -202,15 +211,30 @@ async fn impersonation_asks_for_every_part() {
     assert_eq!(
         forbidden(&[ann, ("Impersonate-Extra-Team", "two")]).await,
         format!(
-            "userextras \"two\" is forbidden: {cannot} \"userextras/team\" in API group \"authentication.k8s.io\" at the cluster scope"
+            "userextras.authentication.k8s.io \"two\" is forbidden: {cannot} \"userextras/team\" in API group \"authentication.k8s.io\" at the cluster scope"
         )
     );
-    assert!(forbidden(&[ann, ("Impersonate-Uid", "7")]).await.starts_with("uids \"7\" is forbidden: "));
+    assert!(
+        forbidden(&[ann, ("Impersonate-Uid", "7")])
+            .await
+            .starts_with("uids.authentication.k8s.io \"7\" is forbidden: ")
+    );
     assert!(forbidden(&[ann, ("Impersonate-Group", "system:masters")]).await.starts_with("groups \"system:masters\""));
     assert_eq!(who(&robot, &[("Impersonate-Group", "x")]).await, Err(400));
 
     let admin = running.admin();
-    let nobody = who(&admin, &[("Impersonate-User", "system:anonymous")]).await.unwrap();
+    let anonymous = [("Impersonate-User", "system:anonymous")];
+    assert_eq!(who(&admin, &anonymous).await, Err(403));
+    running
+        .kubectl(&[
+            "create",
+            "clusterrolebinding",
+            "x",
+            "--clusterrole=system:basic-user",
+            "--group=system:unauthenticated",
+        ])
+        .await;
+    let nobody = who(&admin, &anonymous).await.unwrap();
     assert_eq!(nobody["groups"], json!(["system:unauthenticated"]));
     let account = who(&admin, &[("Impersonate-User", "system:serviceaccount:a:b"), ("Impersonate-Uid", "7")]).await;
     let want = json!({ "username": "system:serviceaccount:a:b", "uid": "7",
@@ -288,7 +312,7 @@ async fn a_secret_based_token_is_good_while_the_secret_holds_it() {
     std::fs::create_dir(dir.path().join("pki")).unwrap();
     std::fs::write(dir.path().join("pki/sa.key"), &key).unwrap();
     let running = start_authenticating(dir, Authentication::default()).await;
-    let (_, account) = send(&running.admin(), "GET", TOKENS.trim_end_matches("/token"), &[], &Value::Null).await;
+    let account = account(&running).await;
     // What the controller of these Secrets does.
     let signer = causeway_authn::service_account::Tokens::new(&[&key], "x", &[]).unwrap();
     let of = causeway_authn::service_account::Account {
@@ -335,6 +359,7 @@ async fn tokens_of_older_keys_stay_good() {
         let next = start_authenticating(copy(as_public), Authentication::default()).await;
         let (_, jwks) = send(&next.admin(), "GET", "/openid/v1/jwks", &[], &Value::Null).await;
         assert_eq!(jwks["keys"].as_array().unwrap().len(), 2);
+        account(&next).await;
         // The account is another one in this store, and the review says that it is only that.
         let status = review(&next, &old, &[]).await;
         assert!(text(&status["error"]).contains("does not match claim"), "{status}");

@@ -197,19 +197,21 @@ async fn a_node_writes_what_is_its_own() {
     pods.delete("own", &DeleteParams::default().grace_period(0)).await.unwrap();
 
     let accounts: Api<ServiceAccount> = Api::namespaced(n1.clone(), "default");
-    let token = |pod: &str| {
-        object(json!({ "spec": { "audiences": [],
-        "boundObjectRef": { "apiVersion": "v1", "kind": "Pod", "name": pod } } }))
+    let token = |pod: &Pod| {
+        object(json!({ "spec": { "audiences": [], "boundObjectRef": { "apiVersion": "v1", "kind": "Pod",
+            "name": pod.metadata.name, "uid": pod.metadata.uid } } }))
     };
-    assert_eq!(code(accounts.create_token_request("default", &post, &token("other")).await), 403);
+    let other = token(&all.get("other").await.unwrap());
+    assert_eq!(code(accounts.create_token_request("default", &post, &other).await), 403);
     let loose = object(json!({ "spec": { "audiences": [] } }));
     assert_eq!(code(accounts.create_token_request("default", &post, &loose).await), 403);
-    all.create(&post, &pod("mine", "n1")).await.unwrap();
-    accounts.create_token_request("default", &post, &token("mine")).await.unwrap();
+    let mine = all.create(&post, &pod("mine", "n1")).await.unwrap();
+    accounts.create_token_request("default", &post, &token(&mine)).await.unwrap();
 
     let slices: Api<EndpointSlice> = Api::namespaced(n1.clone(), "kube-system");
     let slice = |name: &str| -> EndpointSlice {
-        object(json!({ "metadata": { "name": name }, "addressType": "IPv4", "endpoints": [] }))
+        object(json!({ "metadata": { "name": name, "labels": { "kubernetes.io/service-name": "kube-dns" } },
+            "addressType": "IPv4", "endpoints": [] }))
     };
     slices.create(&post, &slice("kube-dns-n1")).await.unwrap();
     assert_eq!(code(slices.create(&post, &slice("kube-dns-n2")).await), 403);

@@ -201,3 +201,23 @@ fn identifiers_are_of_version_4() {
     assert_eq!(claims::uuid([0xff; 16]), "ffffffff-ffff-4fff-bfff-ffffffffffff");
     assert_eq!(claims::uuid([0; 16]), "00000000-0000-4000-8000-000000000000");
 }
+
+#[test]
+fn a_public_key_checks_and_does_not_sign() {
+    let (old, new) = (rcgen::KeyPair::generate().unwrap(), pem());
+    let token = tokens(&[&old.serialize_pem()]).issue(&grant(None), NOW).unwrap();
+    let public = old.public_key_pem();
+    let next = tokens(&[&new, &public]);
+    assert!(next.verify(&token, &[], NOW).is_ok());
+    assert!(tokens(&[&new]).verify(&token, &[], NOW).is_err());
+    let keys = next.jwks();
+    assert_eq!(keys["keys"][1], tokens(&[&old.serialize_pem()]).jwks()["keys"][0]);
+    for bad in [&[public.as_str()][..], &[&new, "no key"]] {
+        assert!(Tokens::new(bad, ISSUER, &[]).is_err());
+    }
+    let other = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap().public_key_pem();
+    assert_eq!(
+        Tokens::new(&[&new, &other], ISSUER, &[]).err().unwrap(),
+        "a public key of service accounts is no P-256 key"
+    );
+}
