@@ -31,13 +31,8 @@ pub async fn serve(server: &Arc<Endpoints>, mut call: Call, name: &str, incoming
     request["apiVersion"] = "authentication.k8s.io/v1".into();
     request["kind"] = "TokenRequest".into();
     request["spec"]["expirationSeconds"] = asked.seconds.into();
-<<<<<<< HEAD
-    request["spec"]["audiences"] = json!(asked.audiences);
-    server.engine.admission.subresource(&server.engine, &mut call, name, "token", &mut request).await?;
-=======
     // Before audiences have a default: admission compares them with those of the pod's volumes.
-    server.engine.admission.subresource(&server.engine, &call, name, "token", &request).await?;
->>>>>>> 4f69973b101b5c609147f6a8e2756d06d820c710
+    server.engine.admission.subresource(&server.engine, &mut call, name, "token", &mut request).await?;
     let account = server.engine.get(&call.served, &call.namespace, name, None).await?.value();
     let reference = request.pointer("/spec/boundObjectRef").filter(|r| r.is_object());
     let bound = match reference {
