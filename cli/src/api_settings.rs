@@ -2,9 +2,11 @@
 //! Out: what the API server is started with.
 
 use anyhow::{Context, Result, bail};
-use causeway_apiserver::Settings;
 use causeway_apiserver::audit::{Config, LogConfig, Policy, Webhook, WebhookConfig};
 use causeway_apiserver::pod_security::PodSecurity;
+use causeway_apiserver::{
+    Authentication, AuthenticationConfiguration, RequestHeader, Settings, TokenWebhook, service_account_issuer,
+};
 use serde::Deserialize;
 use serde_yaml_ng::Value;
 use std::path::{Path, PathBuf};
@@ -16,8 +18,32 @@ use std::time::Duration;
 pub struct ApiSettings {
     /// What is recorded of requests.
     pub audit: Option<AuditSettings>,
+    /// Who else is believed about who callers are.
+    pub authentication: Option<AuthenticationSettings>,
     /// A PodSecurityConfiguration (pod-security.admission.config.k8s.io/v1).
     pub pod_security: Option<PathBuf>,
+}
+
+/// Authentication beyond the cluster's own certificates and tokens.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct AuthenticationSettings {
+    /// An AuthenticationConfiguration (apiserver.config.k8s.io/v1): issuers of tokens, and who may be anonymous.
+    pub configuration: Option<PathBuf>,
+    /// The kubeconfig of a webhook that knows tokens.
+    pub webhook: Option<PathBuf>,
+    /// Front proxies.
+    pub request_header: Option<RequestHeaderSettings>,
+}
+
+/// Who may say, by headers, who a caller is.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RequestHeaderSettings {
+    /// PEM certificates of their authority.
+    pub client_ca: PathBuf,
+    /// Their common names.
+    pub allowed_names: Vec<String>,
 }
 
 /// What is recorded, and where.
@@ -55,7 +81,16 @@ impl ApiSettings {
         }
         let log = audit.and_then(|a| a.log.as_ref()).map(|log| &log.path);
         let files = [log, audit.and_then(|a| a.policy_file.as_ref()), audit.and_then(|a| a.webhook.as_ref())];
-        for path in files.into_iter().chain([self.pod_security.as_ref()]).flatten() {
+        let authentication = self.authentication.as_ref();
+        let of_callers = [
+            authentication.and_then(|a| a.configuration.as_ref()),
+            authentication.and_then(|a| a.webhook.as_ref()),
+            authentication.and_then(|a| a.request_header.as_ref()).map(|r| &r.client_ca),
+        ];
+        if authentication.and_then(|a| a.request_header.as_ref()).is_some_and(|r| r.allowed_names.is_empty()) {
+            bail!("apiServer.authentication.requestHeader: name the front proxies in allowedNames");
+        }
+        for path in files.into_iter().chain(of_callers).chain([self.pod_security.as_ref()]).flatten() {
             if !path.is_absolute() {
                 bail!("apiServer: {} has to be an absolute path", path.display());
             }
@@ -63,12 +98,15 @@ impl ApiSettings {
         Ok(())
     }
 
-    /// Reads the files that they name.
-    pub fn load(&self) -> Result<Settings> {
+    /// Reads the files that they name. `domain` is the cluster's.
+    pub fn load(&self, domain: &str) -> Result<Settings> {
         let mut settings = Settings::default();
         if let Some(path) = &self.pod_security {
             let at = || format!("in the configuration of pod security {}", path.display());
             settings.pod_security = pod_security(path).with_context(at)?;
+        }
+        if let Some(authentication) = &self.authentication {
+            settings.authentication = authentication.load(domain)?;
         }
         settings.audit = self.audit.as_ref().map(AuditSettings::load).transpose()?;
         Ok(settings)
@@ -83,6 +121,26 @@ fn pod_security(path: &Path) -> Result<PodSecurity> {
         let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
         anyhow::anyhow!("{}", all.join("; "))
     })
+}
+
+impl AuthenticationSettings {
+    fn load(&self, domain: &str) -> Result<Authentication> {
+        let read = |path: &PathBuf| -> Result<AuthenticationConfiguration> {
+            let text = std::fs::read_to_string(path)?;
+            Ok(AuthenticationConfiguration::parse(&text, &[service_account_issuer(domain)])?)
+        };
+        let configuration = self
+            .configuration
+            .as_ref()
+            .map(|path| read(path).with_context(|| format!("in the authentication configuration {}", path.display())));
+        let header = |h: &RequestHeaderSettings| RequestHeader::new(h.client_ca.clone(), h.allowed_names.clone());
+        Ok(Authentication {
+            configuration: configuration.transpose()?,
+            webhook: self.webhook.clone().map(TokenWebhook::new),
+            request_header: self.request_header.as_ref().map(header),
+            ..Authentication::default()
+        })
+    }
 }
 
 impl AuditSettings {

@@ -122,6 +122,7 @@ mod tests {
             ("apiServer: {audit: {policyFile: /p}}", "log or webhook"),
             ("apiServer: {audit: {log: {path: relative}}}", "absolute"),
             ("apiServer: {audits: {}}", "audits"),
+            ("apiServer: {authentication: {requestHeader: {clientCa: /c, allowedNames: []}}}", "allowedNames"),
             ("{backup: null, podCidr: 10.0.0.0/8}", "podCidr"),
             ("encryptionConfiguration: keys.yaml", "encryptionConfiguration"),
             ("encryptionConfiguration: [/keys.yaml]", "encryptionConfiguration"),

@@ -234,7 +234,7 @@ async fn serve(
             advertise: addresses.advertise,
             extra_sans: args.tls_sans.clone(),
             kubelet_dialer: Arc::new(DirectDialer),
-            settings: machine.api_server.load()?,
+            settings: machine.api_server.load(&cluster.domain)?,
         },
         store.clone(),
     )

@@ -321,7 +321,7 @@ async fn start(
             advertise: inside,
             extra_sans: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
             kubelet_dialer: Arc::new(LanDialer(segment.lan().clone())),
-            settings: machine.api_server.load()?,
+            settings: machine.api_server.load(&config.domain)?,
         },
         store.clone(),
     )

@@ -27,6 +27,7 @@ mod upkeep;
 pub use authn::{Authentication, RequestHeader, ServiceAccountTokens, TokenWebhook, service_account_issuer};
 pub use causeway_admission::pod_security;
 pub use causeway_audit as audit;
+pub use causeway_authn::config::AuthenticationConfiguration;
 pub use dialer::{DirectDialer, NodeDialer};
 pub use pki::{CertKey, Pki, PkiError};
 

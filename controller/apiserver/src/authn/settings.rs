@@ -32,6 +32,13 @@ pub struct TokenWebhook {
     pub options: webhook::Options,
 }
 
+impl TokenWebhook {
+    /// With upstream's times and bounds.
+    pub fn new(kubeconfig: PathBuf) -> Self {
+        Self { kubeconfig, options: webhook::Options::default() }
+    }
+}
+
 /// Front proxies (`--requestheader-*`).
 #[derive(Debug, Clone)]
 pub struct RequestHeader {
