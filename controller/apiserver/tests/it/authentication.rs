@@ -111,8 +111,8 @@ async fn tokens_of_an_issuer_and_of_a_webhook() {
     assert_eq!(send(&client, "GET", PODS, &[], &Value::Null).await.0, 200);
     let protocols =
         format!("v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.{}", URL_SAFE_NO_PAD.encode(&good));
-    let mut of_socket = vec![("connection", "Upgrade"), ("upgrade", "websocket")];
-    of_socket.push(("sec-websocket-protocol", &protocols));
+    let of_socket =
+        [("connection", "Upgrade"), ("upgrade", "websocket"), ("sec-websocket-protocol", protocols.as_str())];
     let exec = format!("{PODS}/p/exec?command=id");
     let (code, status) = send(&anonymous(&running), "GET", &exec, &of_socket, &Value::Null).await;
     assert!(code == 403 && text(&status["message"]).contains("User \"oidc:ann\" cannot"), "{status}");
