@@ -11,6 +11,7 @@ mod external;
 mod impersonation;
 mod service_accounts;
 mod settings;
+mod websocket;
 
 pub use external::{External, Throttle};
 pub use impersonation::impersonate;
@@ -62,13 +63,18 @@ impl Authenticator {
             // A certificate of front proxies' authority only.
             None => refused |= presented.is_some(),
         }
-        match bearer(headers) {
-            Ok(None) => {}
-            Err(()) => refused = true,
-            Ok(Some(token)) => match self.token(token, &[]).await? {
-                Ok(found) => return Ok(complete(found.user)),
-                Err(_) => refused = true,
-            },
+        for token in [bearer(headers).map(|token| token.map(str::to_owned)), websocket::token(headers)] {
+            match token {
+                Ok(None) => {}
+                Err(why) => {
+                    self.refusals.note("bearer token", &AuthnError::Refused(why.to_owned()));
+                    refused = true;
+                }
+                Ok(Some(token)) => match self.token(&token, &[]).await? {
+                    Ok(found) => return Ok(complete(found.user)),
+                    Err(_) => refused = true,
+                },
+            }
         }
         if !refused && self.external.allows_anonymous(path) {
             return Ok(UserInfo::anonymous());
@@ -130,6 +136,7 @@ impl Authenticator {
     /// Removes what says who the caller is: nothing behind this may read it, or send it on.
     pub fn strip(&self, headers: &mut HeaderMap) {
         headers.remove(AUTHORIZATION);
+        websocket::strip(headers);
         match &self.external.proxy {
             Some(proxy) => proxy.strip(headers),
             None => front_proxy::strip(headers),
@@ -145,9 +152,9 @@ pub fn complete(mut user: User) -> UserInfo {
 }
 
 /// The token of a request. An error for what is no text: it is a credential, and a bad one.
-fn bearer(headers: &HeaderMap) -> Result<Option<&str>, ()> {
+fn bearer(headers: &HeaderMap) -> Result<Option<&str>, &'static str> {
     let Some(value) = headers.get(AUTHORIZATION) else { return Ok(None) };
-    let text = std::str::from_utf8(value.as_bytes()).map_err(drop)?;
+    let text = std::str::from_utf8(value.as_bytes()).map_err(|_| "the header is not UTF-8")?;
     let Some((scheme, rest)) = text.trim().split_once(' ') else { return Ok(None) };
     let token = rest.trim();
     Ok((scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token))
@@ -171,7 +178,7 @@ mod tests {
         for (value, want) in table {
             let mut headers = HeaderMap::new();
             headers.insert(AUTHORIZATION, HeaderValue::from_bytes(value).unwrap());
-            assert_eq!(bearer(&headers), *want, "{value:?}");
+            assert_eq!(bearer(&headers).map_err(drop), *want, "{value:?}");
         }
         assert_eq!(bearer(&HeaderMap::new()), Ok(None));
     }

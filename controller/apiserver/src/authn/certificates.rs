@@ -138,3 +138,16 @@ impl ClientCertVerifier for Authorities {
         self.cluster.supported_verify_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_does_not_outlive_its_certificate() {
+        let with = |end| Identity { user: UserInfo::admin(), end };
+        assert!(Identity::of(UserInfo::admin()).holds() && with(Some(i64::MAX)).holds());
+        assert!(!with(Some(1)).holds());
+        assert_eq!(end_of(&CertificateDer::from_slice(b"no certificate")), Some(0));
+    }
+}

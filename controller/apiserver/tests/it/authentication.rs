@@ -43,6 +43,14 @@ async fn review(running: &Running, token: &str, audiences: &[&str]) -> Value {
     review["status"].clone()
 }
 
+/// A client over TLS without a credential.
+fn anonymous(running: &Running) -> kube::Client {
+    let mut config = kube::Config::new(format!("https://{}", running.address).parse().unwrap());
+    let authority = x509_parser::pem::parse_x509_pem(running.api.pki().ca_pem().as_bytes()).unwrap().1.contents;
+    config.root_cert = Some(vec![authority]);
+    kube::Client::try_from(config).unwrap()
+}
+
 /// A token of the account `default/default`, which is made when there is none.
 async fn token(running: &Running, spec: Value) -> Value {
     account(running).await;
@@ -101,6 +109,13 @@ async fn tokens_of_an_issuer_and_of_a_webhook() {
     assert_eq!(send(&client, "GET", PODS, &[], &Value::Null).await.0, 403);
     running.kubectl(&["create", "clusterrolebinding", "dev", "--clusterrole=view", "--group=oidc:dev"]).await;
     assert_eq!(send(&client, "GET", PODS, &[], &Value::Null).await.0, 200);
+    let protocols =
+        format!("v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.{}", URL_SAFE_NO_PAD.encode(&good));
+    let of_socket =
+        [("connection", "Upgrade"), ("upgrade", "websocket"), ("sec-websocket-protocol", protocols.as_str())];
+    let exec = format!("{PODS}/p/exec?command=id");
+    let (code, status) = send(&anonymous(&running), "GET", &exec, &of_socket, &Value::Null).await;
+    assert!(code == 403 && text(&status["message"]).contains("User \"oidc:ann\" cannot"), "{status}");
     let forged = format!("{}AA", &good[..good.len() - 2]);
     for bad in [provider.token("another", &["dev"]), forged, "unheard-of".to_owned(), "broken".to_owned()] {
         assert_eq!(who(&running.with_token(&bad), &[]).await, Err(401), "{bad}");
@@ -121,10 +136,7 @@ async fn tokens_of_an_issuer_and_of_a_webhook() {
     assert_eq!(send(&running.admin(), "POST", REVIEWS, &[], &many).await.0, 400);
 
     // Who may be anonymous is configured too.
-    let mut config = kube::Config::new(format!("https://{}", running.address).parse().unwrap());
-    let authority = x509_parser::pem::parse_x509_pem(running.api.pki().ca_pem().as_bytes()).unwrap().1.contents;
-    config.root_cert = Some(vec![authority]);
-    let nobody = kube::Client::try_from(config).unwrap();
+    let nobody = anonymous(&running);
     assert_eq!(send(&nobody, "GET", "/livez", &[], &Value::Null).await.0, 200);
     assert_eq!(send(&nobody, "GET", "/version", &[], &Value::Null).await.0, 401);
 }
