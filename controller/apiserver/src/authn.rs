@@ -167,7 +167,8 @@ mod tests {
 
     #[test]
     fn bearer_tokens() {
-        let table: &[(&[u8], Result<Option<&str>, ()>)] = &[
+        type Row<'a> = (&'a [u8], Result<Option<&'a str>, ()>);
+        let table: &[Row<'_>] = &[
             (b"Bearer abc", Ok(Some("abc"))),
             (b"bEARER  abc ", Ok(Some("abc"))),
             (b"Bearer", Ok(None)),

@@ -1,7 +1,7 @@
 use super::*;
+use crate::admission_request::tests::{deployment, facts};
+use crate::admission_request::{Gvr, User};
 use crate::expressions::{Attributes, Decision};
-use crate::request::tests::{deployment, facts};
-use crate::request::{Gvr, User};
 use crate::webhooks::{CallError, Target};
 use async_trait::async_trait;
 use bytes::Bytes;

@@ -1,7 +1,7 @@
 use super::*;
+use crate::admission_request::tests::{deployment, facts};
+use crate::admission_request::{Facts, Outcome, Rejection, User};
 use crate::expressions::{Attributes, Authorizer, Decision};
-use crate::request::tests::{deployment, facts};
-use crate::request::{Facts, Outcome, Rejection, User};
 use async_trait::async_trait;
 use serde_json::json;
 use std::sync::Arc;
