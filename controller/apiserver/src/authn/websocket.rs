@@ -72,7 +72,8 @@ mod tests {
         let own = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode("secret"));
         let two = format!("{own}, {own}, v5.channel.k8s.io");
         let wrong = format!("{PREFIX}%, v5.channel.k8s.io");
-        let table: &[(&[&str], Result<Option<&str>, ()>)] = &[
+        type Row<'a> = (&'a [&'a str], Result<Option<&'a str>, ()>);
+        let table: &[Row<'_>] = &[
             (&[], Ok(None)),
             (&["v5.channel.k8s.io"], Ok(None)),
             (&["v5.channel.k8s.io", &own], Ok(Some("secret"))),
