@@ -8,7 +8,8 @@
 pub(super) const TABLE: &str = "\
 # The copies that controllers and scheduler share: never Secrets.
 role system:causeway:controllers
-  read core: configmaps endpoints namespaces nodes persistentvolumeclaims persistentvolumes pods serviceaccounts services
+  read core: configmaps endpoints namespaces nodes persistentvolumeclaims persistentvolumes pods resourcequotas serviceaccounts
+      services
   read apps: controllerrevisions daemonsets deployments replicasets statefulsets
   read certificates.k8s.io: certificatesigningrequests
   read coordination.k8s.io: leases
@@ -82,6 +83,11 @@ role system:causeway:network-policy
   list,watch core: pods
   list,watch networking.k8s.io: networkpolicies
 bind system:causeway:network-policy = User:system:causeway:network-policy
+
+# What it says of a Service's address; its leases are in kube-system.
+role system:causeway:announce
+  create,patch core: events
+bind system:causeway:announce = User:system:causeway:announce
 
 # Whoever holds a bootstrap token may ask for the certificate of a node.
 bind kubeadm:kubelet-bootstrap system:node-bootstrapper Group:system:bootstrappers
