@@ -201,7 +201,7 @@ fn nobody_gives_away_more_than_they_hold(c: &Cluster, ns: &str) -> Result<()> {
     let robot = Account::new(c, ns, "robot")?;
     let rules = format!(
         "{{apiVersion: rbac.authorization.k8s.io/v1, kind: Role, metadata: {{name: writer, namespace: {ns}}}, rules: [\
-         {{apiGroups: [rbac.authorization.k8s.io], resources: [roles, rolebindings], verbs: ['*']}}, \
+         {{apiGroups: [rbac.authorization.k8s.io], resources: [roles, rolebindings], verbs: [get, create, patch, update]}}, \
          {{apiGroups: [''], resources: [pods], verbs: [get]}}]}}"
     );
     yaml_in(c, "create -f -", &rules).ok()?;
