@@ -1,3 +1,5 @@
+//! Requests that tests share, and which of them webhooks and policies are for.
+
 use super::*;
 use serde_json::{Value, json};
 use std::sync::Arc;

@@ -1,3 +1,5 @@
+//! Configuration that is put into force and swapped.
+
 use super::*;
 use crate::admission_request::tests::{deployment, facts};
 use crate::admission_request::{Gvr, User};

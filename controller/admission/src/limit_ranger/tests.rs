@@ -1,3 +1,5 @@
+//! Defaults and bounds, against the words of Kubernetes.
+
 use super::*;
 
 fn facts(resource: &'static str, subresource: &'static str, operation: Operation) -> Facts<'static> {

@@ -1,3 +1,5 @@
+//! Validating policies: matching, parameters, expressions, what happens when one fails.
+
 use super::*;
 use crate::admission_request::tests::{deployment, facts};
 use crate::admission_request::{Facts, Outcome, Rejection, User};

@@ -1,3 +1,5 @@
+//! Quantities, read and written as Go does.
+
 use super::*;
 use serde_json::json;
 

@@ -1,3 +1,5 @@
+//! Webhooks: answers, failures, order, and calls over TLS.
+
 use super::review::{answer, question, refusal};
 use super::*;
 use crate::admission_request::tests::{deployment, facts};

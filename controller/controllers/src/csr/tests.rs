@@ -1,3 +1,5 @@
+//! Which requests for certificates are approved.
+
 use super::*;
 use k8s_openapi::ByteString;
 

@@ -1,3 +1,5 @@
+//! Expressions: what they give, what they cost, what is refused.
+
 use super::*;
 use serde_json::{Value as Json, json};
 use std::collections::HashMap;

@@ -1,3 +1,5 @@
+//! Every check of the Pod Security Standards, level by level and version by version.
+
 use super::super::Version;
 use super::*;
 use serde_json::json;

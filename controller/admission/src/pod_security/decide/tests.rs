@@ -1,3 +1,5 @@
+//! Decisions on pods, workloads and namespaces.
+
 use super::*;
 use crate::pod_security::Version;
 use serde_json::json;

@@ -1,3 +1,5 @@
+//! What a write is charged, and why it does not fit.
+
 use super::*;
 use serde_json::json;
 

@@ -1,3 +1,5 @@
+//! Usage counted anew.
+
 use super::*;
 
 const NOW: i64 = 1_800_000_000;

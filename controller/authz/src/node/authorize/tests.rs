@@ -1,3 +1,5 @@
+//! What a node may ask for, request by request.
+
 use super::super::rules::Rule;
 use super::*;
 use serde_json::json;

@@ -1,3 +1,5 @@
+//! What pods refer to, and what that costs with many of them.
+
 use super::*;
 use serde_json::json;
 use std::time::{Duration, Instant};

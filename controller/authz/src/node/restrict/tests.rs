@@ -1,3 +1,5 @@
+//! What a node may write: its pods and itself.
+
 mod own;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! For which addresses a node gets a certificate.
+
 use super::*;
 
 fn ips(all: &[&str]) -> Vec<IpAddr> {

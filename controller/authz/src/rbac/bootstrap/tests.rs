@@ -1,3 +1,5 @@
+//! The default roles, compared with those that Kubernetes publishes.
+
 use super::*;
 use crate::rbac::{Index, aggregate};
 use crate::{Attributes, Decision, Subject};

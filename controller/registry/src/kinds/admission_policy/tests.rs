@@ -1,3 +1,5 @@
+//! Policies and bindings: defaults and what is refused.
+
 use super::*;
 
 fn good() -> Value {

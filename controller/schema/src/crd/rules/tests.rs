@@ -1,3 +1,5 @@
+//! Rules of custom resources, over an object and its state before.
+
 use super::*;
 use serde_json::json;
 

@@ -1,3 +1,5 @@
+//! What a node may write: leases, slices, volumes, requests for certificates.
+
 use super::*;
 
 #[test]
