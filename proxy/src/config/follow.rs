@@ -14,7 +14,7 @@ use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 /// Watches at one time. All requests of the ingress share a connection, on which the API server allows so many streams and
-/// no more (`max_concurrent_streams` in `apiserver/src/serve.rs`): what it watches and writes besides has to find room.
+/// no more (`max_concurrent_streams` in `apiserver/src/front/tls.rs`): what it watches and writes besides has to find room.
 const MOST_WATCHES: usize = 1500;
 /// How long an object is followed that nobody refers to any more.
 const LINGER: Duration = Duration::from_secs(10);

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 /// Watches at one time, of all kinds together. All of a node's requests share one connection, on which the API server allows
-/// so many streams and no more (`max_concurrent_streams` in `apiserver/src/serve.rs`): the lease has to find room beside
+/// so many streams and no more (`max_concurrent_streams` in `apiserver/src/front/tls.rs`): the lease has to find room beside
 /// them. 110 pods with a dozen objects each stay below; what is beyond is asked for now and then.
 const MOST_WATCHES: usize = 1500;
 /// How often that is.
