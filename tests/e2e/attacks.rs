@@ -22,7 +22,8 @@ pub fn tests() -> Vec<(&'static str, Test)> {
         ("attacks::namespaces_keep_to_their_quota", namespaces_keep_to_their_quota),
         ("attacks::owners_must_be_ones_own", owners_must_be_ones_own),
         ("attacks::a_webhook_that_is_away_closes_its_door", a_webhook_that_is_away_closes_its_door),
-        ("attacks::what_is_done_is_recorded", what_is_done_is_recorded),
+        ("attacks::answers_say_how_they_are_recorded", answers_say_how_they_are_recorded),
+        ("attacks::the_disk_tells_nothing", the_disk_tells_nothing),
     ]
 }
 
@@ -460,11 +461,31 @@ fn a_webhook_that_is_away_closes_its_door(c: &Cluster, ns: &str) -> Result<()> {
 }
 
 /// Each answer says under which id it is recorded, and how it was classified.
-fn what_is_done_is_recorded(c: &Cluster, ns: &str) -> Result<()> {
+fn answers_say_how_they_are_recorded(c: &Cluster, ns: &str) -> Result<()> {
     let robot = Account::new(c, ns, "robot")?;
     let (code, said) = robot.raw(&["-i", "-H", "Audit-ID: 0123-own"], "/version")?;
     let said = said.to_ascii_lowercase();
     ensure!(code == 200 && said.contains("audit-id: 0123-own"), "{said}");
     ensure!(said.contains("x-kubernetes-pf-flowschema-uid"), "{said}");
+    Ok(())
+}
+
+/// S7: Secrets are no one's to read on the disk, and not in clear for who may read it.
+fn the_disk_tells_nothing(c: &Cluster, ns: &str) -> Result<()> {
+    let secret = format!("{ns}-is-secret-to-the-disk");
+    c.kubectl(&format!("-n {ns} create secret generic s --from-literal=k={secret}")).ok()?;
+    c.kubectl(&format!("-n {ns} create configmap m --from-literal=k={ns}-is-plain")).ok()?;
+    let search = |words: &str| {
+        let mut command = Command::new("grep");
+        run(command.args(["-rlaF", words]).arg(c.dir.join("store")))
+    };
+    eventually("what is no secret is found", || search(&format!("{ns}-is-plain"))?.ok())?;
+    for words in [secret.clone(), base64(&secret)] {
+        let found = search(&words)?;
+        ensure!(found.code == 1, "in clear in {}", found.out);
+    }
+    let mut nobody = Command::new("setpriv");
+    nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups", "ls"]).arg(c.dir.join("store"));
+    ensure!(run(&mut nobody)?.fails()?.contains("ermission denied"), "anybody reads the store");
     Ok(())
 }

@@ -283,7 +283,8 @@ impl PodModel {
             (_, Some(s)) => s,
             (false, None) => self.spec().termination_grace_period_seconds.unwrap_or(30),
         };
-        SignedDuration::from_secs(seconds.max(0))
+        // A point in time has to hold it, however long a pod asks for.
+        SignedDuration::from_secs(seconds.clamp(0, i64::from(i32::MAX)))
     }
 
     /// When `activeDeadlineSeconds` is over.

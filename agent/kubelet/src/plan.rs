@@ -145,7 +145,8 @@ fn keep(m: &PodModel, kind: Kind, c: &Container, now: Timestamp, p: &mut Plan) {
         ContainerState::Running { .. } => {
             let changed = record.hash != names::spec_hash(c);
             if let Some(bad) = life.and_then(|l| l.unhealthy.as_ref()) {
-                let grace = bad.grace.map_or_else(|| m.grace(), SignedDuration::from_secs);
+                let grace =
+                    bad.grace.map_or_else(|| m.grace(), |s| SignedDuration::from_secs(s.clamp(0, i64::from(i32::MAX))));
                 p.actions.push(stop(record, grace, Some(bad.message.clone())));
             } else if changed {
                 let text = format!("Container {} definition changed, will be restarted", c.name);

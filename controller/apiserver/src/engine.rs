@@ -139,7 +139,7 @@ impl Call {
             group: resource.group.clone(),
             resource: resource.plural.clone(),
             subresource: subresource.to_owned(),
-            namespace: self.namespace.clone(),
+            namespace: if self.served.is("", "namespaces") { name.to_owned() } else { self.namespace.clone() },
             name: name.to_owned(),
             ..Attributes::default()
         })

@@ -9,7 +9,7 @@ use crate::serialization::codec;
 use crate::serialization::render::{self, Form};
 use crate::status::{ApiError, ApiResult};
 use axum::body::Body;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use causeway_api::identity::UserInfo;
 use causeway_audit::Record;
 use http::header::CONTENT_TYPE;
@@ -23,8 +23,11 @@ use std::time::Duration;
 
 /// The largest request body, in bytes.
 pub const BODY_LIMIT: usize = causeway_schema::bounds::MAX_SIZE;
-/// A body must have come within this time: who sends a byte now and then holds a request and its memory.
-const BODY_TIME: Duration = Duration::from_secs(60);
+/// A body's first bytes, and every [`BODY_PIECE`] of it, must come within this time: who sends a byte now and then holds a
+/// request, its memory, and a place that others wait for.
+const BODY_TIME: Duration = Duration::from_secs(10);
+/// In bytes.
+const BODY_PIECE: usize = 64 * 1024;
 /// `Warning` headers of one response.
 const MAX_WARNINGS: usize = 32;
 
@@ -92,13 +95,30 @@ impl Incoming {
     /// The whole body, bounded in size and time. Can be taken once.
     pub async fn body(&self) -> ApiResult<Bytes> {
         let Some(body) = self.body.lock().await.take() else { return Ok(Bytes::new()) };
-        match tokio::time::timeout(BODY_TIME, Limited::new(body, BODY_LIMIT).collect()).await {
-            Ok(Ok(all)) => Ok(all.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::too_large(BODY_LIMIT)),
-            Ok(Err(error)) => Err(ApiError::bad_request(format!("the request's body could not be read: {error}"))),
-            Err(_) => {
-                let why = format!("the request's body did not come within {} seconds", BODY_TIME.as_secs());
-                Err(ApiError::new(408, "Timeout", why))
+        let mut body = Limited::new(body, BODY_LIMIT);
+        let mut whole = BytesMut::new();
+        let mut deadline = tokio::time::Instant::now() + BODY_TIME;
+        let mut piece = 0;
+        loop {
+            let frame = match tokio::time::timeout_at(deadline, body.frame()).await {
+                Ok(None) => return Ok(whole.freeze()),
+                Ok(Some(Ok(frame))) => frame,
+                Ok(Some(Err(error))) if error.is::<LengthLimitError>() => return Err(ApiError::too_large(BODY_LIMIT)),
+                Ok(Some(Err(error))) => {
+                    let why = format!("the request's body could not be read: {error}");
+                    return Err(ApiError::bad_request(why));
+                }
+                Err(_) => {
+                    let why =
+                        format!("the request's body came too slowly: {BODY_PIECE} bytes in {} s", BODY_TIME.as_secs());
+                    return Err(ApiError::new(408, "Timeout", why));
+                }
+            };
+            let Ok(data) = frame.into_data() else { continue };
+            whole.extend_from_slice(&data);
+            piece += data.len();
+            if piece >= BODY_PIECE {
+                (piece, deadline) = (0, tokio::time::Instant::now() + BODY_TIME);
             }
         }
     }

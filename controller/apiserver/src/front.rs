@@ -7,6 +7,7 @@
 
 mod audit;
 mod flow;
+mod idle;
 pub mod memory;
 pub mod tls;
 
@@ -17,7 +18,7 @@ use crate::exchange::{Incoming, Reply};
 use crate::metrics::Labels;
 use crate::request::RequestInfo;
 use crate::status::{ApiError, ApiResult};
-pub use flow::FlowControl;
+pub use flow::{FlowControl, STRANGERS};
 
 use audit::Arrival;
 use axum::body::Body;

@@ -121,7 +121,12 @@ impl ApiServer {
         let to_kubelets = pki.issue_client(&user)?;
         let authenticator = Arc::new(authenticator(&config, &pki, &engine)?);
         let authorizer: Arc<dyn authz::Authorizer> = rules;
-        let flow = FlowControl { dispatcher: Dispatcher::new(flow::SEATS), budgets: Budgets::new(Limits::default()) };
+        let (address_connections, connections) = front::STRANGERS;
+        let flow = FlowControl {
+            dispatcher: Dispatcher::new(flow::SEATS),
+            budgets: Budgets::new(Limits::default()),
+            strangers: Budgets::new(Limits { address_connections, connections, ..Limits::default() }),
+        };
         let dispatcher = flow.dispatcher.clone();
         let front = Arc::new(Front {
             flow,

@@ -31,5 +31,7 @@ mod service_ranges;
 mod services;
 #[path = "it/support.rs"]
 mod support;
+#[path = "it/trust.rs"]
+mod trust;
 #[path = "it/wire.rs"]
 mod wire;

@@ -257,7 +257,9 @@ impl House {
     pub fn node_over_tls(&self) -> Client {
         let url = format!("https://{}", self.address);
         let endpoint = causeway_access::Endpoint::new(&url, self.api.pki().ca_pem()).unwrap();
-        let issued = self.api.pki().issue_client(&UserInfo::node("n1")).unwrap();
+        // It may watch what no pod of the node names: here it is about room on its connection.
+        let node = UserInfo::component("system:node:n1", &["system:masters"]);
+        let issued = self.api.pki().issue_client(&node).unwrap();
         let identity = causeway_access::Identity::new(&issued.cert_pem, &issued.key_pem).unwrap();
         causeway_access::client(&endpoint, Some(Arc::new(identity))).unwrap()
     }

@@ -18,6 +18,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 
+/// How long a kubelet may take until it begins to answer.
+const ANSWER: Duration = Duration::from_secs(30);
 const CONNECT: Duration = Duration::from_secs(10);
 
 /// Talks to kubelets with the API server's client certificate.
@@ -96,7 +98,9 @@ impl NodeRelay {
         if let Ok(host) = HeaderValue::from_str(&place.address.to_string()) {
             request.headers_mut().insert(header::HOST, host);
         }
-        sender.send_request(request).await.map_err(|e| failed("asking", &e))
+        // Also a stream begins with an answer; what comes after it takes as long as it takes.
+        let answered = tokio::time::timeout(ANSWER, sender.send_request(request)).await;
+        answered.map_err(|e| failed("waiting for an answer of", &e))?.map_err(|e| failed("asking", &e))
     }
 
     /// Streams the answer to a plain GET.

@@ -22,6 +22,8 @@ const STRATEGIC_PATCH: &str = "application/strategic-merge-patch+json";
 const APPLY_PATCH: &str = "application/apply-patch+yaml";
 /// Watches without a time-out of their own end after this long (and up to twice as long).
 const WATCH_SECONDS: u64 = 1800;
+/// And with one, at the latest after this.
+const LONGEST_WATCH: u64 = 24 * 3600;
 
 impl Endpoints {
     /// Serves a resource path.
@@ -206,7 +208,10 @@ impl Endpoints {
             }
             Err(error) => return Err(error),
         };
-        let seconds = options.timeout_seconds.unwrap_or_else(|| WATCH_SECONDS + rand::random_range(0..WATCH_SECONDS));
+        let seconds = options
+            .timeout_seconds
+            .map(|s| s.min(LONGEST_WATCH))
+            .unwrap_or_else(|| WATCH_SECONDS + rand::random_range(0..WATCH_SECONDS));
         let deadline = tokio::time::Instant::now() + Duration::from_secs(seconds);
         let shutdown = self.shutdown.clone();
         let gauge = self.metrics.watching(&call.served);

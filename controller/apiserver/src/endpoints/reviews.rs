@@ -38,7 +38,9 @@ impl Endpoints {
                         | "selfsubjectrulesreviews"
                 )
         );
-        if !known || target.name.is_some() {
+        // What was allowed in a namespace must not be done for the whole cluster.
+        let namespaced = matches!(target.resource.as_str(), "bindings" | "localsubjectaccessreviews");
+        if !known || target.name.is_some() || target.namespace.is_some() != namespaced {
             return Err(ApiError::no_such_path());
         }
         if verb != "create" {
@@ -53,7 +55,7 @@ impl Endpoints {
             "selfsubjectreviews" => review["status"] = json!({ "userInfo": user_json(&incoming.user) }),
             "tokenreviews" => self.review_token(&mut review).await?,
             "selfsubjectrulesreviews" => self.review_rules(&mut review, &incoming.user)?,
-            "selfsubjectaccessreviews" => self.review_access(&mut review, &incoming.user).await,
+            "selfsubjectaccessreviews" => self.review_access(&mut review, &incoming.user).await?,
             "localsubjectaccessreviews" => {
                 let namespace = target.namespace.unwrap_or_default();
                 if text(&review, "/spec/resourceAttributes/namespace") != namespace {
@@ -62,11 +64,11 @@ impl Endpoints {
                     )));
                 }
                 let user = subject(&review);
-                self.review_access(&mut review, &user).await;
+                self.review_access(&mut review, &user).await?;
             }
             _ => {
                 let user = subject(&review);
-                self.review_access(&mut review, &user).await;
+                self.review_access(&mut review, &user).await?;
             }
         }
         if !review["metadata"].is_object() {
@@ -106,7 +108,17 @@ impl Endpoints {
         Ok(())
     }
 
-    async fn review_access(&self, review: &mut Value, user: &UserInfo) {
+    async fn review_access(&self, review: &mut Value, user: &UserInfo) -> ApiResult<()> {
+        let given = |field: &str| review["spec"].get(field).is_some_and(Value::is_object);
+        if given("resourceAttributes") == given("nonResourceAttributes") {
+            let why = "spec.resourceAttributes: Invalid value: exactly one of nonResourceAttributes or resourceAttributes \
+                       must be specified";
+            return Err(ApiError::new(422, "Invalid", why));
+        }
+        if user.username.is_empty() && user.groups.is_empty() {
+            let why = "spec.user: Invalid value: \"\": at least one of user or group must be specified";
+            return Err(ApiError::new(422, "Invalid", why));
+        }
         let own = |pointer: &str| text(review, pointer).to_owned();
         let of_resource = |field: &str| own(&format!("/spec/resourceAttributes/{field}"));
         let attributes = if review.pointer("/spec/resourceAttributes").is_some_and(Value::is_object) {
@@ -134,6 +146,7 @@ impl Endpoints {
             Decision::NoOpinion(reason) if reason.is_empty() => json!({ "allowed": false }),
             Decision::NoOpinion(reason) => json!({ "allowed": false, "reason": reason }),
         };
+        Ok(())
     }
 
     fn review_rules(&self, review: &mut Value, user: &UserInfo) -> ApiResult<()> {
@@ -186,6 +199,6 @@ fn subject(review: &Value) -> UserInfo {
         username: text(review, "/spec/user").to_owned(),
         uid: text(review, "/spec/uid").to_owned(),
         groups: list("/spec/groups"),
-        ..UserInfo::default()
+        extra: serde_json::from_value(review.pointer("/spec/extra").cloned().unwrap_or_default()).unwrap_or_default(),
     }
 }

@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
+/// Seconds that a pod gets at most: some sixty years, which a point in time can still say.
+const LONGEST_GRACE: i64 = i32::MAX as i64;
 /// Deletes come back after somebody else's write at most so often.
 const TRIES: usize = 10;
 
@@ -213,7 +215,7 @@ fn pod_grace(pod: &Value, asked: Option<i64>) -> i64 {
     // A negative value means the least possible.
     match asked.unwrap_or(of_spec) {
         seconds if seconds < 0 => 1,
-        seconds => seconds,
+        seconds => seconds.min(LONGEST_GRACE),
     }
 }
 

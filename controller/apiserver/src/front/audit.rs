@@ -49,7 +49,7 @@ impl Arrival {
             version: &target.version,
             resource: &target.resource,
             subresource: target.subresource.as_deref().unwrap_or(""),
-            namespace: target.namespace.as_deref().unwrap_or(""),
+            namespace: target.scope(),
             name: target.name.as_deref().unwrap_or(""),
         });
         RequestFacts {

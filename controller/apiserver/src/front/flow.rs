@@ -19,7 +19,13 @@ pub struct FlowControl {
     pub dispatcher: Dispatcher,
     /// What lasts: watches, streams, connections.
     pub budgets: Budgets,
+    /// Connections of those who show no certificate.
+    pub strangers: Budgets,
 }
+
+/// Connections without a client certificate: of one address, and in all. Half of all places stay for those who have one,
+/// kubelets among them.
+pub const STRANGERS: (u32, u32) = (500, 5000);
 
 /// What a request holds while it is served.
 pub struct Passage {
@@ -31,8 +37,8 @@ impl FlowControl {
     /// Waits for the request's turn.
     pub async fn enter(&self, user: &UserInfo, info: &RequestInfo, table: &Table, feed: &Feed) -> ApiResult<Passage> {
         let target = info.target.as_ref();
-        let text = |part: Option<&Option<String>>| part.and_then(|p| p.as_deref()).unwrap_or("").to_owned();
-        let (subresource, namespace) = (text(target.map(|t| &t.subresource)), text(target.map(|t| &t.namespace)));
+        let subresource = target.and_then(|t| t.subresource.clone()).unwrap_or_default();
+        let namespace = target.map(|t| t.scope().to_owned()).unwrap_or_default();
         let facts = Facts {
             user: &user.username,
             groups: &user.groups,
@@ -49,6 +55,10 @@ impl FlowControl {
             (true, "watch") => Some(self.budgets.watch(&user.username).map_err(over)?),
             (true, _) => Some(self.budgets.stream(&user.username).map_err(over)?),
         };
+        if lasting.is_some() && info.verb != "watch" {
+            // Streams to kubelets are bounded by number: how long one takes is not ours to say.
+            return Ok(Passage { seat: None, lasting });
+        }
         let seat = self.dispatcher.admit(&facts, width(info, table, feed)).await.map_err(rejected)?;
         Ok(Passage { seat: Some(seat), lasting })
     }

@@ -1,6 +1,7 @@
 //! The transport of everybody else: HTTPS, HTTP/1.1 and HTTP/2.
 
 use super::Front;
+use super::idle::{Activity, Sending};
 use crate::authn::certificates::Authorities;
 use crate::exchange::Peer;
 use crate::pki::{CertKey, Pki};
@@ -156,15 +157,24 @@ impl Listener {
                 Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
                 Err(_) => return tracing::debug!("TLS handshake timed out"),
             };
+            // Who shows no certificate has places of their own, and fewer of them.
+            let stranger = stream.get_ref().1.peer_certificates().is_none();
+            let _place = match stranger.then(|| server.flow.strangers.connection(peer.0.ip())).transpose() {
+                Ok(place) => place,
+                Err(why) => return tracing::debug!(peer = %peer.0, %why, "connection closed"),
+            };
+            let activity = Activity::new();
             let seen = authorities.seen(stream.get_ref().1.peer_certificates().unwrap_or_default());
+            let asked = activity.clone();
             let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
-                let (server, seen) = (server.clone(), seen.clone());
+                let (server, seen, busy) = (server.clone(), seen.clone(), asked.busy());
                 async move {
                     let mut request = request.map(Body::new);
                     request.extensions_mut().insert(peer);
                     seen.note(request.extensions_mut());
                     // On its own task: a client that goes away does not leave a write half done.
-                    tokio::spawn(server.handle(request)).await
+                    let response = tokio::spawn(server.handle(request)).await;
+                    response.map(|response| response.map(|body| Sending::new(body, busy)))
                 }
             });
             let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -179,8 +189,13 @@ impl Listener {
                 .keep_alive_interval(Some(Duration::from_secs(30)))
                 .keep_alive_timeout(Duration::from_secs(20));
             let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-            if let Err(error) = watcher.watch(connection).await {
-                tracing::debug!(%error, "connection ended");
+            tokio::select! {
+                ended = watcher.watch(connection) => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "connection ended");
+                    }
+                }
+                () = activity.idle() => tracing::debug!(peer = %peer.0, "a connection that asks for nothing is closed"),
             }
         });
     }

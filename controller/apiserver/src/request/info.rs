@@ -70,6 +70,13 @@ impl Target {
         Some(target)
     }
 
+    /// The namespace that a request is about: also where it is about a Namespace itself, so that a role in it may allow
+    /// to see it.
+    pub fn scope(&self) -> &str {
+        let itself = || self.name.as_deref().filter(|_| self.group.is_empty() && self.resource == "namespaces");
+        self.namespace.as_deref().or_else(itself).unwrap_or("")
+    }
+
     /// The API verb of a method on this target; `None` where there is none.
     pub fn verb(&self, method: &Method, query: &Query) -> Option<&'static str> {
         let watch = self.watch || (query.flag("watch") && self.subresource.is_none());
@@ -154,7 +161,7 @@ impl RequestInfo {
             group: target.group.clone(),
             resource: target.resource.clone(),
             subresource: target.subresource.clone().unwrap_or_default(),
-            namespace: target.namespace.clone().unwrap_or_default(),
+            namespace: target.scope().to_owned(),
             name: target.name.clone().or_else(|| self.selected("metadata.name")).unwrap_or_default(),
             path: self.path.clone(),
             fields: self.fields().into_iter().map(requirement).collect(),

@@ -52,7 +52,7 @@ pub async fn start_authenticating(dir: TempDir, authentication: causeway_apiserv
     start_set(dir, store, ClusterConfig::default(), settings).await
 }
 
-async fn start_set(
+pub async fn start_set(
     dir: TempDir,
     store: Arc<dyn Store>,
     cluster: ClusterConfig,

@@ -14,6 +14,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
+const JSON_PATCH: &str = "application/json-patch+json";
+const MERGE_PATCH: &str = "application/merge-patch+json";
+/// A Scale has no lists: it is merged as by the former.
+const STRATEGIC_PATCH: &str = "application/strategic-merge-patch+json";
+
 /// From the Scale as it is to the Scale as it shall be.
 type Change = Box<dyn Fn(&Value) -> ApiResult<Value> + Send + Sync>;
 
@@ -39,15 +44,18 @@ pub async fn serve(
             incoming.patch_is(&scale);
             Box::new(move |_| Ok(scale.clone()))
         }
-        ("patch", "application/json-patch+json") => {
+        ("patch", JSON_PATCH) => {
             let patch = codec::decode_yaml(&body)?;
             incoming.patch_is(&patch);
             Box::new(move |old| causeway_schema::patch::json(old, &patch).map_err(refused))
         }
-        ("patch", _) => {
+        ("patch", MERGE_PATCH | STRATEGIC_PATCH) => {
             let patch = codec::decode_yaml(&body)?;
             incoming.patch_is(&patch);
             Box::new(move |old| Ok(causeway_schema::patch::merge(old, &patch)))
+        }
+        ("patch", _) => {
+            return Err(ApiError::unsupported_media_type(&[JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH]));
         }
         _ => return Err(ApiError::method_not_allowed()),
     };
