@@ -113,22 +113,25 @@ async fn nested_bodies_are_refused() {
         }
         answers(&running, &robot).await;
         // Where anything may stand, the levels decide.
-        let text = |media: &str| {
+        let text = |media: &str, spec: &str| {
             let fields = format!("{}1{}", "{\"f:a\":".repeat(levels), "}".repeat(levels));
             let object =
-                format!("{{\"metadata\":{{\"name\":\"deep\",\"managedFields\":[{{\"fieldsV1\":{fields}}}]}}}}");
+                format!("{{\"metadata\":{{\"name\":\"deep\",\"managedFields\":[{{\"fieldsV1\":{fields}}}]}}{spec}}}");
             if media == YAML { object.replace(':', ": ").replace("f: a", "f:a") } else { object }
         };
         for media in [JSON, YAML] {
-            let (code, message, _) = ask(&admin, "POST", &format!("{MAPS}?dryRun=All"), media, text(media)).await;
+            let (code, message, _) = ask(&admin, "POST", &format!("{MAPS}?dryRun=All"), media, text(media, "")).await;
             let fits = if levels <= 100 { 201 } else { 400 };
             assert_eq!(code, fits, "{levels} levels of {media}: {message}");
-            let (code, message, _) = ask(&robot, "POST", REVIEWS, media, text(media)).await;
+            let (code, message, _) = ask(&robot, "POST", REVIEWS, media, text(media, ASKS)).await;
             assert_eq!(code, fits, "{levels} levels of {media}: {message}");
         }
         answers(&running, &robot).await;
     }
 }
+
+/// What a review asks, so that it is one.
+const ASKS: &str = ",\"spec\":{\"resourceAttributes\":{\"verb\":\"get\",\"resource\":\"pods\"}}";
 
 /// What is stored can be read again, by the server and in lists by clients.
 #[tokio::test(flavor = "multi_thread")]
