@@ -43,38 +43,67 @@ pub struct Chain {
 }
 
 impl Chain {
-    async fn ask_mutating(
+    /// What webhooks and policies are told of a request; nothing where none is for it, which costs next to nothing.
+    fn facts(
         &self,
         engine: &Engine,
+        call: &Call,
+        subresource: &str,
+        operation: admission_request::Operation,
+        object: &Value,
+        name: &str,
+    ) -> Option<Facts> {
+        if self.dynamic.is_empty() {
+            return None;
+        }
+        let facts = facts::full(engine, call, subresource, operation, object, name);
+        self.dynamic.concerns(&facts).then_some(facts)
+    }
+
+    /// Asks those that change. `between` is what else does so.
+    async fn ask_mutating(
+        &self,
         call: &mut Call,
-        (part, operation): (Part, admission_request::Operation),
+        facts: &Facts,
         object: &mut Value,
         old: &Value,
+        between: impl Fn(&mut Value) + Send + Sync,
     ) -> ApiResult<()> {
-        if self.dynamic.is_empty() {
-            return Ok(());
-        }
-        let facts = facts::full(engine, call, part.subresource(), operation, object, dynamic::name_of(old));
-        if !self.dynamic.concerns(&facts) {
-            return Ok(());
-        }
-        let strategy = call.served.resource.strategy.clone();
         let mut between = |object: &mut Value| {
-            strategy.default(object);
+            between(object);
             Ok(())
         };
-        let outcome = dynamic::accept(self.dynamic.mutate(&facts, object, old, &mut between).await)?;
+        let outcome = dynamic::accept(self.dynamic.mutate(facts, object, old, &mut between).await)?;
         dynamic::told(call, outcome);
         Ok(())
     }
 
     async fn ask_validating(&self, call: &mut Call, facts: Facts, object: &Value, old: &Value) -> ApiResult<()> {
-        if !self.dynamic.concerns(&facts) {
-            return Ok(());
-        }
         let outcome = dynamic::accept(self.dynamic.validate(&Arc::new(facts), object, old).await)?;
         dynamic::told(call, outcome);
         Ok(())
+    }
+
+    /// Asks both, about what is not stored: the body of a subresource, or nothing in the place of an object.
+    async fn ask(&self, call: &mut Call, facts: Facts, object: &mut Value, old: &Value) -> ApiResult<()> {
+        self.ask_mutating(call, &facts, object, old, |_| {}).await?;
+        self.ask_validating(call, facts, object, old).await
+    }
+
+    /// Asks those that change about an object that is to be stored.
+    async fn ask_about(
+        &self,
+        engine: &Engine,
+        call: &mut Call,
+        part: Part,
+        new: &mut Value,
+        old: &Value,
+    ) -> ApiResult<()> {
+        let operation = facts::operation(Some(old).filter(|old| !old.is_null()));
+        let name = dynamic::name_of(old);
+        let Some(facts) = self.facts(engine, call, part.subresource(), operation, new, name) else { return Ok(()) };
+        let strategy = call.served.resource.strategy.clone();
+        self.ask_mutating(call, &facts, new, old, |object| strategy.default(object)).await
     }
 }
 
@@ -95,17 +124,11 @@ impl Admission for Chain {
         if call.served.is("", "pods") {
             pods::admit(engine, call, object).await?;
         }
-        if call.served.is("", "persistentvolumeclaims") {
-            classes::default_storage_class(engine, object).await?;
-        }
-        if call.served.is("networking.k8s.io", "ingresses") {
-            classes::default_ingress_class(engine, object).await?;
-        }
+        classes::default_class(engine, call, object)?;
         if call.served.is("apiextensions.k8s.io", "customresourcedefinitions") {
             definitions::protect(object);
         }
-        let create = (Part::Main, admission_request::Operation::Create);
-        self.ask_mutating(engine, call, create, object, &Value::Null).await
+        self.ask_about(engine, call, Part::Main, object, &Value::Null).await
     }
 
     async fn update(
@@ -132,7 +155,7 @@ impl Admission for Chain {
             crate::services::carry_over(new, old);
         }
         standard::mutate(engine, call, part, new, Some(old))?;
-        self.ask_mutating(engine, call, (part, admission_request::Operation::Update), new, old).await
+        self.ask_about(engine, call, part, new, old).await
     }
 
     async fn validate(
@@ -143,13 +166,9 @@ impl Admission for Chain {
         new: &Value,
         old: Option<&Value>,
     ) -> ApiResult<()> {
-        standard::validate(engine, &self.security, call, part, new, old).await?;
-        let operation = match old {
-            Some(_) => admission_request::Operation::Update,
-            None => admission_request::Operation::Create,
-        };
-        if !self.dynamic.is_empty() {
-            let facts = facts::full(engine, call, part.subresource(), operation, new, "");
+        let warnings = standard::validate(engine, &self.security, call, part, new, old).await?;
+        call.warnings.extend(warnings);
+        if let Some(facts) = self.facts(engine, call, part.subresource(), facts::operation(old), new, "") {
             self.ask_validating(call, facts, new, old.unwrap_or(&Value::Null)).await?;
         }
         quota::admit(engine, call, part, new, old).await
@@ -168,21 +187,14 @@ impl Admission for Chain {
             let asked = Asked { operation: Operation::Create, subresource, name, new: Some(body), old: None };
             nodes::restrict(engine, &self.rules, call, asked).await?;
         }
-        if self.dynamic.is_empty() {
-            return Ok(());
-        }
         let operation = match connects {
             true => admission_request::Operation::Connect,
             false => admission_request::Operation::Create,
         };
-        let facts = facts::full(engine, call, subresource, operation, body, name);
-        if !self.dynamic.concerns(&facts) {
-            return Ok(());
+        match self.facts(engine, call, subresource, operation, body, name) {
+            Some(facts) => self.ask(call, facts, body, &Value::Null).await,
+            None => Ok(()),
         }
-        let mut between = |_: &mut Value| Ok(());
-        let outcome = dynamic::accept(self.dynamic.mutate(&facts, body, &Value::Null, &mut between).await)?;
-        dynamic::told(call, outcome);
-        self.ask_validating(call, facts, body, &Value::Null).await
     }
 
     async fn delete(&self, engine: &Engine, call: &mut Call, name: &str, object: &Value) -> ApiResult<()> {
@@ -194,27 +206,17 @@ impl Admission for Chain {
         if call.served.is("networking.k8s.io", "ipaddresses") {
             address_in_use(engine, name, object)?;
         }
-        if self.dynamic.is_empty() {
-            return Ok(());
+        match self.facts(engine, call, "", admission_request::Operation::Delete, object, name) {
+            Some(facts) => self.ask(call, facts, &mut Value::Null, object).await,
+            None => Ok(()),
         }
-        let facts = facts::full(engine, call, "", admission_request::Operation::Delete, object, name);
-        if !self.dynamic.concerns(&facts) {
-            return Ok(());
-        }
-        let (mut none, mut between) = (Value::Null, |_: &mut Value| Ok(()));
-        let outcome = dynamic::accept(self.dynamic.mutate(&facts, &mut none, object, &mut between).await)?;
-        dynamic::told(call, outcome);
-        self.ask_validating(call, facts, &Value::Null, object).await
     }
 }
 
 /// The address of a Service stays taken as long as the Service has it.
 fn address_in_use(engine: &Engine, name: &str, address: &Value) -> ApiResult<()> {
-    let services = engine.served("", "v1", "services")?;
     let (namespace, service) = (text(address, "/spec/parentRef/namespace"), text(address, "/spec/parentRef/name"));
-    let Some(object) = engine.feed.cache(&services.prefix).get(&services.key(namespace, service)) else {
-        return Ok(());
-    };
+    let Some(object) = engine.cached("", "services", namespace, service)? else { return Ok(()) };
     let service_object = object.value();
     let cluster_ip = crate::services::addresses(&service_object).iter().any(|ip| ip.to_string() == name);
     // The address of a load balancer is claimed by an IPAddress too.

@@ -123,6 +123,13 @@ pub struct Document {
     pub body: Bytes,
 }
 
+/// Group and plural of a storage prefix: what [`prefix`] was given.
+pub fn group_and_plural(prefix: &str) -> (&str, &str) {
+    let mut parts = prefix.trim_matches('/').split('/').skip(1);
+    let (group, plural) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
+    (if group == "core" { "" } else { group }, plural)
+}
+
 /// One state of the table.
 #[derive(Default)]
 pub struct Table {

@@ -125,8 +125,11 @@ impl Incoming {
 
     /// The body as an object, and its duplicate fields.
     pub async fn object(&self) -> ApiResult<(Value, Vec<String>)> {
-        let body = self.body().await?;
-        let (object, problems) = codec::decode(&self.content_type, &body)?;
+        self.decoded(&self.body().await?)
+    }
+
+    fn decoded(&self, body: &[u8]) -> ApiResult<(Value, Vec<String>)> {
+        let (object, problems) = codec::decode(&self.content_type, body)?;
         if let Some(record) = &self.record {
             record.request_object(&object);
         }
@@ -136,14 +139,7 @@ impl Incoming {
     /// The body as an object, or null where there is none.
     pub async fn object_or_nothing(&self) -> ApiResult<Value> {
         let body = self.body().await?;
-        if body.is_empty() {
-            return Ok(Value::Null);
-        }
-        let object = codec::decode(&self.content_type, &body)?.0;
-        if let Some(record) = &self.record {
-            record.request_object(&object);
-        }
-        Ok(object)
+        if body.is_empty() { Ok(Value::Null) } else { Ok(self.decoded(&body)?.0) }
     }
 
     /// What the body turned out to be, where it is no object of its resource.

@@ -7,6 +7,7 @@
 
 mod audit;
 mod flow;
+mod held;
 mod idle;
 pub mod memory;
 pub mod tls;
@@ -161,7 +162,8 @@ impl Front {
 
     /// Whether the user may do it.
     async fn authorize(&self, user: &UserInfo, info: &RequestInfo, record: Option<&Record>) -> ApiResult<()> {
-        for asked in info.stream_attributes().into_iter().chain([info.attributes()]) {
+        let asked = info.attributes();
+        for asked in info.stream_attributes(&asked).into_iter().chain([asked]) {
             let decision = self.authorizer.authorize(user, &asked).await;
             if let Some(record) = record {
                 audit::decided(record, &decision);

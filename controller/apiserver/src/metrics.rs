@@ -1,8 +1,9 @@
 //! Metrics under the names of Kubernetes' API server.
 
-use crate::catalog::{Served, Table};
+use crate::catalog::{Served, Table, group_and_plural};
 use crate::engine::Engine;
 use crate::request::RequestInfo;
+use crate::status::qualified;
 use causeway_store::Store;
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use std::time::Duration;
@@ -156,9 +157,8 @@ impl Metrics {
     /// The text format.
     pub fn render(&self, engine: &Engine) -> String {
         for (prefix, count) in engine.feed.counts() {
-            let mut parts = prefix.trim_matches('/').split('/').skip(1);
-            let (group, plural) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
-            let name = if group == "core" { plural.to_owned() } else { format!("{plural}.{group}") };
+            let (group, plural) = group_and_plural(&prefix);
+            let name = qualified(group, plural);
             self.objects.with_label_values(&[&name]).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
         self.revision.set(i64::try_from(engine.feed.revision()).unwrap_or(i64::MAX));

@@ -1,5 +1,7 @@
 //! What a request is about, as far as webhooks and policies are concerned; what becomes of it.
 
+pub use crate::request::Operation;
+
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -55,31 +57,6 @@ impl Gvk {
 
     pub(crate) fn json(&self) -> Value {
         json!({"group": self.group, "version": self.version, "kind": self.kind})
-    }
-}
-
-/// What is done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
-    /// A new object.
-    Create,
-    /// A changed one.
-    Update,
-    /// One that goes.
-    Delete,
-    /// A connection to one (`exec`, `proxy`, …).
-    Connect,
-}
-
-impl Operation {
-    /// `CREATE` and so on.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Create => "CREATE",
-            Self::Update => "UPDATE",
-            Self::Delete => "DELETE",
-            Self::Connect => "CONNECT",
-        }
     }
 }
 

@@ -1,48 +1,58 @@
 //! Classes that are taken where none is named: of storage, of ingresses.
 
-use crate::engine::{Engine, text};
+use super::dynamic::name_of;
+use crate::engine::{Call, Engine, text};
 use crate::status::ApiResult;
 use serde_json::Value;
 
-/// The object of a kind that an annotation marks as the cluster's default; the newest wins when there are several.
-async fn default_of(engine: &Engine, group: &str, plural: &str, annotation: &str) -> ApiResult<Option<String>> {
-    let served = engine.served(group, "v1", plural)?;
-    let (objects, _) = engine.feed.cache(&served.prefix).list(&served.prefix);
-    let mut defaults: Vec<(String, String)> = objects
-        .iter()
-        .map(|o| o.value())
-        .filter(|v| v["metadata"]["annotations"][annotation] == "true")
-        .map(|v| (text(&v, "/metadata/creationTimestamp").to_owned(), text(&v, "/metadata/name").to_owned()))
-        .collect();
-    // Newest first, then by name, as upstream decides.
-    defaults.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
-    Ok(defaults.into_iter().next().map(|(_, name)| name))
+/// Where a kind names its class, and which class is taken otherwise.
+struct Class {
+    group: &'static str,
+    plural: &'static str,
+    /// The annotation of the class that is the cluster's default.
+    marked: &'static str,
+    /// The field of `spec` that names a class.
+    field: &'static str,
+    /// The annotation that did so before there was the field.
+    before: &'static str,
 }
 
-/// For new claims without a class.
-pub async fn default_storage_class(engine: &Engine, claim: &mut Value) -> ApiResult<()> {
-    let given = claim.pointer("/spec/storageClassName").is_some_and(|c| !c.is_null())
-        || claim["metadata"]["annotations"].get("volume.beta.kubernetes.io/storage-class").is_some();
-    if given || !claim["spec"].is_object() {
-        return Ok(());
-    }
-    let annotation = "storageclass.kubernetes.io/is-default-class";
-    if let Some(class) = default_of(engine, "storage.k8s.io", "storageclasses", annotation).await? {
-        claim["spec"]["storageClassName"] = class.into();
-    }
-    Ok(())
-}
+const STORAGE: Class = Class {
+    group: "storage.k8s.io",
+    plural: "storageclasses",
+    marked: "storageclass.kubernetes.io/is-default-class",
+    field: "storageClassName",
+    before: "volume.beta.kubernetes.io/storage-class",
+};
+const INGRESS: Class = Class {
+    group: "networking.k8s.io",
+    plural: "ingressclasses",
+    marked: "ingressclass.kubernetes.io/is-default-class",
+    field: "ingressClassName",
+    before: "kubernetes.io/ingress.class",
+};
 
-/// For new ingresses without a class.
-pub async fn default_ingress_class(engine: &Engine, ingress: &mut Value) -> ApiResult<()> {
-    let given = ingress.pointer("/spec/ingressClassName").is_some_and(|c| !c.is_null())
-        || ingress["metadata"]["annotations"].get("kubernetes.io/ingress.class").is_some();
-    if given || !ingress["spec"].is_object() {
+/// Names the default class in a new claim or ingress that names none.
+pub fn default_class(engine: &Engine, call: &Call, object: &mut Value) -> ApiResult<()> {
+    let class = if call.served.is("", "persistentvolumeclaims") {
+        STORAGE
+    } else if call.served.is("networking.k8s.io", "ingresses") {
+        INGRESS
+    } else {
+        return Ok(());
+    };
+    let named = object["spec"].get(class.field).is_some_and(|c| !c.is_null())
+        || object["metadata"]["annotations"].get(class.before).is_some();
+    if named || !object["spec"].is_object() {
         return Ok(());
     }
-    let annotation = "ingressclass.kubernetes.io/is-default-class";
-    if let Some(class) = default_of(engine, "networking.k8s.io", "ingressclasses", annotation).await? {
-        ingress["spec"]["ingressClassName"] = class.into();
+    let all = engine.all_cached(class.group, class.plural, "")?;
+    let marked = all.iter().filter(|c| c["metadata"]["annotations"][class.marked] == "true");
+    let age = |c: &Value| text(c, "/metadata/creationTimestamp").to_owned();
+    // The newest, then the first by name, as upstream decides.
+    let first = marked.min_by(|a, b| age(b).cmp(&age(a)).then_with(|| name_of(a).cmp(name_of(b))));
+    if let Some(first) = first {
+        object["spec"][class.field] = name_of(first).into();
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! A write as the plugins of [`causeway_admission`] want it told.
 
 use crate::engine::{Call, Engine, text};
+use crate::object::Object;
 use causeway_admission::admission_request::{Equivalent, Facts, Gvk, Gvr, User};
 use causeway_admission::{admission_request, request};
 use causeway_api::identity::UserInfo;
@@ -26,17 +27,19 @@ pub fn plain<'a>(
     }
 }
 
+/// What a write is that puts an object in the place of another, or of none.
+pub fn operation(old: Option<&Value>) -> request::Operation {
+    if old.is_some() { request::Operation::Update } else { request::Operation::Create }
+}
+
 /// The Namespace object of a call, as the cache has it.
-pub fn namespace_of(engine: &Engine, namespace: &str) -> Option<Value> {
-    let served = engine.served("", "v1", "namespaces").ok()?;
-    Some(engine.feed.cache(&served.prefix).get(&served.key("", namespace))?.value())
+fn namespace_of(engine: &Engine, namespace: &str) -> Option<Arc<Object>> {
+    engine.cached("", "namespaces", "", namespace).ok().flatten()
 }
 
 /// The labels of a namespace, which the cache has at hand.
 pub fn labels_of_namespace(engine: &Engine, namespace: &str) -> Option<Value> {
-    let served = engine.served("", "v1", "namespaces").ok()?;
-    let object = engine.feed.cache(&served.prefix).get(&served.key("", namespace))?;
-    Some(json!(object.labels))
+    Some(json!(namespace_of(engine, namespace)?.labels))
 }
 
 fn user(user: &UserInfo) -> User {
@@ -62,6 +65,24 @@ fn kind_of(call: &Call, subresource: &str) -> Gvk {
     }
 }
 
+/// `CreateOptions` and so on; null for a connection, which has none.
+fn options(call: &Call, operation: admission_request::Operation) -> Value {
+    let kind = match operation {
+        admission_request::Operation::Create => "CreateOptions",
+        admission_request::Operation::Update => "UpdateOptions",
+        admission_request::Operation::Delete => "DeleteOptions",
+        admission_request::Operation::Connect => return Value::Null,
+    };
+    let mut options = json!({ "kind": kind, "apiVersion": "meta.k8s.io/v1" });
+    if call.options.dry_run {
+        options["dryRun"] = json!(["All"]);
+    }
+    if operation != admission_request::Operation::Delete {
+        options["fieldManager"] = call.options.field_manager.as_str().into();
+    }
+    options
+}
+
 /// All that webhooks and policies may ask about.
 pub fn full(
     engine: &Engine,
@@ -85,21 +106,6 @@ pub fn full(
     });
     let of_namespace = if namespaces { name } else { &call.namespace };
     let strategy = call.served.resource.strategy.clone();
-    let options = match operation {
-        admission_request::Operation::Create => "CreateOptions",
-        admission_request::Operation::Update => "UpdateOptions",
-        admission_request::Operation::Delete => "DeleteOptions",
-        admission_request::Operation::Connect => "",
-    };
-    let mut all = json!({ "kind": options, "apiVersion": "meta.k8s.io/v1" });
-    if options.is_empty() {
-        all = Value::Null;
-    } else if call.options.dry_run {
-        all["dryRun"] = json!(["All"]);
-    }
-    if !options.is_empty() && options != "DeleteOptions" {
-        all["fieldManager"] = call.options.field_manager.as_str().into();
-    }
     Facts {
         resource: Gvr::new(&resource.group, &resource.version, &resource.plural),
         kind: kind_of(call, subresource),
@@ -113,9 +119,10 @@ pub fn full(
         operation,
         user: user(&call.user),
         dry_run: call.options.dry_run,
-        options: all,
+        options: options(call, operation),
         namespace_object: (!call.namespace.is_empty())
-            .then(|| namespace_of(engine, &call.namespace).map(Arc::new))
-            .flatten(),
+            .then(|| namespace_of(engine, &call.namespace))
+            .flatten()
+            .map(|namespace| Arc::new(namespace.value())),
     }
 }

@@ -20,8 +20,7 @@ struct Cached<'a> {
 
 impl Lookup for Cached<'_> {
     fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Value> {
-        let served = self.engine.served(group, "v1", resource).ok()?;
-        Some(self.engine.feed.cache(&served.prefix).get(&served.key(namespace, name))?.value())
+        Some(self.engine.cached(group, resource, namespace, name).ok()??.value())
     }
 
     fn common_name(&self, request: &str) -> Result<String, String> {

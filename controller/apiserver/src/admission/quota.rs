@@ -7,29 +7,29 @@ use super::facts;
 use crate::engine::{Call, Engine, Part};
 use crate::status::{ApiError, ApiResult};
 use causeway_admission::quota::{Charge, charge};
-use causeway_admission::request::Operation;
 use serde_json::Value;
 
 /// How often somebody else's charge may come between.
 const TRIES: usize = 32;
+
+fn quotas(engine: &Engine, call: &Call) -> ApiResult<Vec<Value>> {
+    engine.all_cached("", "resourcequotas", &call.namespace)
+}
 
 /// Charges a write.
 pub async fn admit(engine: &Engine, call: &Call, part: Part, new: &Value, old: Option<&Value>) -> ApiResult<()> {
     if call.namespace.is_empty() {
         return Ok(());
     }
-    let quotas = engine.served("", "v1", "resourcequotas")?;
-    let prefix = format!("{}{}/", quotas.prefix, call.namespace);
-    if engine.feed.cache(&quotas.prefix).list(&prefix).0.is_empty() {
+    if quotas(engine, call)?.is_empty() {
         return Ok(());
     }
     let name = super::dynamic::name_of(new).to_owned();
-    let operation = if old.is_some() { Operation::Update } else { Operation::Create };
-    let facts = facts::plain(call, part.subresource(), operation, &name);
+    let facts = facts::plain(call, part.subresource(), facts::operation(old), &name);
     let resource = &call.served.resource;
     for _ in 0..TRIES {
         engine.feed.catch_up().await?;
-        let all: Vec<Value> = engine.feed.cache(&quotas.prefix).list(&prefix).0.iter().map(|o| o.value()).collect();
+        let all = quotas(engine, call)?;
         let all: Vec<&Value> = all.iter().collect();
         let now = jiff::Timestamp::now().as_second();
         let charges = charge(&all, &facts, new, old, now)

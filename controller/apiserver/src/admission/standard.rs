@@ -8,7 +8,7 @@ use crate::status::{ApiError, ApiResult};
 use causeway_admission::limit_ranger;
 use causeway_admission::plugins::{claim_resize, default_tolerations, owner_references, runtime_class};
 use causeway_admission::pod_security::{Denial, PodSecurity};
-use causeway_admission::request::{Facts, Operation};
+use causeway_admission::request::Facts;
 use causeway_registry::{FieldErrors, Path};
 use serde_json::Value;
 use std::time::{Duration, Instant};
@@ -24,25 +24,18 @@ fn refuse(call: &Call, name: &str, why: &str) -> ApiError {
 }
 
 fn limit_ranges(engine: &Engine, namespace: &str) -> ApiResult<Vec<Value>> {
-    let served = engine.served("", "v1", "limitranges")?;
-    let prefix = format!("{}{namespace}/", served.prefix);
-    Ok(engine.feed.cache(&served.prefix).list(&prefix).0.iter().map(|o| o.value()).collect())
+    engine.all_cached("", "limitranges", namespace)
 }
 
 fn runtime_class_of(engine: &Engine, pod: &Value) -> ApiResult<Option<Value>> {
     let Some(name) = runtime_class::wanted(pod) else { return Ok(None) };
-    let served = engine.served("node.k8s.io", "v1", "runtimeclasses")?;
-    Ok(engine.feed.cache(&served.prefix).get(&served.key("", name)).map(|o| o.value()))
-}
-
-fn operation(old: Option<&Value>) -> Operation {
-    if old.is_some() { Operation::Update } else { Operation::Create }
+    Ok(engine.cached("node.k8s.io", "runtimeclasses", "", name)?.map(|o| o.value()))
 }
 
 /// Changes an object as these plugins do.
 pub fn mutate(engine: &Engine, call: &Call, part: Part, object: &mut Value, old: Option<&Value>) -> ApiResult<()> {
     let name = super::dynamic::name_of(object).to_owned();
-    let facts = facts::plain(call, part.subresource(), operation(old), &name);
+    let facts = facts::plain(call, part.subresource(), facts::operation(old), &name);
     if limit_ranger::concerns(&facts, old) {
         let ranges = limit_ranges(engine, &call.namespace)?;
         limit_ranger::default(&ranges.iter().collect::<Vec<_>>(), &facts, object);
@@ -57,19 +50,17 @@ pub fn mutate(engine: &Engine, call: &Call, part: Part, object: &mut Value, old:
     Ok(())
 }
 
-/// Refuses what these plugins do not let pass.
+/// Refuses what these plugins do not let pass. Out: what they warn of.
 pub async fn validate(
     engine: &Engine,
     security: &PodSecurity,
-    call: &mut Call,
+    call: &Call,
     part: Part,
     new: &Value,
     old: Option<&Value>,
-) -> ApiResult<()> {
+) -> ApiResult<Vec<String>> {
     let name = super::dynamic::name_of(new).to_owned();
-    // A copy, so that warnings can be added to the call meanwhile.
-    let of_call = call.of_namespace(&call.namespace);
-    let facts = facts::plain(&of_call, part.subresource(), operation(old), &name);
+    let facts = facts::plain(call, part.subresource(), facts::operation(old), &name);
     if limit_ranger::concerns(&facts, old) {
         let ranges = limit_ranges(engine, &call.namespace)?;
         let ranges: Vec<&Value> = ranges.iter().collect();
@@ -88,9 +79,8 @@ pub async fn validate(
 
 fn resize(engine: &Engine, new: &Value, old: &Value) -> Result<(), String> {
     let Some(class) = claim_resize::class_to_ask(new, old)? else { return Ok(()) };
-    let served = engine.served("storage.k8s.io", "v1", "storageclasses").map_err(|e| e.to_string())?;
-    let class = engine.feed.cache(&served.prefix).get(&served.key("", class)).map(|o| o.value());
-    claim_resize::allowed(class.as_ref())
+    let class = engine.cached("storage.k8s.io", "storageclasses", "", class).map_err(|e| e.to_string())?;
+    claim_resize::allowed(class.map(|o| o.value()).as_ref())
 }
 
 /// Who makes objects die with others, or keeps others from dying, must be allowed to.
@@ -151,31 +141,29 @@ async fn owners(
 fn pod_security(
     engine: &Engine,
     security: &PodSecurity,
-    call: &mut Call,
+    call: &Call,
     facts: &Facts<'_>,
     new: &Value,
     old: Option<&Value>,
-) -> ApiResult<()> {
+) -> ApiResult<Vec<String>> {
     if !PodSecurity::concerns(facts.group, facts.resource) || matches!(facts.subresource, "status" | "binding") {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let labels = facts::labels_of_namespace(engine, &call.namespace);
     let outcome = security.decide(labels.as_ref(), facts, new, old);
     for (key, value) in &outcome.audit {
         call.annotate(key, value);
     }
-    call.warnings.extend(outcome.warnings);
+    let mut warnings = outcome.warnings;
     if let Some(change) = outcome.check_existing {
-        let served = engine.served("", "v1", "pods")?;
-        let prefix = format!("{}{}/", served.prefix, change.namespace);
-        let pods: Vec<Value> = engine.feed.cache(&served.prefix).list(&prefix).0.iter().map(|o| o.value()).collect();
+        let pods = engine.all_cached("", "pods", &change.namespace)?;
         let since = Instant::now();
         let pods: Vec<&Value> = pods.iter().collect();
-        call.warnings.extend(security.check_existing(&change, &pods, || since.elapsed() < LOOK));
+        warnings.extend(security.check_existing(&change, &pods, || since.elapsed() < LOOK));
     }
     let name = super::dynamic::name_of(new);
     match outcome.denied {
-        None => Ok(()),
+        None => Ok(warnings),
         Some(Denial::Forbidden(why)) => Err(refuse(call, name, &why)),
         Some(Denial::Internal(why)) => Err(ApiError::internal(why)),
         Some(Denial::Invalid(wrong)) => {

@@ -4,7 +4,7 @@
 //! as new as the cache, so that who has created a binding can rely on it as on anything else that was acknowledged.
 
 use super::{Attributes, Authorizer, Decision};
-use crate::catalog::prefix;
+use crate::catalog::group_and_plural;
 use crate::feed::{Feed, Observer};
 use crate::object::Object;
 use async_trait::async_trait;
@@ -72,11 +72,6 @@ impl Rules {
             (decision, _) => decision,
         }
     }
-
-    /// What a user may do in a namespace, as far as roles say it.
-    pub fn rules_for(&self, user: &UserInfo, namespace: &str) -> RulesFor {
-        self.roles.read().rules_for(subject(user), namespace)
-    }
 }
 
 /// Certificates, password files and authorities are the ingress' to read, each by its name: what nobody refers to is not.
@@ -114,14 +109,20 @@ impl Authorizer for Rules {
             path["nonResourceURLs"] = serde_json::json!(["*"]);
             return RulesFor { resource: vec![resource], non_resource: vec![path], error: String::new() };
         }
-        Rules::rules_for(self, user, namespace)
+        self.roles.read().rules_for(subject(user), namespace)
     }
 }
 
 /// The kind of a storage prefix, if it is one of these indexes'.
 fn kind_of(storage_prefix: &str) -> Option<&'static str> {
-    let role = ROLES.iter().find(|kind| prefix("rbac.authorization.k8s.io", kind) == storage_prefix);
-    role.or_else(|| GRAPH.iter().find(|kind| prefix("", kind) == storage_prefix)).copied()
+    // Asked for every change of every kind: nothing is made for it.
+    let (group, plural) = group_and_plural(storage_prefix);
+    let kinds: &[&str] = match group {
+        "rbac.authorization.k8s.io" => &ROLES,
+        "" => &GRAPH,
+        _ => &[],
+    };
+    kinds.iter().find(|kind| **kind == plural).copied()
 }
 
 /// What a pod refers to is fixed when it gets a node; what comes later is its status, and ephemeral containers.

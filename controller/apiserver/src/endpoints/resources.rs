@@ -16,9 +16,9 @@ use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
 
-const JSON_PATCH: &str = "application/json-patch+json";
-const MERGE_PATCH: &str = "application/merge-patch+json";
-const STRATEGIC_PATCH: &str = "application/strategic-merge-patch+json";
+pub(super) const JSON_PATCH: &str = "application/json-patch+json";
+pub(super) const MERGE_PATCH: &str = "application/merge-patch+json";
+pub(super) const STRATEGIC_PATCH: &str = "application/strategic-merge-patch+json";
 const APPLY_PATCH: &str = "application/apply-patch+yaml";
 /// Watches without a time-out of their own end after this long (and up to twice as long).
 const WATCH_SECONDS: u64 = 1800;

@@ -9,6 +9,7 @@ use crate::status::{ApiError, ApiResult};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use causeway_store::{ListRequest, Revision, StoreError};
+use serde_json::Value;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -57,6 +58,19 @@ fn decode_continue(token: &str, prefix: &str) -> ApiResult<(Revision, String)> {
 }
 
 impl Engine {
+    /// A built-in object as the cache has it, without waiting for anything.
+    pub fn cached(&self, group: &str, plural: &str, namespace: &str, name: &str) -> ApiResult<Option<Arc<Object>>> {
+        let served = self.served(group, "v1", plural)?;
+        Ok(self.feed.cache(&served.prefix).get(&served.key(namespace, name)))
+    }
+
+    /// All objects of a built-in kind as the cache has them; an empty namespace means all.
+    pub fn all_cached(&self, group: &str, plural: &str, namespace: &str) -> ApiResult<Vec<Value>> {
+        let served = self.served(group, "v1", plural)?;
+        let (objects, _) = self.feed.cache(&served.prefix).list(&list_prefix(&served, namespace));
+        Ok(objects.iter().map(|o| o.value()).collect())
+    }
+
     /// One object.
     pub async fn get(
         &self,

@@ -2,6 +2,7 @@
 //!
 //! In: requests as they pass. Out: one record of each that the policy asks for, finished when its response is.
 
+use super::held::Held;
 use crate::authz::Decision;
 use crate::exchange::{BODY_LIMIT, Peer, Reply};
 use crate::request::RequestInfo;
@@ -131,12 +132,8 @@ pub async fn answered(record: Arc<Record>, info: &RequestInfo, reply: Reply) -> 
             record.complete(code.as_u16(), None);
             return Reply(http::Response::from_parts(parts, body));
         }
-        let finish = Finish(record, code.as_u16());
-        let stream = body.into_data_stream().map(move |piece| {
-            let _held = &finish;
-            piece
-        });
-        return Reply(http::Response::from_parts(parts, Body::from_stream(stream)));
+        let body = Held::new(body, Finish(record, code.as_u16()));
+        return Reply(http::Response::from_parts(parts, Body::new(body)));
     }
     let json = parts.headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
     if !json || !(record.wants_response() || code.is_client_error() || code.is_server_error()) {
@@ -153,13 +150,12 @@ pub async fn answered(record: Arc<Record>, info: &RequestInfo, reply: Reply) -> 
         size += piece.len();
         kept.push(piece);
     }
-    let whole = size <= BODY_LIMIT;
-    let object = if whole { serde_json::from_slice::<Value>(&kept.concat()).ok() } else { None };
-    record.complete(code.as_u16(), object.as_ref());
-    let body = if whole {
-        Body::from(kept.concat())
+    let (object, body) = if size <= BODY_LIMIT {
+        let whole = kept.concat();
+        (serde_json::from_slice::<Value>(&whole).ok(), Body::from(whole))
     } else {
-        Body::from_stream(futures::stream::iter(kept.into_iter().map(Ok)).chain(stream))
+        (None, Body::from_stream(futures::stream::iter(kept.into_iter().map(Ok)).chain(stream)))
     };
+    record.complete(code.as_u16(), object.as_ref());
     Reply(http::Response::from_parts(parts, body))
 }

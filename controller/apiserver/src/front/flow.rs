@@ -2,6 +2,7 @@
 //!
 //! In: requests whose user is known. Out: a [`Passage`], held as long as the request takes what it stands for, or 429.
 
+use super::held::Held;
 use crate::catalog::Table;
 use crate::exchange::Reply;
 use crate::feed::Feed;
@@ -10,7 +11,6 @@ use crate::status::{ApiError, ApiResult};
 use axum::body::Body;
 use causeway_api::identity::UserInfo;
 use causeway_flowcontrol::{Budget, Budgets, Dispatcher, Facts, Listing, OverBudget, Rejected, Seat, Width};
-use futures::StreamExt;
 use http::HeaderValue;
 
 /// The filter.
@@ -112,10 +112,7 @@ impl Passage {
         }
         let body = match self.lasting.take() {
             None => body,
-            Some(budget) => Body::from_stream(body.into_data_stream().map(move |piece| {
-                let _held = &budget;
-                piece
-            })),
+            Some(budget) => Body::new(Held::new(body, budget)),
         };
         Reply(http::Response::from_parts(parts, body))
     }

@@ -3,13 +3,8 @@
 //! In: the beginnings and ends of a connection's requests. Out: when it has asked for nothing for too long. A request is
 //! over when its response has been sent, so that a watch keeps its connection.
 
-use axum::body::Body;
-use bytes::Bytes;
-use http_body::{Body as HttpBody, Frame, SizeHint};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 /// From the handshake to the first request.
@@ -83,39 +78,6 @@ impl Drop for Busy {
     }
 }
 
-/// A body that keeps its connection busy until it has been sent.
-pub struct Sending {
-    body: Body,
-    _busy: Busy,
-}
-
-impl Sending {
-    /// The body of a request's response.
-    pub fn new(body: Body, busy: Busy) -> Self {
-        Self { body, _busy: busy }
-    }
-}
-
-impl HttpBody for Sending {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,7 +90,7 @@ mod tests {
         assert!(activity.left().is_none());
         drop(one);
         assert!(activity.left().is_none(), "one goes on");
-        drop(Sending::new(Body::empty(), two));
+        drop(two);
         assert!(activity.left().is_some_and(|left| left > FIRST), "it has asked before");
     }
 }

@@ -1,7 +1,8 @@
 //! The transport of everybody else: HTTPS, HTTP/1.1 and HTTP/2.
 
 use super::Front;
-use super::idle::{Activity, Sending};
+use super::held::Held;
+use super::idle::Activity;
 use crate::authn::certificates::Authorities;
 use crate::exchange::Peer;
 use crate::pki::{CertKey, Pki};
@@ -174,7 +175,7 @@ impl Listener {
                     seen.note(request.extensions_mut());
                     // On its own task: a client that goes away does not leave a write half done.
                     let response = tokio::spawn(server.handle(request)).await;
-                    response.map(|response| response.map(|body| Sending::new(body, busy)))
+                    response.map(|response| response.map(|body| Held::new(body, busy)))
                 }
             });
             let mut builder = auto::Builder::new(TokioExecutor::new());

@@ -112,6 +112,8 @@ pub struct RequestInfo {
     pub offered: bool,
     /// The connection shall become something else (WebSocket, SPDY).
     pub upgrade: bool,
+    /// What the field selector of a request for many objects demands.
+    fields: Vec<FieldTerm>,
 }
 
 /// A method in lower case; those that HTTP does not know are one word, so that nobody can make up many.
@@ -122,6 +124,11 @@ fn method_word(method: &Method) -> String {
         }
         _ => "other".to_owned(),
     }
+}
+
+/// The verb is for all objects that selectors leave.
+fn for_many(verb: &str) -> bool {
+    matches!(verb, "list" | "watch" | "deletecollection")
 }
 
 /// A set of one value is a demand, all others are not.
@@ -148,7 +155,9 @@ impl RequestInfo {
         let offered = !matches!(verb, Some(None));
         let verb = verb.flatten().map_or_else(|| method_word(method), str::to_owned);
         let upgrade = headers.contains_key(header::UPGRADE);
-        Self { method: method.clone(), path: uri.path().to_owned(), query, target, verb, offered, upgrade }
+        let terms = query.get("fieldSelector").filter(|_| for_many(&verb)).map(parse_field_selector);
+        let fields = terms.and_then(Result::ok).unwrap_or_default();
+        Self { method: method.clone(), path: uri.path().to_owned(), query, target, verb, offered, upgrade, fields }
     }
 
     /// The question for authorisation.
@@ -164,20 +173,13 @@ impl RequestInfo {
             namespace: target.scope().to_owned(),
             name: target.name.clone().or_else(|| self.selected("metadata.name")).unwrap_or_default(),
             path: self.path.clone(),
-            fields: self.fields().into_iter().map(requirement).collect(),
+            fields: self.fields.iter().cloned().map(requirement).collect(),
             labels: self.labels(),
         }
     }
 
-    fn fields(&self) -> Vec<FieldTerm> {
-        let many = matches!(self.verb.as_str(), "list" | "watch" | "deletecollection");
-        let terms = self.query.get("fieldSelector").filter(|_| many).map(parse_field_selector);
-        terms.and_then(Result::ok).unwrap_or_default()
-    }
-
     fn labels(&self) -> Vec<Requirement> {
-        let many = matches!(self.verb.as_str(), "list" | "watch" | "deletecollection");
-        let selector = self.query.get("labelSelector").filter(|_| many).map(Selector::parse);
+        let selector = self.query.get("labelSelector").filter(|_| for_many(&self.verb)).map(Selector::parse);
         let all = selector.and_then(Result::ok).unwrap_or_default().0;
         all.into_iter().filter_map(of_label).collect()
     }
@@ -187,20 +189,21 @@ impl RequestInfo {
     /// A WebSocket begins with a GET, so the verb alone would call `exec` a read. Kubernetes asks for both since 1.35
     /// (AuthorizePodWebsocketUpgradeCreatePermission). Here it is asked for every GET of a stream into a pod, and for every
     /// upgrade through a proxy, which leads into the same streams.
-    pub fn stream_attributes(&self) -> Option<Attributes> {
-        let asked = self.attributes();
+    ///
+    /// `asked` is what [`Self::attributes`] says.
+    pub fn stream_attributes(&self, asked: &Attributes) -> Option<Attributes> {
         let streams = asked.group.is_empty()
             && match asked.subresource.as_str() {
                 "exec" | "attach" | "portforward" => asked.resource == "pods",
                 "proxy" => self.upgrade && matches!(asked.resource.as_str(), "pods" | "services" | "nodes"),
                 _ => false,
             };
-        (streams && asked.is_read()).then(|| Attributes { verb: "create".to_owned(), ..asked })
+        (streams && asked.is_read()).then(|| Attributes { verb: "create".to_owned(), ..asked.clone() })
     }
 
     /// The one value that the field selector of a request for many objects leaves to a field.
     pub fn selected(&self, field: &str) -> Option<String> {
-        self.fields().into_iter().find(|term| term.equal && term.field == field).map(|term| term.value)
+        self.fields.iter().find(|term| term.equal && term.field == field).map(|term| term.value.clone())
     }
 
     /// Goes on until somebody ends it: no time limit holds for it.
@@ -298,7 +301,7 @@ mod tests {
                 headers.insert(header::UPGRADE, header::HeaderValue::from_static("websocket"));
             }
             let info = RequestInfo::new(&method.parse().unwrap(), &path.parse().unwrap(), &headers);
-            let found = info.stream_attributes();
+            let found = info.stream_attributes(&info.attributes());
             assert_eq!(found.as_ref().map(|a| (a.verb.as_str(), a.subresource.as_str())), asked.map(|a| ("create", a)));
         }
     }

@@ -1,7 +1,7 @@
 //! `/scale`: the number of replicas of any kind that has one (autoscaling/v1 Scale).
 
 use crate::endpoints::Endpoints;
-use crate::endpoints::resources::refused;
+use crate::endpoints::resources::{JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, refused};
 use crate::engine::{Call, Part, text};
 use crate::exchange::{Incoming, Reply};
 use crate::serialization::codec;
@@ -13,11 +13,6 @@ use http::StatusCode;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::{Value, json};
 use std::sync::Arc;
-
-const JSON_PATCH: &str = "application/json-patch+json";
-const MERGE_PATCH: &str = "application/merge-patch+json";
-/// A Scale has no lists: it is merged as by the former.
-const STRATEGIC_PATCH: &str = "application/strategic-merge-patch+json";
 
 /// From the Scale as it is to the Scale as it shall be.
 type Change = Box<dyn Fn(&Value) -> ApiResult<Value> + Send + Sync>;
@@ -49,6 +44,7 @@ pub async fn serve(
             incoming.patch_is(&patch);
             Box::new(move |old| causeway_schema::patch::json(old, &patch).map_err(refused))
         }
+        // A Scale has no lists: both merge it alike.
         ("patch", MERGE_PATCH | STRATEGIC_PATCH) => {
             let patch = codec::decode_yaml(&body)?;
             incoming.patch_is(&patch);
