@@ -8,4 +8,5 @@ pub mod custom;
 pub mod flow;
 pub mod plugins;
 pub mod roles;
+mod rounds;
 pub mod signing;

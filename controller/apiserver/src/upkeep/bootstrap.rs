@@ -1,7 +1,7 @@
 //! Objects every cluster has, kept in place: system namespaces, the Services `kubernetes` and `kube-dns`, the
 //! endpoints of the API server, the system priority classes.
 
-use crate::engine::{Call, Engine, Part};
+use crate::engine::{Call, Engine, Part, text};
 use crate::status::{ApiError, ApiResult};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -137,11 +137,19 @@ async fn create(engine: &Engine, group: &str, plural: &str, namespace: &str, obj
     if engine.feed.cache(&served.prefix).get(&served.key(namespace, &name)).is_some() {
         return Ok(());
     }
-    let mut call = Call::internal(served.clone(), namespace);
-    match engine.create(&mut call, object).await {
+    create_new(engine, &mut Call::internal(served, namespace), object).await
+}
+
+/// Creates an object that the cache does not know; somebody else may have created it meanwhile.
+pub async fn create_new(engine: &Engine, call: &mut Call, object: Value) -> ApiResult<()> {
+    let name = text(&object, "/metadata/name").to_owned();
+    match engine.create(call, object).await {
         Ok(_) => Ok(()),
         Err(error) if error.failure().reason == "AlreadyExists" => Ok(()),
-        Err(error) => Err(ApiError::internal(format!("system object {plural}/{name}: {error}"))),
+        Err(error) => {
+            let plural = &call.served.resource.plural;
+            Err(ApiError::internal(format!("system object {plural}/{name}: {error}")))
+        }
     }
 }
 

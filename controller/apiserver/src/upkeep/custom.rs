@@ -3,10 +3,10 @@
 //!
 //! In: the definitions in the cache. Out: the catalog's run-time part, and the definitions' conditions.
 
+use super::rounds::Rounds;
 use crate::admission::FINALIZER;
 use crate::catalog::{Conversion, Custom, Served, api_version, prefix};
 use crate::engine::{Call, DeleteOptions, Engine, Part, now_text, text};
-use crate::feed::Subscription;
 use crate::request::{ListOptions, Query};
 use crate::status::ApiResult;
 use causeway_registry::custom_resource;
@@ -21,16 +21,13 @@ const PLURAL: &str = "customresourcedefinitions";
 
 /// Follows the definitions until shutdown.
 pub async fn run(engine: Arc<Engine>, shutdown: CancellationToken) {
-    let mut changed = Subscription::new(engine.feed.cache(&prefix(GROUP, PLURAL)), None);
+    let mut rounds = Rounds::over(&engine, GROUP, &[PLURAL], shutdown);
     let mut known = BTreeSet::new();
     loop {
-        changed.mark_unchanged();
         let again = sync(&engine, &mut known).await;
-        let wait = if again { Duration::from_millis(200) } else { Duration::from_secs(30) };
-        tokio::select! {
-            _ = changed.changed() => {}
-            () = tokio::time::sleep(wait) => {}
-            () = shutdown.cancelled() => return,
+        let pause = if again { Duration::from_millis(200) } else { Duration::from_secs(30) };
+        if !rounds.next(pause).await {
+            return;
         }
     }
 }

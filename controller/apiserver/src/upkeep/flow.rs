@@ -2,14 +2,12 @@
 //!
 //! In: both kinds in the cache. Out: default objects, the configuration of the dispatcher, the condition `Dangling`.
 
-use crate::catalog::prefix;
+use super::rounds::{Rounds, pause};
 use crate::engine::{Call, DeleteOptions, Engine, Part, now_text, text};
-use crate::feed::Subscription;
 use crate::status::{ApiError, ApiResult};
 use causeway_flowcontrol::{Dispatcher, dangling_condition, defaults};
 use serde_json::{Value, json};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 const GROUP: &str = "flowcontrol.apiserver.k8s.io";
@@ -32,10 +30,14 @@ pub async fn ensure(engine: &Engine) -> ApiResult<()> {
     }
     for kind in [SCHEMAS, LEVELS] {
         let served = engine.served(GROUP, "v1", kind)?;
-        for object in engine.feed.cache(&served.prefix).list(&served.prefix).0 {
-            if defaults::unwanted(&object.value()) {
+        for object in engine.all_cached(GROUP, kind, "")? {
+            if defaults::unwanted(&object) {
                 let mut call = Call::internal(served.clone(), "");
-                engine.delete(&mut call, object.names().1, &DeleteOptions::default()).await.map(drop).or_else(raced)?;
+                engine
+                    .delete(&mut call, text(&object, "/metadata/name"), &DeleteOptions::default())
+                    .await
+                    .map(drop)
+                    .or_else(raced)?;
             }
         }
     }
@@ -50,7 +52,7 @@ fn raced(error: ApiError) -> ApiResult<()> {
 async fn reconcile(engine: &Engine, expected: &Value) -> ApiResult<()> {
     let served = engine.served(GROUP, "v1", plural(expected))?;
     let name = text(expected, "/metadata/name");
-    let existing = engine.feed.cache(&served.prefix).get(&served.key("", name)).map(|o| o.value());
+    let existing = engine.cached(GROUP, plural(expected), "", name)?.map(|o| o.value());
     let Some(wanted) = defaults::reconcile(expected, existing.as_ref()) else { return Ok(()) };
     let mut call = Call::internal(served, "");
     if existing.is_none() {
@@ -61,34 +63,13 @@ async fn reconcile(engine: &Engine, expected: &Value) -> ApiResult<()> {
 
 /// Puts what is there in force, until shutdown.
 pub async fn run(engine: Arc<Engine>, dispatcher: Dispatcher, shutdown: CancellationToken) {
-    let mut schemas = Subscription::new(engine.feed.cache(&prefix(GROUP, SCHEMAS)), None);
-    let mut levels = Subscription::new(engine.feed.cache(&prefix(GROUP, LEVELS)), None);
-    loop {
-        schemas.mark_unchanged();
-        levels.mark_unchanged();
-        let wait = match apply(&engine, &dispatcher).await {
-            Ok(()) => Duration::from_secs(3600),
-            Err(error) => {
-                tracing::warn!(%error, "the status of flow schemas is not written; trying again");
-                Duration::from_secs(1)
-            }
-        };
-        tokio::select! {
-            _ = schemas.changed() => {}
-            _ = levels.changed() => {}
-            () = tokio::time::sleep(wait) => {}
-            () = shutdown.cancelled() => return,
-        }
-    }
+    let mut rounds = Rounds::over(&engine, GROUP, &[SCHEMAS, LEVELS], shutdown);
+    while rounds.next(pause(apply(&engine, &dispatcher).await, "the status of flow schemas is not written")).await {}
 }
 
 /// One round.
 pub async fn apply(engine: &Engine, dispatcher: &Dispatcher) -> ApiResult<()> {
-    let all = |kind: &str| -> Vec<Value> {
-        let prefix = prefix(GROUP, kind);
-        engine.feed.cache(&prefix).list(&prefix).0.iter().map(|o| o.value()).collect()
-    };
-    let (schemas, levels) = (all(SCHEMAS), all(LEVELS));
+    let (schemas, levels) = (engine.all_cached(GROUP, SCHEMAS, "")?, engine.all_cached(GROUP, LEVELS, "")?);
     let applied = dispatcher.configure(&schemas, &levels, SEATS);
     for ignored in &applied.ignored {
         tracing::warn!(kind = ignored.kind, name = ignored.name, why = ignored.why, "ignored in flow control");
